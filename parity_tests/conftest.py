@@ -1,0 +1,65 @@
+"""Where the recordings and the sample are, and how a comparison fails."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+GOLDEN = HERE / "golden"
+CAFFE_FILES = GOLDEN / "caffe_files"
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """``golden("layers")`` opens ``golden/layers.h5``, read-only, once a session."""
+    opened: dict[str, h5py.File] = {}
+
+    def open_once(name: str) -> h5py.File:
+        if name not in opened:
+            opened[name] = h5py.File(GOLDEN / f"{name}.h5", "r")
+        return opened[name]
+
+    yield open_once
+    for file in opened.values():
+        file.close()
+
+
+@pytest.fixture(scope="session")
+def voc_sample() -> Path:
+    """The folder ``voc-sample`` with real VOC images and the SEC authors' cues; not part of the repository."""
+    shared = Path(os.environ.get("REPRO_SHARED", HERE.parent.parent / "shared"))
+    sample = shared / "voc-sample"
+    if not (sample / "VOCdevkit" / "VOC2012" / "JPEGImages").is_dir():
+        pytest.skip(f"no VOC sample at {sample} (set REPRO_SHARED to the folder that holds voc-sample/)")
+    return sample
+
+
+def to_numpy(array) -> np.ndarray:
+    return array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else np.asarray(array)
+
+
+def assert_close(got, want, bound: float, what: str, *, relative_to_max: bool = False) -> None:
+    """Fail with the worst and the first place that differ: index, both values, how many there are."""
+    got, want = to_numpy(got), to_numpy(want)
+    assert got.shape == want.shape, f"{what}: shape {got.shape}, recorded {want.shape}"
+    got, want = got.astype(np.float64), want.astype(np.float64)
+    limit = bound * max(float(np.abs(want).max(initial=0.0)), 1e-30) if relative_to_max else bound
+    difference = np.abs(got - want)
+    wrong = ~(difference <= limit)  # NaN counts as wrong
+    if not wrong.any():
+        return
+    if want.ndim == 0:
+        raise AssertionError(f"{what}: {got} against {want} recorded, difference {difference} > {limit:.3g}")
+    first = tuple(int(i) for i in np.argwhere(wrong)[0])
+    worst = tuple(int(i) for i in np.unravel_index(np.nanargmax(difference), difference.shape))
+    raise AssertionError(
+        f"{what}: {int(wrong.sum())} of {wrong.size} values differ by more than {limit:.3g}; "
+        f"first at {first}: {got[first]!r} against {want[first]!r} recorded; "
+        f"worst at {worst}: {got[worst]!r} against {want[worst]!r}"
+    )
