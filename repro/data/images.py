@@ -1,0 +1,256 @@
+"""Reading images, and the two resizings that the originals mix.
+
+Training images go through Caffe's ``ImageData``, that is OpenCV: 8-bit BGR, bilinear in fixed point.
+Test-time images, score maps and the CRF's view of the image go through ``scipy.ndimage.zoom(order=1)``
+of SciPy 1.2: corner-aligned, in double precision. The two sample different places, so neither can stand
+in for the other.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+
+from repro.errors import InputError
+
+MEAN_BGR = (104.0, 117.0, 123.0)
+"""``mean_value`` of the train prototxts, in the order of the channels: blue, green, red."""
+
+MAX_PIXELS = 64 * 1024 * 1024
+"""More pixels than this is taken for a damaged or hostile header (VOC and COCO stay below 0.5 M)."""
+
+# The formats that image sets come in. Naming them keeps Pillow from trying its rarer decoders on a bad file.
+_FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF")
+# Modes that Pillow turns into RGB without a loss of range; 16-bit and float images are not among them.
+_COLOUR_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
+
+ArrayT = TypeVar("ArrayT", np.ndarray, torch.Tensor)
+
+
+def open_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Open and fully decode an image file of any mode.
+
+    Raises InputError naming the file for one that is missing, empty, truncated, damaged, of another format
+    than JPEG, PNG, BMP, PPM or TIFF, or above `MAX_PIXELS` (seen in the header, before it is decoded).
+    """
+    name = os.fspath(path)
+    if not os.path.isfile(name):
+        raise InputError(f"{name}: no such image file")
+    if os.path.getsize(name) == 0:
+        raise InputError(f"{name}: the image file is empty (0 bytes)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is the stricter one
+            image = Image.open(name, formats=_FORMATS)
+        with image:
+            width, height = image.size
+            if width * height <= MAX_PIXELS:
+                image.load()
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{name}: {error} (at most {MAX_PIXELS} pixels expected)") from error
+    except Image.UnidentifiedImageError as error:
+        raise InputError(
+            f"{name}: not an image of a known format ({', '.join(_FORMATS)} expected)"
+        ) from error
+    except Exception as error:  # damaged data makes the decoders raise OSError, SyntaxError, struct.error …
+        reason = " ".join(str(error).split())
+        raise InputError(f"{name}: the image file is damaged ({reason}), a whole one expected") from error
+    if width * height > MAX_PIXELS:
+        raise InputError(f"{name}: {width}x{height} pixels claimed, at most {MAX_PIXELS} in all expected")
+    return image
+
+
+def read_image_rgb(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read an image as uint8 (H, W, 3) RGB. A grey image is repeated into three channels, alpha is dropped.
+
+    Pixels are taken as stored: an EXIF orientation is not applied, because masks and cues carry none.
+    Raises InputError as `open_image` does, and for a mode without 8-bit colours (16-bit or float images).
+    """
+    image = open_image(path)
+    if image.mode not in _COLOUR_MODES:
+        raise InputError(f"{os.fspath(path)}: image mode {image.mode!r}, 8-bit grey or colour expected")
+    return np.array(image.convert("RGB"), dtype=np.uint8)
+
+
+def read_image_bgr(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read an image as uint8 (H, W, 3) BGR, the array ``cv2.imread(path, cv2.IMREAD_COLOR)`` gives.
+
+    Equal bit for bit on the JPEGs of VOC and on PNGs. Known to differ: OpenCV 3.1 and later turn an image by
+    its EXIF orientation (the releases' OpenCV 2.4 did not), convert CMYK JPEGs otherwise, and return a
+    truncated JPEG half grey where this raises. Errors as in `read_image_rgb`.
+    """
+    return np.ascontiguousarray(read_image_rgb(path)[:, :, ::-1])
+
+
+# --- OpenCV's 8-bit bilinear resize -------------------------------------------------------------------------
+
+_COEF_BITS = 11  # OpenCV: INTER_RESIZE_COEF_BITS
+
+
+def resize_bilinear_u8(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """``cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)`` on uint8, bit for bit.
+
+    Output pixel i samples (i + 0.5) · scale − 0.5 (pixel centres aligned). Coefficients have 11 bits.
+    The horizontal pass keeps 32-bit sums; the vertical one drops 4 bits of each, multiplies, drops 16 and
+    rounds the last 2, as OpenCV's ``VResizeLinear`` does. There is no smoothing when shrinking.
+
+    Args:
+        image: uint8 (H, W) or (H, W, K).
+        height, width: size of the result, at least 1.
+    Returns: uint8 (height, width) or (height, width, K).
+    Raises: InputError for another dtype, rank or an empty size.
+    """
+    if image.dtype != np.uint8 or image.ndim not in (2, 3):
+        raise InputError(
+            f"image: {image.dtype} of shape {image.shape}, uint8 of (H, W) or (H, W, channels) expected"
+        )
+    if min(*image.shape[:2], height, width) < 1:
+        raise InputError(
+            f"image of {image.shape[0]}x{image.shape[1]} to {height}x{width}: sizes of at least 1 expected"
+        )
+    if image.shape[:2] == (height, width):
+        return image.copy()
+    if image.shape[:2] == (2 * height, 2 * width) and image.shape[2:] not in ((), (1,), (3,), (4,)):
+        # OpenCV hands an exact halving to INTER_AREA. Its code for 1, 3 and 4 channels rounds halves up, as
+        # the bilinear one happens to; its general code rounds them to even.
+        quads = image.reshape(height, 2, width, 2, -1).sum(axis=(1, 3), dtype=np.int32)
+        return np.rint(quads * 0.25).astype(np.uint8)
+
+    left, right, x_weights = _opencv_taps(image.shape[1], width)
+    top, bottom, y_weights = _opencv_taps(image.shape[0], height)
+    trailing = (1,) * (image.ndim - 2)
+    x_weights = x_weights.reshape(2, 1, width, *trailing)
+    y_weights = y_weights.reshape(2, height, 1, *trailing)
+
+    source = image.astype(np.int32)
+    rows = source[:, left] * x_weights[0] + source[:, right] * x_weights[1]
+    rows >>= 4
+    result = (rows[top] * y_weights[0]) >> 16
+    result += (rows[bottom] * y_weights[1]) >> 16
+    return ((result + 2) >> 2).astype(np.uint8)
+
+
+@lru_cache(maxsize=1024)
+def _opencv_taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Both source indices and both int32 weights, (2, size_out), of each output pixel along one axis."""
+    # OpenCV inverts the inverse scale, which is not always size_in / size_out to the last bit.
+    scale = 1.0 / (size_out / size_in)
+    place = ((np.arange(size_out) + 0.5) * scale - 0.5).astype(np.float32)
+    first = np.floor(place).astype(np.int64)
+    fraction = place - first.astype(np.float32)
+    weights = np.stack([np.float32(1) - fraction, fraction]) * np.float32(1 << _COEF_BITS)
+    # Clamped indices: beyond an edge both taps read the edge pixel. OpenCV clamps so only along y; along x it
+    # sets the fraction to zero. As the two weights sum to 2048 either way, the sums are the same.
+    last = size_in - 1
+    return first.clip(0, last), (first + 1).clip(0, last), np.rint(weights).astype(np.int32)
+
+
+# --- SciPy's order-1 zoom -----------------------------------------------------------------------------------
+
+
+def zoom_linear(array: ArrayT, factors: Sequence[float]) -> ArrayT:
+    """``scipy.ndimage.zoom(array, factors, order=1)`` as SciPy 1.2 under Python 2 computed it.
+
+    An axis of n becomes n · factor rounded half **up** (150 · 0.75 → 113; today's SciPy says 112). Corners of
+    input and output coincide: output i samples i · (n_in − 1)/(n_out − 1), in double precision. An output
+    axis of 1 takes the first sample. Where rounding puts the last place a hair beyond the last sample (125 to
+    241, say), SciPy takes it for outside and writes 0; so does this, and so it stands in the recordings.
+
+    Args:
+        array: floating NumPy array or torch tensor of any rank and device. Not differentiable.
+        factors: one positive factor an axis.
+    Returns: the same kind, dtype and device, resized.
+    Raises: InputError for a non-float dtype, a wrong number of factors or an axis that would be empty.
+    """
+    if len(factors) != array.ndim:
+        raise InputError(f"zoom factors {tuple(factors)}: one for each of {array.ndim} axes expected")
+    return _zoom_axes(array, [_round_half_up(n * f) for n, f in zip(array.shape, factors, strict=True)])
+
+
+def zoom_to(array: ArrayT, height: int, width: int, *, axes: tuple[int, int] = (-2, -1)) -> ArrayT:
+    """`zoom_linear` with the two spatial ``axes`` given their new sizes, the other axes unchanged.
+
+    Serves (N, C, h, w) and (C, h, w) as they are and (h, w, C) images with ``axes=(0, 1)``.
+    """
+    sizes = list(array.shape)
+    sizes[axes[0]], sizes[axes[1]] = height, width
+    return _zoom_axes(array, sizes)
+
+
+def _round_half_up(value: float) -> int:
+    if not math.isfinite(value):
+        raise InputError(f"zoom to {value} samples: a finite size expected")
+    below = math.floor(value)
+    return below + (value - below >= 0.5)
+
+
+def _zoom_axes(array: ArrayT, sizes: Sequence[int]) -> ArrayT:
+    # Axis by axis: the product of the axes' weights is what SciPy sums over, and fewer samples are touched.
+    if min(*array.shape, *sizes, 1) < 1:
+        raise InputError(f"zoom of {tuple(array.shape)} to {tuple(sizes)}: sizes of at least 1 expected")
+    if isinstance(array, torch.Tensor):
+        if not array.is_floating_point():
+            raise InputError(f"zoom of {array.dtype}: a floating type expected")
+        tensor = array.detach().double()
+        for axis, (n_in, n_out) in enumerate(zip(array.shape, sizes, strict=True)):
+            if n_in == n_out:
+                continue
+            low, high, weights = (torch.from_numpy(tap).to(array.device) for tap in _scipy_taps(n_in, n_out))
+            weights = weights.view(2, n_out, *(1,) * (array.ndim - 1 - axis))
+            tensor = (
+                tensor.index_select(axis, low) * weights[0] + tensor.index_select(axis, high) * weights[1]
+            )
+        return tensor.to(array.dtype, copy=True)
+    if not np.issubdtype(array.dtype, np.floating):
+        raise InputError(f"zoom of {array.dtype}: a floating type expected")
+    values: np.ndarray[Any, np.dtype[np.float64]] = array.astype(np.float64)
+    for axis, (n_in, n_out) in enumerate(zip(array.shape, sizes, strict=True)):
+        if n_in == n_out:
+            continue
+        low_taps, high_taps, taps = _scipy_taps(n_in, n_out)
+        taps = taps.reshape(2, n_out, *(1,) * (array.ndim - 1 - axis))
+        values = values.take(low_taps, axis) * taps[0] + values.take(high_taps, axis) * taps[1]
+    return values.astype(array.dtype)
+
+
+@lru_cache(maxsize=1024)
+def _scipy_taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Both source indices and both float64 weights, (2, size_out), of each output sample along one axis."""
+    step = (size_in - 1) / (size_out - 1) if size_out > 1 else 1.0
+    place = np.arange(size_out) * step
+    low = np.floor(place).astype(np.int64)
+    fraction = place - low
+    weights = np.stack([1.0 - fraction, fraction])
+    weights[:, place > size_in - 1] = 0.0  # mode='constant', cval=0
+    return low.clip(max=size_in - 1), (low + 1).clip(max=size_in - 1), weights
+
+
+# --- from image to blob -------------------------------------------------------------------------------------
+
+
+def subtract_mean(image_bgr: np.ndarray, mean: Sequence[float] = MEAN_BGR) -> np.ndarray:
+    """(H, W, 3) BGR in 0–255 to the ``images`` blob's float32 (3, H, W): mean subtracted, nothing scaled."""
+    blob = image_bgr.astype(np.float32) - np.asarray(mean, dtype=np.float32)
+    return np.ascontiguousarray(blob.transpose(2, 0, 1))
+
+
+def preprocess_zoomed(
+    image_rgb: np.ndarray, factors: tuple[float, float], mean: Sequence[float] = MEAN_BGR
+) -> np.ndarray:
+    """``preprocess`` of the releases' test scripts: zoom the float RGB image, swap to BGR, subtract the mean.
+
+    Args:
+        image_rgb: (H, W, 3), 0–255.
+        factors: for height and width; the scripts give ``(size / H, size / W)`` or the scale twice.
+    Returns: float32 (3, H', W').
+    """
+    zoomed = zoom_linear(image_rgb.astype(np.float32), (*factors, 1.0))
+    return subtract_mean(zoomed[:, :, ::-1], mean)
