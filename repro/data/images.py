@@ -12,8 +12,8 @@ import math
 import os
 import warnings
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any, TypeVar
+from functools import lru_cache, reduce
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -167,7 +167,7 @@ def zoom_linear(array: ArrayT, factors: Sequence[float]) -> ArrayT:
     Args:
         array: floating NumPy array or torch tensor of any rank and device. Not differentiable.
         factors: one positive factor an axis.
-    Returns: the same kind, dtype and device, resized.
+    Returns: the same kind, dtype and device, resized; the last bit is SciPy's too.
     Raises: InputError for a non-float dtype, a wrong number of factors or an axis that would be empty.
     """
     if len(factors) != array.ndim:
@@ -193,44 +193,48 @@ def _round_half_up(value: float) -> int:
 
 
 def _zoom_axes(array: ArrayT, sizes: Sequence[int]) -> ArrayT:
-    # Axis by axis: the product of the axes' weights is what SciPy sums over, and fewer samples are touched.
     if min(*array.shape, *sizes, 1) < 1:
         raise InputError(f"zoom of {tuple(array.shape)} to {tuple(sizes)}: sizes of at least 1 expected")
     if isinstance(array, torch.Tensor):
         if not array.is_floating_point():
             raise InputError(f"zoom of {array.dtype}: a floating type expected")
-        tensor = array.detach().double()
-        for axis, (n_in, n_out) in enumerate(zip(array.shape, sizes, strict=True)):
-            if n_in == n_out:
-                continue
-            low, high, weights = (torch.from_numpy(tap).to(array.device) for tap in _scipy_taps(n_in, n_out))
-            weights = weights.view(2, n_out, *(1,) * (array.ndim - 1 - axis))
-            tensor = (
-                tensor.index_select(axis, low) * weights[0] + tensor.index_select(axis, high) * weights[1]
-            )
-        return tensor.to(array.dtype, copy=True)
+        return _zoom_double(array.detach().double(), sizes).to(array.dtype, copy=True)
     if not np.issubdtype(array.dtype, np.floating):
         raise InputError(f"zoom of {array.dtype}: a floating type expected")
-    values: np.ndarray[Any, np.dtype[np.float64]] = array.astype(np.float64)
-    for axis, (n_in, n_out) in enumerate(zip(array.shape, sizes, strict=True)):
-        if n_in == n_out:
+    double = torch.from_numpy(np.array(array, dtype=np.float64))
+    return _zoom_double(double, sizes).numpy().astype(array.dtype)
+
+
+def _zoom_double(values: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    # One term for each corner of the surrounding cell, its weights multiplied in axis by axis, the terms
+    # summed in index order: SciPy's arithmetic to the last bit, which blending axis after axis is not.
+    terms = [values]
+    for axis, (size_in, size_out) in enumerate(zip(values.shape, sizes, strict=True)):
+        if size_in == size_out:
             continue
-        low_taps, high_taps, taps = _scipy_taps(n_in, n_out)
-        taps = taps.reshape(2, n_out, *(1,) * (array.ndim - 1 - axis))
-        values = values.take(low_taps, axis) * taps[0] + values.take(high_taps, axis) * taps[1]
-    return values.astype(array.dtype)
+        column = (size_out,) + (1,) * (values.ndim - 1 - axis)
+        taps = [
+            (places.to(values.device), weights.to(values.device).view(column))
+            for places, weights in _scipy_taps(size_in, size_out)
+        ]
+        terms = [term.index_select(axis, places) * weights for term in terms for places, weights in taps]
+    return reduce(torch.add, terms)
 
 
 @lru_cache(maxsize=1024)
-def _scipy_taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Both source indices and both float64 weights, (2, size_out), of each output sample along one axis."""
+def _scipy_taps(size_in: int, size_out: int) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+    """Source indices and float64 weights of the lower and the upper tap of each output sample on one axis."""
     step = (size_in - 1) / (size_out - 1) if size_out > 1 else 1.0
     place = np.arange(size_out) * step
     low = np.floor(place).astype(np.int64)
-    fraction = place - low
-    weights = np.stack([1.0 - fraction, fraction])
-    weights[:, place > size_in - 1] = 0.0  # mode='constant', cval=0
-    return low.clip(max=size_in - 1), (low + 1).clip(max=size_in - 1), weights
+    upper = place - low
+    lower = 1.0 - upper
+    lower[place > size_in - 1] = upper[place > size_in - 1] = 0.0  # outside: mode='constant', cval=0
+    last = size_in - 1
+    return (
+        (torch.from_numpy(low.clip(max=last)), torch.from_numpy(lower)),
+        (torch.from_numpy((low + 1).clip(max=last)), torch.from_numpy(upper)),
+    )
 
 
 # --- from image to blob -------------------------------------------------------------------------------------
