@@ -1,0 +1,352 @@
+"""The run as one strict model: YAML profile plus ``key=value`` overrides, Caffe's own names.
+
+Unknown keys and wrong types are errors that name the key. Where two stages have a section of the same name
+(``data``, ``solver``, ``init``), a key without its stage means every stage that the verb runs:
+``repro train --stage 1 … solver.max_iter=30`` is ``stage1.solver.max_iter=30``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from repro.errors import InputError
+
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+VOC_CLASSES = [
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *(
+        "diningtable",
+        "dog",
+        "horse",
+        "motorbike",
+        "person",
+        "pottedplant",
+        "sheep",
+        "sofa",
+        "train",
+        "tvmonitor",
+    ),
+]
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class SolverConfig(Section):
+    """Caffe's ``SolverParameter``, the fields that matter here; defaults are Caffe's where it has one."""
+
+    base_lr: float = Field(gt=0)
+    lr_policy: Literal["fixed", "step", "exp", "inv", "multistep", "poly", "sigmoid"]
+    gamma: float = 0.0
+    power: float = 0.0
+    stepsize: NonNegative = 0
+    stepvalue: list[NonNegative] = []
+    max_iter: NonNegative = 0
+    iter_size: Positive = 1
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    regularization_type: Literal["L1", "L2"] = "L2"
+    clip_gradients: float = -1.0
+    display: NonNegative = 1
+    average_loss: Positive = 1
+    snapshot: NonNegative = 0
+
+    @model_validator(mode="after")
+    def _policy_has_its_numbers(self) -> Self:
+        if self.lr_policy == "step" and self.stepsize < 1:
+            raise ValueError("lr_policy step needs stepsize of at least 1")
+        if self.lr_policy == "poly" and self.max_iter < 1:
+            raise ValueError("lr_policy poly needs max_iter of at least 1")
+        if self.lr_policy == "multistep" and sorted(self.stepvalue) != self.stepvalue:
+            raise ValueError(f"stepvalue must ascend, not {self.stepvalue}")
+        return self
+
+    @classmethod
+    def of(cls, fields: SolverConfig | dict[str, Any]) -> SolverConfig:
+        """The config itself, or one made of a dict of its fields."""
+        return fields if isinstance(fields, cls) else validated(cls, dict(fields), "solver")
+
+
+class ModelConfig(Section):
+    name: str
+    num_classes: Annotated[int, Field(ge=2, le=255)] = 21
+    width_divisor: Positive = 1
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+
+
+class DatasetConfig(Section):
+    """A data set in VOC layout; ``reproduce``, ``predict`` and ``evaluate`` find their images through it.
+
+    ``cues`` and ``input_list`` (image name -> cue index) are looked for beside ``VOCdevkit`` and in ``root``
+    when not given. ``train`` and ``val`` name lists in ``ImageSets/Segmentation``; the limits take the first n.
+    """
+
+    kind: Literal["voc", "mini"] = "voc"
+    root: str | None = None
+    train: str = "train_aug"
+    val: str = "val"
+    masks: str = "SegmentationClass"
+    input_list: str | None = None
+    cues: str | None = None
+    classes: list[str] = VOC_CLASSES
+    train_limit: Positive | None = None
+    val_limit: Positive | None = None
+
+
+class InitConfig(Section):
+    """Where a stage's weights come from. ``filler`` fills the layers that ``weights`` does not hold."""
+
+    weights: str | None = None
+    solverstate: str | None = None
+    spread_branches: bool = False
+    filler: Literal["gaussian", "msra"] = "gaussian"
+
+
+class Stage1Data(Section):
+    image_root: str | None = None
+    list: str | None = None
+    cues: str | None = None
+    batch_size: Positive = 20
+    new_height: Positive = 321
+    new_width: Positive = 321
+    mirror: bool = True
+    shuffle: bool = True
+    background_label: bool = True
+    workers: NonNegative = 2
+
+
+class Stage2Data(Section):
+    image_root: str | None = None
+    label_root: str | None = None
+    list: str | None = None
+    batch_size: Positive = 10
+    crop_size: Positive = 321
+    label_shrink: Positive = 8
+    mirror: bool = True
+    shuffle: bool = True
+    workers: NonNegative = 2
+
+
+class LossConfig(Section):
+    """Which layers of the papers stage 1 trains with; Table 2's rows are combinations of these."""
+
+    variant: Literal["dsrg", "sec"] = "dsrg"
+    seed: Literal["seed", "balanced"] = "balanced"
+    cues: Literal["fixed", "grown"] = "grown"
+    constrain: bool = True
+    expand: bool = False
+    theta_f: float = Field(default=0.85, ge=0)
+    theta_b: float = Field(default=0.99, ge=0)
+    rule: Literal["released", "paper"] = "released"
+
+
+class Stage1Config(Section):
+    data: Stage1Data
+    solver: SolverConfig
+    loss: LossConfig
+    init: InitConfig = InitConfig()
+
+
+class Stage2Config(Section):
+    data: Stage2Data
+    solver: SolverConfig
+    init: InitConfig = InitConfig()
+
+
+class PredictConfig(Section):
+    """One of the releases' test scripts. ``use_labels`` restricts the argmax to the image's labels."""
+
+    protocol: Literal["dsrg_stage1", "dsrg_final", "sec"]
+    crf: bool = True
+    use_labels: bool = False
+
+
+class Config(Section):
+    """One experiment; see ``repro/profiles`` for examples whose every value cites its source."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+    seed: NonNegative = 0
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    output: str | None = None
+    rows: list[Literal["baseline", "+BSL", "+DSRG", "+Retrain", "SEC"]]
+    dataset: DatasetConfig = DatasetConfig()
+    model: ModelConfig
+    stage1: Stage1Config
+    pseudo_labels: PredictConfig | None = None
+    stage2: Stage2Config | None = None
+    inference: PredictConfig
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.model.num_classes != len(self.dataset.classes):
+            raise ValueError(
+                f"model.num_classes is {self.model.num_classes}, dataset.classes lists {len(self.dataset.classes)}"
+            )
+        if "+Retrain" in self.rows and (self.stage2 is None or self.pseudo_labels is None):
+            raise ValueError("row +Retrain needs the sections pseudo_labels and stage2")
+        if ("SEC" in self.rows) != (self.stage1.loss.variant == "sec") or (
+            len(self.rows) > 1 and "SEC" in self.rows
+        ):
+            raise ValueError(
+                f"rows {self.rows} do not go with stage1.loss.variant {self.stage1.loss.variant}"
+            )
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder: ``output``, or ``results/runs/<name>`` under the current folder."""
+        return Path(self.output) if self.output else Path("results") / "runs" / self.name
+
+
+class _Yaml12Loader(yaml.SafeLoader):
+    """PyYAML follows YAML 1.1, where ``5e-4`` is text and ``on`` is true; this follows YAML 1.2's numbers."""
+
+
+_REPLACED_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float")}
+_Yaml12Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _REPLACED_TAGS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Yaml12Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Yaml12Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789")
+)
+_Yaml12Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$"),
+    list("-+.0123456789"),
+)
+
+
+def profile_names() -> list[str]:
+    """The profiles that come with the package."""
+    folder = resources.files("repro") / "profiles"
+    return sorted(
+        entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")
+    )
+
+
+def load_config(
+    profile: str, overrides: Sequence[str] = (), *, stages: Iterable[str] = ("stage1", "stage2")
+) -> Config:
+    """Read a profile by name or path and apply ``key=value`` overrides in order.
+
+    Args:
+        profile: a name from :func:`profile_names` or the path of a YAML file.
+        overrides: ``dotted.key=value`` with YAML values (``data.mirror=false``, ``init.weights=null``).
+        stages: the stages that the calling verb runs; a key such as ``solver.max_iter`` goes to each of them.
+
+    Raises:
+        InputError: missing or malformed profile, unknown key, wrong type, malformed override.
+    """
+    fields = _read_profile(profile)
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise InputError(f"override {override!r}: expected key=value, for example solver.max_iter=100")
+        try:
+            value = yaml.load(text, _Yaml12Loader)
+        except yaml.YAMLError:
+            value = text  # a path with a character that YAML reserves
+        for path in _targets(key, fields, list(stages)):
+            _set(fields, path, value)
+    return validated(Config, fields, profile)
+
+
+def validated(model: type[M], fields: dict[str, Any], where: str) -> M:
+    """Validate ``fields``; the first trouble becomes a one-line :class:`InputError`."""
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise InputError(f"{where}: unknown key {key!r}{_similar(model, first['loc'])}") from None
+        found = "" if first["type"] in ("missing", "value_error") else f", found {first['input']!r}"
+        message = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{where}: {f'{key}: ' if key else ''}{message}{found}") from None
+
+
+def _read_profile(profile: str) -> dict[str, Any]:
+    names = profile_names()
+    if profile in names:
+        text = (resources.files("repro") / "profiles" / f"{profile}.yaml").read_text(encoding="utf-8")
+    else:
+        try:
+            text = Path(profile).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = "is not text" if isinstance(error, UnicodeDecodeError) else "is not a readable file"
+            raise InputError(
+                f"--config {profile}: {reason}, nor one of the profiles {', '.join(names)}"
+            ) from None
+    try:
+        fields = yaml.load(text, _Yaml12Loader)
+    except yaml.YAMLError as error:
+        raise InputError(f"{profile}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(fields, dict):
+        raise InputError(f"{profile}: expected a mapping of keys, found {type(fields).__name__}")
+    return fields
+
+
+def _targets(key: str, fields: dict[str, Any], stages: list[str]) -> list[list[str]]:
+    """The full paths that an override's key means."""
+    path = key.split(".")
+    shared = [
+        stage
+        for stage in stages
+        if fields.get(stage) is not None and path[0] in ("data", "solver", "init", "loss")
+    ]
+    if not shared:
+        return [path]
+    # `loss` is stage 1's alone, and a stage that lacks the last key would make an error of a key that fits another
+    models: dict[str, type[Section]] = {"stage1": Stage1Config, "stage2": Stage2Config}
+    fitting = [stage for stage in shared if _has_key(models[stage], path)]
+    return [[stage, *path] for stage in (fitting or shared)]
+
+
+def _has_key(model: type[BaseModel], path: list[str]) -> bool:
+    field = model.model_fields.get(path[0])
+    if field is None or len(path) == 1:
+        return field is not None
+    inner = field.annotation
+    return isinstance(inner, type) and issubclass(inner, BaseModel) and _has_key(inner, path[1:])
+
+
+def _set(fields: dict[str, Any], path: list[str], value: Any) -> None:
+    node = fields
+    for part in path[:-1]:
+        if node.get(part) is None:
+            node[part] = {}
+        node = node[part]
+        if not isinstance(node, dict):
+            raise InputError(f"override {'.'.join(path)}: {part} is a value, not a section")
+    node[path[-1]] = value
+
+
+def _similar(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
+    """A hint for a misspelt key: the keys that its section does have."""
+    section: Any = model
+    for part in loc[:-1]:
+        annotation = section.model_fields[str(part)].annotation
+        candidates = [a for a in (annotation, *getattr(annotation, "__args__", ())) if isinstance(a, type)]
+        section = next((a for a in candidates if issubclass(a, BaseModel)), None)
+        if section is None:
+            return ""
+    names = list(section.model_fields)
+    close = difflib.get_close_matches(str(loc[-1]), names, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; expected one of {', '.join(names)}"

@@ -1,0 +1,24 @@
+"""The layers of SEC and DSRG that PyTorch does not have, one file a subject, each under its paper's name."""
+
+from repro.layers.dense_crf import CRFParams, crf_log, mean_field, refine
+from repro.layers.interp import interp
+from repro.layers.losses import balanced_seed_loss, constrain_loss, expand_loss, seed_loss
+from repro.layers.pooling import CaffeAvePool, CaffeMaxPool
+from repro.layers.region_growing import grow_seeds
+from repro.layers.softmax import caffe_softmax
+
+__all__ = [
+    "CRFParams",
+    "CaffeAvePool",
+    "CaffeMaxPool",
+    "balanced_seed_loss",
+    "caffe_softmax",
+    "constrain_loss",
+    "crf_log",
+    "expand_loss",
+    "grow_seeds",
+    "interp",
+    "mean_field",
+    "refine",
+    "seed_loss",
+]

@@ -1,0 +1,42 @@
+"""Caffe's learning-rate policies (``SGDSolver::GetLearningRate``)."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+
+from repro.config import SolverConfig
+
+
+def learning_rate(solver_config: SolverConfig | dict, iteration: int) -> float:
+    """The rate at ``iteration`` (from 0), before any ``lr_mult``.
+
+        fixed      base_lr
+        step       base_lr · gamma ^ floor(t / stepsize)
+        exp        base_lr · gamma ^ t
+        inv        base_lr · (1 + gamma·t) ^ -power
+        multistep  base_lr · gamma ^ (number of stepvalues <= t)
+        poly       base_lr · (1 - t / max_iter) ^ power
+        sigmoid    base_lr / (1 + exp(-gamma·(t - stepsize)))
+
+    Args:
+        solver_config: the config model or a dict of its fields.
+        iteration: 0 <= iteration; under ``poly`` the rate is 0 from ``max_iter`` on.
+    """
+    config = SolverConfig.of(solver_config)
+    t, base_lr, gamma, power = iteration, config.base_lr, config.gamma, config.power
+    match config.lr_policy:
+        case "fixed":
+            return base_lr
+        case "step":
+            return base_lr * gamma ** (t // config.stepsize)
+        case "exp":
+            return base_lr * gamma**t
+        case "inv":
+            return base_lr * (1 + gamma * t) ** -power
+        case "multistep":
+            return base_lr * gamma ** bisect_right(config.stepvalue, t)
+        case "poly":
+            return base_lr * max(0.0, 1 - t / config.max_iter) ** power
+        case "sigmoid":
+            return base_lr / (1 + math.exp(-gamma * (t - config.stepsize)))

@@ -1,0 +1,116 @@
+"""Caffe's SGD (``SGDSolver``), which is not ``torch.optim.SGD``.
+
+Per iteration, with the gradients of ``iter_size`` mini-batches summed:
+
+    g <- g · clip_gradients / |g|      if clip_gradients > 0 and the global L2 norm |g| exceeds it
+    g <- g / iter_size
+    g <- g + weight_decay·decay_mult·w          (L2; L1: ·sign(w))
+    h <- momentum·h + rate·lr_mult·g
+    w <- w - h
+
+The rate sits inside the history h: after a step down, the momentum still carries the old rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from repro.config import SolverConfig
+from repro.models.base import CaffeNet
+from repro.solver.policies import learning_rate
+
+
+class CaffeSGD(torch.optim.Optimizer):
+    """Caffe's update under PyTorch's optimizer protocol; it counts iterations and follows the rate policy itself.
+
+    Args:
+        model_or_groups: a model of :mod:`repro.models` (its ``param_groups()`` carry Caffe's multipliers), or
+            dicts with ``params`` and optionally ``lr_mult`` and ``decay_mult`` (both 1 by default).
+        solver_config: :class:`repro.config.SolverConfig` or a dict of its fields, Caffe's names.
+
+    ``step()`` follows ``iter_size`` backward passes whose gradients PyTorch has summed in ``.grad``; call
+    ``zero_grad()`` after it. Parameters without a gradient count as having a zero one, as in Caffe.
+    """
+
+    def __init__(
+        self,
+        model_or_groups: CaffeNet | Iterable[dict[str, Any]],
+        solver_config: SolverConfig | dict,
+    ) -> None:
+        self.config = SolverConfig.of(solver_config)
+        self.iteration = 0
+        groups = model_or_groups.param_groups() if isinstance(model_or_groups, CaffeNet) else model_or_groups
+        super().__init__(list(groups), {"lr_mult": 1.0, "decay_mult": 1.0})
+
+    @property
+    def rate(self) -> float:
+        """The rate that the next ``step()`` will use."""
+        return learning_rate(self.config, self.iteration)
+
+    @property
+    def history(self) -> list[torch.Tensor]:
+        """Caffe's ``history_``: one tensor a parameter, in parameter order."""
+        return [self._history(p) for group in self.param_groups for p in group["params"]]
+
+    def load_history(self, history: Iterable[Any], iteration: int) -> None:
+        """Take over a solver state: ``history`` arrays in parameter order and the iteration they belong to.
+
+        Raises:
+            ValueError: another number of arrays than parameters, or a shape that differs.
+        """
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        arrays = [torch.as_tensor(array) for array in history]
+        if len(arrays) != len(parameters):
+            raise ValueError(
+                f"history holds {len(arrays)} arrays, the model has {len(parameters)} parameters"
+            )
+        for index, (parameter, array) in enumerate(zip(parameters, arrays, strict=True)):
+            if array.numel() != parameter.numel():
+                raise ValueError(
+                    f"history {index}: expected shape {tuple(parameter.shape)}, found {tuple(array.shape)}"
+                )
+        for parameter, array in zip(parameters, arrays, strict=True):
+            self._history(parameter).copy_(array.reshape(parameter.shape))
+        self.iteration = iteration
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One Caffe iteration; see the module's formulas."""
+        if closure is not None:
+            raise ValueError("CaffeSGD takes no closure: call step() after iter_size backward passes")
+        config, rate = self.config, self.rate
+        weights: list[torch.Tensor] = []
+        gradients: list[torch.Tensor] = []
+        local_rates: list[float] = []
+        local_decays: list[float] = []
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                gradient = parameter.grad
+                weights.append(parameter)
+                gradients.append(torch.zeros_like(parameter) if gradient is None else gradient.clone())
+                local_rates.append(rate * group["lr_mult"])
+                local_decays.append(config.weight_decay * group["decay_mult"])
+
+        if config.clip_gradients > 0:
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+            torch._foreach_mul_(gradients, (config.clip_gradients / norm).clamp(max=1.0))
+        if config.iter_size > 1:
+            torch._foreach_mul_(gradients, 1.0 / config.iter_size)
+        penalty = torch._foreach_sign(weights) if config.regularization_type == "L1" else weights
+        torch._foreach_add_(gradients, torch._foreach_mul(penalty, local_decays))
+
+        histories = [self._history(parameter) for parameter in weights]
+        torch._foreach_mul_(histories, config.momentum)
+        torch._foreach_add_(histories, torch._foreach_mul(gradients, local_rates))
+        torch._foreach_sub_(weights, histories)
+        self.iteration += 1
+
+    def _history(self, parameter: torch.Tensor) -> torch.Tensor:
+        state = self.state[parameter]
+        if "history" not in state:
+            state["history"] = torch.zeros_like(parameter)
+        history: torch.Tensor = state["history"]
+        return history
