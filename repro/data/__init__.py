@@ -1,5 +1,6 @@
 """Images, masks, cues and the data layers of both training stages."""
 
+from repro.data.cues import CueFile, convert_cues, write_cues
 from repro.data.images import (
     MEAN_BGR,
     preprocess_zoomed,
@@ -10,14 +11,37 @@ from repro.data.images import (
     zoom_linear,
     zoom_to,
 )
+from repro.data.voc import (
+    CLASS_NAMES,
+    VOID,
+    VocLayout,
+    colour_palette,
+    read_id_list,
+    read_label_list,
+    read_mask,
+    read_pairs_list,
+    write_mask,
+)
 
 __all__ = [
+    "CLASS_NAMES",
     "MEAN_BGR",
+    "VOID",
+    "CueFile",
+    "VocLayout",
+    "colour_palette",
+    "convert_cues",
     "preprocess_zoomed",
+    "read_id_list",
     "read_image_bgr",
     "read_image_rgb",
+    "read_label_list",
+    "read_mask",
+    "read_pairs_list",
     "resize_bilinear_u8",
     "subtract_mean",
+    "write_cues",
+    "write_mask",
     "zoom_linear",
     "zoom_to",
 ]

@@ -1,0 +1,371 @@
+"""Localization cues: which grid cells of a training image are seeds of which class.
+
+The originals keep them in one Python 2 pickle of ``"<index>_labels"`` (class ids of the image, background not
+listed) and ``"<index>_cues"`` (int array (3, K) of class, row, column on the grid). It takes 100 MB of memory
+and a trusting reader; `convert_cues` makes an HDF5 file of it that opens at once. Either gives a `CueFile`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import pickle
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import ArrayLike
+
+from repro.errors import InputError
+from repro.files import atomic_path
+
+MAX_BYTES = 1 << 30
+"""A cue file that unpacks to more than this is refused (the SEC authors' file for VOC unpacks to 104 MB)."""
+
+_FORMAT = "repro-cues-1"
+_MAX_VALUE = np.iinfo(np.int16).max
+
+
+@dataclass(frozen=True, eq=False)
+class CueFile:
+    """All entries of a cue file, in memory (25 MB for VOC). Holds no open file: it may be forked and pickled.
+
+    The arrays of all images lie one after the other, sorted by index; those of the image at position i are
+    ``[offsets[i]:offsets[i + 1]]``.
+    """
+
+    path: str
+    indices: np.ndarray
+    """int64 (n,), rising: the image indices that have an entry."""
+    label_offsets: np.ndarray
+    flat_labels: np.ndarray
+    cue_offsets: np.ndarray
+    flat_cues: np.ndarray
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> CueFile:
+        """Read a cue file: ``.pickle``, ``.pkl``, either with ``.gz``, or ``.h5``, ``.hdf5``.
+
+        A pickle is read by an unpickler that admits integer and float NumPy arrays and plain containers.
+        Raises InputError naming file and, where there is one, index: for another suffix, a missing, damaged
+        or oversized file, a pickle that imports anything else, and entries of a wrong name, dtype or shape.
+        """
+        name = os.fspath(path)
+        if not os.path.isfile(name):
+            raise InputError(f"{name}: no such cue file")
+        if name.endswith((".h5", ".hdf5")):
+            return _read_hdf5(name)
+        if name.endswith((".pickle", ".pkl", ".pickle.gz", ".pkl.gz")):
+            return cls.from_entries(name, _pair_up(name, _read_pickle(name)))
+        raise InputError(f"{name}: unknown kind of cue file, .pickle, .pickle.gz or .h5 expected")
+
+    @classmethod
+    def from_entries(cls, name: str, entries: Mapping[int, tuple[ArrayLike, ArrayLike]]) -> CueFile:
+        """Build from ``{index: (labels, cues)}``; ``name`` stands for the file in messages."""
+        indices = np.array(sorted(entries), dtype=np.int64)
+        labels = [_integers(entries[i][0], 1, f"{name}: labels of index {i}") for i in indices.tolist()]
+        cues = [_integers(entries[i][1], 2, f"{name}: cues of index {i}") for i in indices.tolist()]
+        return cls(
+            name,
+            indices,
+            _offsets([len(entry) for entry in labels]),
+            np.concatenate([np.empty(0, np.int16), *labels]),
+            _offsets([entry.shape[1] for entry in cues]),
+            np.concatenate([np.empty((3, 0), np.int16), *cues], axis=1),
+        )
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def labels(self, index: int) -> np.ndarray:
+        """The class ids of the image, int64 (L,). Raises InputError for an index without an entry."""
+        at = self._position(index)
+        return self.flat_labels[self.label_offsets[at] : self.label_offsets[at + 1]].astype(np.int64)
+
+    def cues(self, index: int) -> np.ndarray:
+        """The cues of the image, int64 (3, K) of class, row, column. Errors as `labels`."""
+        at = self._position(index)
+        return self.flat_cues[:, self.cue_offsets[at] : self.cue_offsets[at + 1]].astype(np.int64)
+
+    def check(self, index: int, num_classes: int, height: int, width: int) -> None:
+        """Raise the InputError that `labels_blob` or `cues_blob` would, without making the blobs."""
+        self._checked_labels(index, num_classes)
+        self._checked_cues(index, num_classes, height, width)
+
+    def labels_blob(self, index: int, num_classes: int, background: bool) -> np.ndarray:
+        """The ``labels`` blob of one image: float32 (C,), 1 for each class present.
+
+        ``background`` marks class 0 present as well: DSRG's annotation layer does, SEC's does not.
+        Raises InputError for an unknown index, no class at all, or a class outside 1…C−1.
+        """
+        blob = np.zeros(num_classes, dtype=np.float32)
+        blob[self._checked_labels(index, num_classes)] = 1
+        if background:
+            blob[0] = 1
+        return blob
+
+    def cues_blob(self, index: int, num_classes: int, height: int, width: int) -> np.ndarray:
+        """The ``cues`` blob of one image: float32 (C, height, width), 1 where a cell is a seed of the class.
+
+        Raises InputError for an unknown index, a class outside 0…C−1 or a cell outside the grid.
+        """
+        blob = np.zeros((num_classes, height, width), dtype=np.float32)
+        blob[tuple(self._checked_cues(index, num_classes, height, width))] = 1
+        return blob
+
+    def _position(self, index: int) -> int:
+        at = int(np.searchsorted(self.indices, index))
+        if at == len(self.indices) or self.indices[at] != index:
+            extent = f"{self.indices[0]} to {self.indices[-1]}" if len(self.indices) else "none"
+            raise InputError(
+                f"{self.path}: no entry for image index {index}, one of its {len(self)} indices ({extent}) expected"
+            )
+        return at
+
+    def _checked_labels(self, index: int, num_classes: int) -> np.ndarray:
+        labels = self.labels(index)
+        if labels.size == 0:
+            raise InputError(
+                f"{self.path}: index {index} has labels without any present class, one or more expected"
+            )
+        wrong = labels[(labels < 1) | (labels >= num_classes)]
+        if wrong.size:
+            raise InputError(
+                f"{self.path}: index {index} has label {wrong[0]}, classes 1 to {num_classes - 1} expected"
+            )
+        return labels
+
+    def _checked_cues(self, index: int, num_classes: int, height: int, width: int) -> np.ndarray:
+        cues = self.cues(index)
+        size = np.array([[num_classes], [height], [width]])
+        wrong = ((cues < 0) | (cues >= size)).any(axis=0)
+        if wrong.any():
+            at = tuple(int(value) for value in cues[:, wrong.argmax()])
+            raise InputError(
+                f"{self.path}: index {index} has a cue (class, row, column) = {at}, "
+                f"classes below {num_classes} on a {height}x{width} grid expected"
+            )
+        return cues
+
+
+def convert_cues(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Write the cue file ``source`` as HDF5 to ``target``, atomically. Errors as `CueFile.open`."""
+    _write_hdf5(target, CueFile.open(source))
+
+
+def write_cues(path: str | os.PathLike[str], entries: Mapping[int, tuple[ArrayLike, ArrayLike]]) -> None:
+    """Write ``{index: (labels, cues)}`` atomically: HDF5, or the originals' layout when ``path`` is a ``.pickle``.
+
+    Raises InputError as `CueFile.open` does for what it would not read back.
+    """
+    name = os.fspath(path)
+    file = CueFile.from_entries(name, entries)
+    if name.endswith((".h5", ".hdf5")):
+        _write_hdf5(path, file)
+    elif name.endswith(".pickle"):
+        keyed = {f"{index}_labels": file.labels(index) for index in file.indices.tolist()}
+        keyed |= {f"{index}_cues": file.cues(index) for index in file.indices.tolist()}
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(pickle.dumps(keyed, protocol=2))
+    else:
+        raise InputError(f"{name}: unknown kind of cue file, .pickle or .h5 expected")
+
+
+def _offsets(lengths: list[int]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+
+
+def _integers(values: ArrayLike, rank: int, what: str) -> np.ndarray:
+    """As int16, of shape (L,) or (3, K). Whether classes and cells are in range shows when they are used."""
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise InputError(f"{what}: nested lists of unequal lengths, an integer array expected") from error
+    if array.size and array.dtype.kind not in "iu":
+        raise InputError(f"{what}: {array.dtype}, integers expected")
+    if array.ndim != rank or (rank == 2 and array.shape[0] != 3):
+        raise InputError(f"{what}: shape {array.shape}, {'(3, K)' if rank == 2 else '(L,)'} expected")
+    if array.size and not 0 <= array.min() <= array.max() <= _MAX_VALUE:
+        raise InputError(f"{what}: values {array.min()} to {array.max()}, 0 to {_MAX_VALUE} expected")
+    return array.astype(np.int16)
+
+
+# --- HDF5 ---------------------------------------------------------------------------------------------------
+
+_DATASETS = {  # name in the file and the field: rank
+    "indices": 1,
+    "label_offsets": 1,
+    "flat_labels": 1,
+    "cue_offsets": 1,
+    "flat_cues": 2,
+}
+
+
+def _write_hdf5(path: str | os.PathLike[str], file: CueFile) -> None:
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as target:
+        target.attrs["format"] = _FORMAT
+        for name in _DATASETS:
+            values = getattr(file, name)
+            packing = {"compression": "gzip", "compression_opts": 4, "shuffle": True} if values.size else {}
+            target.create_dataset(name, data=values, **packing)
+
+
+def _read_hdf5(name: str) -> CueFile:
+    arrays: dict[str, np.ndarray] = {}
+    try:
+        with h5py.File(name, "r") as source:
+            if source.attrs.get("format") != _FORMAT:
+                raise InputError(
+                    f"{name}: no cue file, an HDF5 file with the attribute format={_FORMAT!r} expected"
+                )
+            for key, rank in _DATASETS.items():
+                found = source.get(key)
+                if not isinstance(found, h5py.Dataset) or found.dtype.kind != "i" or found.ndim != rank:
+                    raise InputError(f"{name}: damaged, a dataset {key!r} of {rank}-d integers expected")
+                if found.nbytes > MAX_BYTES:
+                    raise InputError(
+                        f"{name}: {key!r} unpacks to {found.nbytes} bytes, at most {MAX_BYTES} expected"
+                    )
+                arrays[key] = found[()]
+    except (OSError, RuntimeError, KeyError) as error:
+        raise InputError(f"{name}: cannot be read ({_line(error)}), an HDF5 cue file expected") from error
+    indices, labels, cues = arrays["indices"], arrays["flat_labels"], arrays["flat_cues"]
+    sound = (
+        (np.diff(indices) > 0).all()
+        and _spans(arrays["label_offsets"], len(indices), len(labels))
+        and cues.shape[0] == 3
+        and _spans(arrays["cue_offsets"], len(indices), cues.shape[1])
+    )
+    if not sound:
+        raise InputError(f"{name}: damaged, rising indices and offsets that span the arrays expected")
+    return CueFile(name, **arrays)
+
+
+def _spans(offsets: np.ndarray, count: int, length: int) -> bool:
+    return bool(
+        len(offsets) == count + 1
+        and offsets[0] == 0
+        and offsets[-1] == length
+        and (np.diff(offsets) >= 0).all()
+    )
+
+
+# --- the originals' pickle ----------------------------------------------------------------------------------
+
+
+class _Dtype:
+    """Stands in for ``numpy.dtype`` while unpickling: plain integers, floats and booleans, nothing else."""
+
+    def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
+        if not isinstance(code, str) or not re.fullmatch(r"[<>|=]?[iufb][1248]", code):
+            raise pickle.UnpicklingError(f"dtype {code!r}")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _version, order, *structure = state
+        if structure[:3] != [None, None, None]:
+            raise pickle.UnpicklingError("a structured dtype")
+        self.dtype = self.dtype.newbyteorder(order)
+
+
+class _Array:
+    """Stands in for ``numpy.ndarray``: what it is given goes through ``frombuffer``, whose checks hold."""
+
+    def __init__(self) -> None:
+        self.array = np.empty(0)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _version, shape, dtype, fortran, data = state
+        self.array = _from_buffer(data, dtype, shape, "F" if fortran else "C").array
+
+
+def _from_buffer(data: bytes | str, dtype: _Dtype, shape: tuple[int, ...], order: str) -> _Array:
+    raw = data.encode("latin1") if isinstance(data, str) else data  # Python 2 wrote the bytes as its str
+    result = _Array()
+    result.array = np.frombuffer(raw, dtype.dtype).reshape(shape, order="F" if order == "F" else "C")
+    return result
+
+
+def _reconstruct(subtype: type, shape: tuple[int, ...], typecode: str) -> _Array:
+    if subtype is not _Array:
+        raise pickle.UnpicklingError(f"an array of type {subtype!r}")
+    return _Array()
+
+
+def _scalar(dtype: _Dtype, data: bytes | str) -> int | float:
+    return _from_buffer(data, dtype, (), "C").array.item()
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":  # Python 3 writes bytes so under protocol 2
+        raise pickle.UnpicklingError(f"bytes in {encoding!r}")
+    return text.encode("latin1")
+
+
+_ADMITTED: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): _encode,
+}
+for _core in ("numpy.core", "numpy._core"):  # NumPy 2 renamed it
+    _ADMITTED[f"{_core}.multiarray", "_reconstruct"] = _reconstruct
+    _ADMITTED[f"{_core}.multiarray", "scalar"] = _scalar
+    _ADMITTED[f"{_core}.numeric", "_frombuffer"] = _from_buffer
+
+
+class _ForbiddenGlobalError(Exception):
+    pass
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ADMITTED:
+            raise _ForbiddenGlobalError(f"{module}.{name}")
+        return _ADMITTED[module, name]
+
+
+def _read_pickle(name: str) -> object:
+    try:
+        with gzip.open(name) if name.endswith(".gz") else Path(name).open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{name}: cannot be read ({_line(error)}), a whole cue file expected") from error
+    if len(data) > MAX_BYTES:
+        raise InputError(f"{name}: unpacks to more than the {MAX_BYTES} bytes expected at most")
+    try:
+        return _Unpickler(BytesIO(data), encoding="latin1").load()
+    except _ForbiddenGlobalError as error:
+        raise InputError(f"{name}: the pickle imports {error}, nothing but NumPy arrays expected") from error
+    except Exception as error:  # damaged or made-up opcodes raise almost anything
+        raise InputError(
+            f"{name}: damaged pickle ({_line(error)}), a dict of NumPy arrays expected"
+        ) from error
+
+
+def _pair_up(name: str, content: object) -> dict[int, tuple[ArrayLike, ArrayLike]]:
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{name}: holds a {type(content).__name__}, a dict of '<index>_labels' and '<index>_cues' expected"
+        )
+    kinds: dict[str, dict[int, ArrayLike]] = {"labels": {}, "cues": {}}
+    for key, value in content.items():
+        match = re.fullmatch(r"([0-9]{1,18})_(labels|cues)", key) if isinstance(key, str) else None
+        if match is None:
+            raise InputError(f"{name}: key {str(key)[:80]!r}, '<index>_labels' or '<index>_cues' expected")
+        if not isinstance(value, _Array | list | tuple):
+            raise InputError(f"{name}: {key} is a {type(value).__name__}, an integer array expected")
+        kinds[match[2]][int(match[1])] = value.array if isinstance(value, _Array) else value
+    lonely = kinds["labels"].keys() ^ kinds["cues"].keys()
+    if lonely:
+        raise InputError(f"{name}: index {min(lonely)} has only one of '_labels' and '_cues', both expected")
+    return {index: (labels, kinds["cues"][index]) for index, labels in kinds["labels"].items()}
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

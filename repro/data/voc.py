@@ -1,0 +1,196 @@
+"""The layout, lists, classes and masks of PASCAL VOC 2012."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from repro.data.images import open_image
+from repro.errors import InputError
+from repro.files import atomic_path
+
+CLASS_NAMES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+"""The 21 classes in the order of their indices."""
+
+VOID = 255
+"""The index of pixels that count nowhere: object borders, padding."""
+
+
+def colour_palette() -> np.ndarray:
+    """The VOC colours, uint8 (256, 3) RGB, by the development kit's rule (``VOClabelcolormap``).
+
+    Bits 0, 1, 2 of the index are bit 7 of red, green, blue; bits 3, 4, 5 their bit 6; and so on downwards.
+    """
+    index = np.arange(256)
+    channels = [sum(((index >> (3 * k + c)) & 1) << (7 - k) for k in range(3)) for c in range(3)]
+    return np.stack(channels, axis=1).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class VocLayout:
+    """Where things are under ``root`` (…/VOCdevkit/VOC2012). Paths are named, not checked; see `open`."""
+
+    root: Path
+
+    @classmethod
+    def open(cls, root: str | os.PathLike[str]) -> VocLayout:
+        """The layout of an existing data set. Raises InputError when ``root`` has no folder JPEGImages."""
+        layout = cls(Path(root))
+        if not layout.images.is_dir():
+            raise InputError(f"{layout.root}: no VOC data set, a folder with JPEGImages in it expected")
+        return layout
+
+    @property
+    def images(self) -> Path:
+        return self.root / "JPEGImages"
+
+    @property
+    def masks(self) -> Path:
+        """Palette PNGs of VOC itself."""
+        return self.root / "SegmentationClass"
+
+    @property
+    def masks_aug(self) -> Path:
+        """Grey index PNGs of the augmented set (VOC and SBD together), for all of train_aug and val."""
+        return self.root / "SegmentationClassAug"
+
+    def image(self, name: str) -> Path:
+        return self.images / f"{name}.jpg"
+
+    def mask(self, name: str) -> Path:
+        return self.masks / f"{name}.png"
+
+    def mask_aug(self, name: str) -> Path:
+        return self.masks_aug / f"{name}.png"
+
+    def image_set(self, name: str) -> Path:
+        """The list of an image set: ``train``, ``val``, ``trainval``, ``test``, ``train_aug``."""
+        return self.root / "ImageSets" / "Segmentation" / f"{name}.txt"
+
+
+# --- masks --------------------------------------------------------------------------------------------------
+
+
+def read_mask(path: str | os.PathLike[str], num_classes: int = len(CLASS_NAMES)) -> np.ndarray:
+    """Read a mask's class indices, uint8 (H, W), from a palette PNG or a grey PNG; never its colours.
+
+    Raises InputError for a file that is no readable PNG, one that holds colours (RGB and the like), and one
+    with an index that is neither below ``num_classes`` nor 255.
+    """
+    image = open_image(path)
+    if image.format != "PNG":
+        raise InputError(f"{os.fspath(path)}: a {image.format} image, a PNG of class indices expected")
+    if image.mode == "1":  # grey of one bit: its white is 255, as a PNG optimiser leaves it of {0, 255}
+        image = image.convert("L")
+    if image.mode not in ("P", "L"):
+        raise InputError(
+            f"{os.fspath(path)}: mode {image.mode!r}, a palette or 8-bit grey PNG of indices expected"
+        )
+    mask = np.array(image, dtype=np.uint8)
+    present = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
+    beyond = present[(present >= num_classes) & (present != VOID)]
+    if beyond.size:
+        raise InputError(f"{os.fspath(path)}: class {beyond[0]}, 0 to {num_classes - 1} or {VOID} expected")
+    return mask
+
+
+def write_mask(path: str | os.PathLike[str], mask: np.ndarray) -> None:
+    """Write class indices, uint8 (H, W), as a PNG with the VOC palette, atomically."""
+    if mask.dtype != np.uint8 or mask.ndim != 2:
+        raise InputError(f"{os.fspath(path)}: mask of {mask.dtype} {mask.shape}, uint8 of (H, W) expected")
+    image = Image.fromarray(mask)
+    image.putpalette(colour_palette().tobytes())
+    with atomic_path(path) as temporary:
+        image.save(temporary, format="PNG")
+
+
+# --- lists --------------------------------------------------------------------------------------------------
+
+
+class CueLine(NamedTuple):
+    """``image index`` of a stage-1 list; the index keys the cue file. ``line`` counts from 1."""
+
+    image: str
+    cue_index: int
+    line: int
+
+
+class LabelLine(NamedTuple):
+    """``image label`` of a retraining list, both paths relative to a root. ``line`` counts from 1."""
+
+    image: str
+    label: str
+    line: int
+
+
+def read_id_list(path: str | os.PathLike[str]) -> list[str]:
+    """Read an image-set list: one name a line. Blank lines are skipped.
+
+    Raises InputError for a missing or empty list, a line of several words and a name that comes twice.
+    """
+    seen: dict[str, int] = {}
+    for line, fields in _lines(path, "one image name", 1):
+        first = seen.setdefault(fields[0], line)
+        if first != line:
+            raise InputError(
+                f"{os.fspath(path)}:{line}: {fields[0]!r} again (see line {first}), each name once expected"
+            )
+    return list(seen)
+
+
+def read_pairs_list(path: str | os.PathLike[str]) -> list[CueLine]:
+    """Read a stage-1 list, ``image index`` a line, as ``ImageData`` does.
+
+    Blank lines are skipped; an image that stands there twice is drawn twice a pass.
+
+    Raises InputError naming file and line for anything but a name and a whole number of at least 0.
+    """
+    expected = "'<image> <cue index>'"
+    lines = []
+    for line, (image, index) in _lines(path, expected, 2):
+        if not re.fullmatch(r"[0-9]{1,18}", index):
+            raise InputError(
+                f"{os.fspath(path)}:{line}: cue index {index!r}, {expected} with a whole number expected"
+            )
+        lines.append(CueLine(image, int(index), line))
+    return lines
+
+
+def read_label_list(path: str | os.PathLike[str]) -> list[LabelLine]:
+    """Read a retraining list, ``image label`` a line, both paths. For the rest as `read_pairs_list`."""
+    return [LabelLine(image, label, line) for line, (image, label) in _lines(path, "'<image> <label>'", 2)]
+
+
+def _lines(path: str | os.PathLike[str], expected: str, count: int) -> Iterator[tuple[int, list[str]]]:
+    name = os.fspath(path)
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise InputError(f"{name}: no such list") from error
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{name}: byte {error.start} is not UTF-8, a text file of {expected} a line expected"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{name}: cannot be read ({error.strerror}), a list expected") from error
+    empty = True
+    for line, content in enumerate(text.split("\n"), start=1):
+        fields = content.split()  # takes the carriage return of a CRLF file with it
+        if not fields:
+            continue
+        if len(fields) != count:
+            raise InputError(f"{name}:{line}: {content.strip()[:80]!r}, {expected} expected")
+        empty = False
+        yield line, fields
+    if empty:
+        raise InputError(f"{name}: the list is empty, lines of {expected} expected")
