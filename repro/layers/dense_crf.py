@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from repro.data.images import MEAN_BGR, zoom_linear
+from repro.data.images import MEAN_BGR, zoom_to
 from repro.layers.softmax import MIN_PROB, RaiseToFloor
 
 Variant = Literal["dsrg", "sec"]
@@ -100,7 +100,7 @@ def images_for_crf(images: torch.Tensor, height: int, width: int) -> torch.Tenso
     Returns:
         (N, height, width, 3) uint8 BGR: zoomed (order 1), mean added back, rounded half to even.
     """
-    zoomed = zoom_linear(images.detach(), (1, 1, height / images.shape[2], width / images.shape[3]))
+    zoomed = zoom_to(images.detach(), height, width)
     mean = torch.tensor(MEAN_BGR, dtype=zoomed.dtype, device=zoomed.device).reshape(1, 3, 1, 1)
     return (zoomed + mean).round().to(torch.uint8).permute(0, 2, 3, 1)
 

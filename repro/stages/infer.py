@@ -1,0 +1,126 @@
+"""Test-time inference: the releases' test scripts as named protocols.
+
+    protocol      script          image at                      before the softmax
+    dsrg_stage1   test-ms.py      241, 321, 401 square          scores zoomed to image size, summed
+    dsrg_final    test-ms-f.py    0.75, 1, 1.25 of its size     scores zoomed to image size, summed
+    sec           demo.py         321 square                    softmax on the grid, probabilities zoomed
+
+Then: floor of 1e-5; dense CRF with log-probabilities on the full-size RGB image, scale 1; argmax. All zooms are
+SciPy's, order 1. The release's label-restricted script (``train_gt`` in the recordings) is ``sec`` with the argmax
+restricted to the image's labels and background; here any protocol takes ``labels``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from repro.data.images import preprocess_zoomed, zoom_to
+from repro.errors import InputError
+from repro.layers import CRFParams, mean_field
+from repro.models import CaffeNet
+
+FLOOR = 1e-5  # `probs[probs < 0.00001] = 0.00001` in every test script
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One test script: its ``sizes`` (squares) or ``factors``, and what it zooms back."""
+
+    sizes: tuple[int, ...] = ()
+    factors: tuple[float, ...] = ()
+    zooms_probabilities: bool = False
+
+    def zooms(self, height: int, width: int) -> list[tuple[float, float]]:
+        """The zoom factors of height and width at each scale for an image of this size."""
+        if self.sizes:
+            return [(size / height, size / width) for size in self.sizes]
+        return [(factor, factor) for factor in self.factors]
+
+
+PROTOCOLS = {
+    "dsrg_stage1": Protocol(sizes=(241, 321, 401)),
+    "dsrg_final": Protocol(factors=(0.75, 1.0, 1.25)),
+    "sec": Protocol(sizes=(321,), zooms_probabilities=True),
+}
+
+
+@torch.inference_mode()
+def predict_probs(model: CaffeNet, image_rgb: np.ndarray, *, protocol: str) -> torch.Tensor:
+    """Class probabilities at image size, before the floor and the CRF.
+
+    Args:
+        model: in whatever mode; it runs in evaluation mode, on its own device.
+        image_rgb: (H, W, 3) uint8.
+        protocol: a key of ``PROTOCOLS``.
+
+    Returns:
+        (C, H, W) float32 on the model's device.
+
+    Raises:
+        InputError: an unknown protocol, or an image of another type or shape.
+    """
+    if protocol not in PROTOCOLS:
+        raise InputError(f"protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
+    if image_rgb.dtype != np.uint8 or image_rgb.ndim != 3 or image_rgb.shape[2] != 3:
+        raise InputError(f"image: expected uint8 (H, W, 3), found {image_rgb.dtype} {image_rgb.shape}")
+    script = PROTOCOLS[protocol]
+    height, width = image_rgb.shape[:2]
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    try:
+        total: torch.Tensor | None = None
+        for factors in script.zooms(height, width):
+            blob = torch.from_numpy(preprocess_zoomed(image_rgb, factors)[None]).to(device)
+            grid = model(blob)
+            if script.zooms_probabilities:
+                grid = torch.softmax(grid, dim=1)
+            zoomed = zoom_to(grid[0], height, width)
+            total = zoomed if total is None else total + zoomed
+    finally:
+        model.train(was_training)
+    assert total is not None
+    return total if script.zooms_probabilities else torch.softmax(total, dim=0)
+
+
+@torch.inference_mode()
+def predict_mask(
+    model: CaffeNet,
+    image_rgb: np.ndarray,
+    *,
+    protocol: str,
+    crf: bool = True,
+    labels: Sequence[int] | None = None,
+) -> np.ndarray:
+    """Segment one image as the release's test script does.
+
+    Args:
+        model: a segmentation net.
+        image_rgb: (H, W, 3) uint8.
+        protocol: ``dsrg_stage1``, ``dsrg_final`` or ``sec``.
+        crf: run the dense CRF; without it the argmax of the probabilities.
+        labels: class ids of the image; where given, only they and background (0) can win.
+
+    Returns:
+        (H, W) uint8 class indices.
+
+    Raises:
+        InputError: an unknown protocol, an image of another type or shape, a label outside the classes.
+    """
+    probs = predict_probs(model, image_rgb, protocol=protocol).clamp_min(FLOOR)
+    if crf:
+        picture = torch.from_numpy(np.ascontiguousarray(image_rgb)).to(probs.device)
+        probs = mean_field(picture[None], probs.log()[None], CRFParams())[0]
+    if labels is not None:
+        allowed = torch.zeros(len(probs), dtype=torch.bool, device=probs.device)
+        allowed[0] = True
+        for label in labels:
+            if not 0 <= label < len(probs):
+                raise InputError(f"label {label}: expected a class of 0 to {len(probs) - 1}")
+            allowed[label] = True
+        probs = probs.masked_fill(~allowed[:, None, None], -1.0)
+    return probs.argmax(dim=0).to(torch.uint8).cpu().numpy()

@@ -1,0 +1,113 @@
+"""What each stage minimises: the loss layers of the train prototxts, wired as there.
+
+Stage 1, SEC      seed + expand + constrain; the CRF refines the raw scores.
+Stage 1, DSRG     balanced seed on the grown cues + constrain; the CRF refines the probabilities.
+Stage 2           softmax loss against pseudo labels sampled every 8th pixel, void ignored, mean over valid cells.
+
+An objective takes the net and a batch and returns named scalars: the losses by their Caffe layer names, which
+are summed (``loss_weight: 1``), and figures that are only reported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+
+from repro.config import LossConfig
+from repro.layers import (
+    balanced_seed_loss,
+    caffe_softmax,
+    constrain_loss,
+    crf_log,
+    expand_loss,
+    grow_seeds,
+    interp,
+    refine,
+    seed_loss,
+)
+from repro.models import CaffeNet
+
+IGNORE_LABEL = 255
+Batch = dict[str, torch.Tensor]
+
+
+@dataclass
+class Outcome:
+    """One mini-batch's losses (scalars with a graph, summed for the backward pass) and reported figures."""
+
+    losses: dict[str, torch.Tensor]
+    figures: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def total(self) -> torch.Tensor:
+        return torch.stack(list(self.losses.values())).sum()
+
+
+class Objective(Protocol):
+    columns: tuple[str, ...]
+
+    def __call__(self, model: CaffeNet, batch: Batch) -> Outcome: ...
+
+
+class Stage1Objective:
+    """Seed, expand and constrain losses on image-level labels and cues.
+
+    The batch holds ``images`` (N, 3, h, w), ``labels`` (N, C) and ``cues`` (N, C, H, W). The CRF runs once and
+    serves both the constrain loss and the growing; the release computes the same thing twice.
+    """
+
+    def __init__(self, config: LossConfig) -> None:
+        self.config = config
+        names = {"loss-Seed": True, "loss-Expand": config.expand, "loss-Constrain": config.constrain}
+        self.columns = tuple(name for name, used in names.items() if used)
+        if config.cues == "grown":
+            self.columns += ("seeds",)
+
+    def __call__(self, model: CaffeNet, batch: Batch) -> Outcome:
+        config = self.config
+        images, labels, cues = batch["images"], batch["labels"], batch["cues"]
+        scores = model(images)
+        probs = caffe_softmax(scores)
+        crf_input = probs if config.variant == "dsrg" else scores
+        figures = {}
+        if config.constrain or config.cues == "grown":
+            refined = refine(crf_input, images, variant=config.variant)
+            log_result, raised = crf_log(crf_input, images, variant=config.variant, refined=refined)
+            if config.variant == "dsrg":
+                probs = raised  # the CRF layer edits the blob in place: all later layers read it so
+            if config.cues == "grown":
+                cues = grow_seeds(
+                    labels, refined, cues, theta_f=config.theta_f, theta_b=config.theta_b, rule=config.rule
+                )
+                figures["seeds"] = cues.sum()
+        losses = {"loss-Seed": (balanced_seed_loss if config.seed == "balanced" else seed_loss)(probs, cues)}
+        if config.expand:
+            losses["loss-Expand"] = expand_loss(probs, labels)
+        if config.constrain:
+            losses["loss-Constrain"] = constrain_loss(probs, log_result, clip=config.variant == "dsrg")
+        return Outcome(losses, figures)
+
+
+class Stage2Objective:
+    """``SoftmaxWithLoss`` (ignore 255, mean over valid cells) on labels shrunk by ``Interp``, and ``SegAccuracy``.
+
+    The batch holds ``images`` (N, 3, S, S) and ``label`` (N, 1, S, S) float, class ids or 255.
+    """
+
+    columns = ("accuracy",)
+
+    def __init__(self, label_shrink: int) -> None:
+        self.label_shrink = label_shrink
+
+    def __call__(self, model: CaffeNet, batch: Batch) -> Outcome:
+        scores = model(batch["images"])
+        # the shrunk grid falls on whole pixels, so this samples labels and never blends them
+        label = interp(batch["label"], shrink_factor=self.label_shrink)[:, 0].round().long()
+        valid = (label != IGNORE_LABEL).sum()
+        # Caffe divides by max(count, 1): a batch of void alone costs 0, where PyTorch's mean is NaN
+        summed = F.cross_entropy(scores, label, ignore_index=IGNORE_LABEL, reduction="sum")
+        correct = (scores.argmax(dim=1) == label).sum()  # never true at void: no score has that index
+        return Outcome({"loss": summed / valid.clamp_min(1)}, {"accuracy": correct / valid.clamp_min(1)})
