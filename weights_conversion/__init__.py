@@ -1,0 +1,21 @@
+"""Reading and writing Caffe's files, and carrying weights between them and PyTorch models."""
+
+from weights_conversion.caffemodel import CaffeLayer, CaffeModel, read_caffemodel, write_caffemodel
+from weights_conversion.errors import CaffeFileError
+from weights_conversion.mapping import LoadReport, load_caffe_weights, load_weights, save_safetensors
+from weights_conversion.model_layers import CaffeLayerView, HasCaffeBlobs, caffe_layers
+
+__all__ = [
+    "CaffeFileError",
+    "CaffeLayer",
+    "CaffeLayerView",
+    "CaffeModel",
+    "HasCaffeBlobs",
+    "LoadReport",
+    "caffe_layers",
+    "load_caffe_weights",
+    "load_weights",
+    "read_caffemodel",
+    "save_safetensors",
+    "write_caffemodel",
+]

@@ -1,0 +1,246 @@
+"""Caffe's weight files: ``.caffemodel`` in the current and the V1 layout, and ``.caffemodel.h5``."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import h5py
+import numpy as np
+from torch import Tensor, nn
+
+from repro.files import atomic_path
+from weights_conversion import caffe_pb2, hdf5
+from weights_conversion.errors import CaffeFileError
+from weights_conversion.model_layers import CaffeLayerView, caffe_layers, detached
+from weights_conversion.wire import LEN, VARINT, Field, WireFile, blob_parts, length_prefix
+
+# V1LayerParameter.LayerType and what Caffe's upgrade turns it into (upgrade_proto.cpp)
+V1_TYPES = {
+    1: "Accuracy",
+    2: "BNLL",
+    3: "Concat",
+    4: "Convolution",
+    5: "Data",
+    6: "Dropout",
+    7: "EuclideanLoss",
+    8: "Flatten",
+    9: "HDF5Data",
+    10: "HDF5Output",
+    11: "Im2col",
+    12: "ImageData",
+    13: "InfogainLoss",
+    14: "InnerProduct",
+    15: "LRN",
+    16: "MultinomialLogisticLoss",
+    17: "Pooling",
+    18: "ReLU",
+    19: "Sigmoid",
+    20: "Softmax",
+    21: "SoftmaxWithLoss",
+    22: "Split",
+    23: "TanH",
+    24: "WindowData",
+    25: "Eltwise",
+    26: "Power",
+    27: "SigmoidCrossEntropyLoss",
+    28: "HingeLoss",
+    29: "MemoryData",
+    30: "ArgMax",
+    31: "Threshold",
+    32: "DummyData",
+    33: "Slice",
+    34: "MVN",
+    35: "AbsVal",
+    36: "Silence",
+    37: "ContrastiveLoss",
+    38: "Exp",
+    39: "Deconvolution",
+}
+
+# Field numbers. NetParameter:
+_NET_NAME, _NET_V1_LAYERS, _NET_LAYER = 1, 2, 100
+# LayerParameter: name, type, bottom, top; blobs. V1LayerParameter: bottom, top, name, type; blobs.
+_HEADER, _BLOBS = {1, 2, 3, 4}, 7
+_V1_HEADER, _V1_BLOBS = {2, 3, 4, 5}, 6
+_V0_LAYER = 1  # of V1LayerParameter: the layout before V1
+
+
+@dataclass(frozen=True, eq=False)
+class CaffeLayer:
+    """One layer of a weight file.
+
+    ``blobs`` are float32 arrays in Caffe's order (weight, bias, …), in the file's shapes. ``legacy[i]`` says
+    that blob i has the old shape (num, channels, height, width), where a bias of n is 1×1×1×n and an
+    inner product's weight 1×1×n×k. ``type`` is the current name also for V1 files; HDF5 files hold no types,
+    bottoms and tops.
+    """
+
+    name: str
+    type: str
+    bottoms: tuple[str, ...] = ()
+    tops: tuple[str, ...] = ()
+    blobs: tuple[np.ndarray, ...] = ()
+    legacy: tuple[bool, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class CaffeModel:
+    """A weight file: the net's name ("" in HDF5 files) and its layers by name, in the file's order."""
+
+    name: str
+    layers: dict[str, CaffeLayer]
+
+
+def read_caffemodel(path: str | os.PathLike[str]) -> CaffeModel:
+    """Read a weight file of Caffe; its form is told from its first bytes, not from its name.
+
+    Layers without blobs are kept. Of several layers of one name (Caffe allows them for different phases)
+    the one with blobs is kept. Values stored as doubles become float32.
+
+    Raises ``CaffeFileError`` (a ``ValueError``) if the file cannot be opened, is damaged, is of another
+    kind, has no layers, or has two layers with blobs under one name.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            head = file.read(512)
+            if not head.startswith(hdf5.MAGIC):
+                return _read_binary(WireFile(file, path), head)
+    except OSError as error:
+        raise CaffeFileError(f"{os.fspath(path)}: {error.strerror or error}") from error
+    return _read_hdf5(path)
+
+
+def _read_binary(file: WireFile, head: bytes) -> CaffeModel:
+    if file.size == 0:
+        raise file.error("", "an empty file")
+    if _is_text(head):
+        raise file.error("", "a text file, not a binary .caffemodel")
+    name = ""
+    layers: dict[str, CaffeLayer] = {}
+    layout = None
+    number = 0
+    for field in file.fields(0, file.size, ""):
+        if field.number == _NET_NAME:
+            file.expect(field, LEN, "")
+            name = file.text(file.header(caffe_pb2.NetParameter, [field], "").name, "")
+        elif field.number in (_NET_LAYER, _NET_V1_LAYERS):
+            if layout not in (None, field.number):
+                raise file.error("", f"both V1 and current layers, at byte {field.tag_at}")
+            layout = field.number
+            number += 1
+            layer = _read_layer(file, field, f"layer number {number} (at byte {field.tag_at})")
+            _add_layer(layers, layer, file)
+    if not layers:
+        raise file.error("", "no layers: not a .caffemodel")
+    return CaffeModel(name, layers)
+
+
+def _read_layer(file: WireFile, field: Field, what: str) -> CaffeLayer:
+    file.expect(field, LEN, what)
+    v1 = field.number == _NET_V1_LAYERS
+    header_numbers, blobs_number = (_V1_HEADER, _V1_BLOBS) if v1 else (_HEADER, _BLOBS)
+    header, blob_fields = [], []
+    for part in file.fields(field.start, field.stop, what):
+        if part.number == blobs_number:
+            blob_fields.append(part)
+        elif part.number in header_numbers:
+            file.expect(part, VARINT if v1 and part.number == 5 else LEN, what)
+            header.append(part)
+        elif v1 and part.number == _V0_LAYER:
+            raise file.error(
+                what, "a layer in the V0 layout; upgrade the file with Caffe's upgrade_net_proto_binary"
+            )
+    message: caffe_pb2.LayerParameter | caffe_pb2.V1LayerParameter
+    if v1:
+        message = file.header(caffe_pb2.V1LayerParameter, header, what)
+        type_ = V1_TYPES.get(message.type, f"V1LayerType{message.type}" if message.type else "")
+    else:
+        message = file.header(caffe_pb2.LayerParameter, header, what)
+        type_ = file.text(message.type, what)
+    name = file.text(message.name, what)
+    if blob_fields and not name:
+        raise file.error(what, "blobs but no name")
+    bottoms = tuple(file.text(bottom, what) for bottom in message.bottom)
+    tops = tuple(file.text(top, what) for top in message.top)
+    blobs = [
+        file.blob(part, f"layer {name!r} blob {index} (at byte {part.tag_at})")
+        for index, part in enumerate(blob_fields)
+    ]
+    values, legacy = tuple(blob.values for blob in blobs), tuple(blob.legacy for blob in blobs)
+    return CaffeLayer(name, type_, bottoms, tops, values, legacy)
+
+
+def _add_layer(layers: dict[str, CaffeLayer], layer: CaffeLayer, file: WireFile) -> None:
+    known = layers.get(layer.name)
+    if known is None or not known.blobs:
+        layers[layer.name] = layer
+    elif layer.blobs:
+        raise file.error(f"layer {layer.name!r}", "occurs twice with blobs")
+
+
+def _is_text(head: bytes) -> bool:
+    return all(byte >= 32 or byte in b"\t\n\r\f" for byte in head)
+
+
+def _read_hdf5(path: str | os.PathLike[str]) -> CaffeModel:
+    layers = {}
+    with hdf5.open_hdf5(path) as file:
+        for name in file.groups("/data"):
+            blobs = tuple(file.blobs(f"/data/{name}"))
+            layers[name] = CaffeLayer(name, "", blobs=blobs, legacy=(False,) * len(blobs))
+        if not layers:
+            raise file.error("/data", "no layers")
+    return CaffeModel("", layers)
+
+
+def write_caffemodel(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write the weights of ``model`` for Caffe, float32, in the current layout, or as HDF5 if ``path`` ends in .h5.
+
+    Layers, their names, types and blobs are those of ``caffe_layers(model)``. The file appears whole or not
+    at all. Raises ``ValueError`` for a layer name that HDF5 cannot hold.
+    """
+    views = caffe_layers(model)
+    if not views:
+        raise ValueError(f"{type(model).__name__} has no layers with blobs to write")
+    with atomic_path(path) as temporary:
+        if temporary.suffix == ".h5":
+            _write_hdf5(views, temporary)
+        else:
+            with temporary.open("wb") as file:
+                _write_binary(type(model).__name__, views, file)
+
+
+def _write_binary(net_name: str, views: dict[str, CaffeLayerView], file: BinaryIO) -> None:
+    # Lengths come first on the wire; the floats go out from where they are, one layer at a time.
+    file.write(caffe_pb2.NetParameter(name=net_name.encode()).SerializeToString())
+    for name, view in views.items():
+        message = caffe_pb2.LayerParameter(name=name.encode(), type=view.type.encode())
+        header = message.SerializeToString()
+        blobs = [blob_parts(_float32(tensor)) for tensor in view.tensors.values()]
+        prefixes = [length_prefix(_BLOBS, len(head) + values.nbytes) for head, values in blobs]
+        length = len(header) + sum(
+            len(prefix) + len(head) + values.nbytes
+            for prefix, (head, values) in zip(prefixes, blobs, strict=True)
+        )
+        file.write(length_prefix(_NET_LAYER, length) + header)
+        for prefix, (head, values) in zip(prefixes, blobs, strict=True):
+            file.write(prefix + head)
+            file.write(values.data)
+
+
+def _write_hdf5(views: dict[str, CaffeLayerView], path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        for name, view in views.items():
+            if "/" in name or name in ("", "."):
+                raise ValueError(f"layer name {name!r} cannot be written as HDF5")
+            group = data.create_group(name)
+            for index, tensor in enumerate(view.tensors.values()):
+                group.create_dataset(str(index), data=_float32(tensor))
+
+
+def _float32(tensor: Tensor) -> np.ndarray:
+    return detached(tensor).float().numpy()

@@ -1,0 +1,113 @@
+"""The HDF5 forms of weights and solver states: opened with care, since HDF5 can point outside its file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import h5py
+import numpy as np
+
+from weights_conversion.errors import CaffeFileError
+from weights_conversion.wire import MAX_AXES
+
+MAGIC = b"\x89HDF\r\n\x1a\n"
+
+# Caffe writes plain datasets, whose values take up as much of the file as in memory. Compression, one
+# dataset linked many times and fill values can claim any amount: beyond this they are refused.
+_MOST_TIMES_FILE_SIZE = 4
+
+
+class HDF5Reader:
+    """An open file; every method raises ``CaffeFileError`` on what it cannot accept."""
+
+    def __init__(self, file: h5py.File, path: str | os.PathLike[str]) -> None:
+        self._file = file
+        self.path = os.fspath(path)
+        self._left = _MOST_TIMES_FILE_SIZE * os.path.getsize(path)
+
+    def error(self, where: str, reason: str) -> CaffeFileError:
+        return CaffeFileError(f"{self.path}: {where}: {reason}")
+
+    def groups(self, where: str) -> list[str]:
+        """Names in a group that must hold groups only."""
+        names = self._names(where)
+        for name in names:
+            self._member(where, name, h5py.Group)
+        return names
+
+    def blobs(self, where: str) -> list[np.ndarray]:
+        """The datasets "0", "1", … of a group, in this order, as float32."""
+        names = self._names(where)
+        expected = [str(index) for index in range(len(names))]
+        if set(names) != set(expected):
+            raise self.error(where, f"its datasets are {sorted(names)[:8]}, expected 0 to {len(names) - 1}")
+        return [self._array(where, name) for name in expected]
+
+    def integer(self, name: str) -> int:
+        dataset = self._dataset("/", name)
+        if dataset.shape not in ((), (1,)) or dataset.dtype.kind not in "iu":
+            raise self.error(f"/{name}", f"{dataset.dtype} of shape {dataset.shape}, expected one integer")
+        return int(np.ravel(dataset[()])[0])
+
+    def text(self, name: str) -> str:
+        dataset = self._dataset("/", name)
+        if dataset.shape not in ((), (1,)) or h5py.check_string_dtype(dataset.dtype) is None:
+            raise self.error(f"/{name}", f"{dataset.dtype} of shape {dataset.shape}, expected one string")
+        if dataset.dtype.itemsize > self._left:
+            raise self.error(f"/{name}", f"a string of {dataset.dtype.itemsize} bytes is more than the file")
+        value = dataset[()] if dataset.shape == () else dataset[0]
+        return value.decode("utf-8")
+
+    def _names(self, where: str) -> list[str]:
+        parent, _, name = where.rpartition("/")
+        return list(self._member(parent or "/", name, h5py.Group))
+
+    def _member(self, where: str, name: str, kind: type) -> h5py.Group | h5py.Dataset:
+        group = self._file[where]
+        link = group.get(name, getlink=True)
+        full = f"{where.rstrip('/')}/{name}"
+        if link is None:
+            raise self.error(full, "missing")
+        if not isinstance(link, h5py.HardLink):
+            raise self.error(full, f"is a {type(link).__name__}, refused: it may lead out of the file")
+        member = group[name]
+        if not isinstance(member, kind):
+            raise self.error(full, f"is a {type(member).__name__}, expected a {kind.__name__}")
+        return member
+
+    def _dataset(self, where: str, name: str) -> h5py.Dataset:
+        dataset = self._member(where, name, h5py.Dataset)
+        if dataset.is_virtual or dataset.external:
+            raise self.error(f"{where.rstrip('/')}/{name}", "keeps its values in another file, refused")
+        return dataset
+
+    def _array(self, where: str, name: str) -> np.ndarray:
+        dataset = self._dataset(where, name)
+        full = f"{where}/{name}"
+        if dataset.shape is None or dataset.dtype.kind != "f" or dataset.dtype.itemsize not in (4, 8):
+            raise self.error(full, f"{dataset.dtype} of shape {dataset.shape}, expected float32 or float64")
+        if dataset.ndim > MAX_AXES:
+            raise self.error(full, f"{dataset.ndim} axes, at most {MAX_AXES}")
+        self._left -= dataset.nbytes
+        stored = dataset.id.get_storage_size()
+        if self._left < 0 or (dataset.nbytes and not stored):
+            raise self.error(full, f"shape {dataset.shape} claims more values than the file can hold")
+        if dataset.id.get_create_plist().get_nfilters() == 0 and stored < dataset.nbytes:
+            raise self.error(full, f"shape {dataset.shape}, but only {stored} bytes are stored")
+        with np.errstate(over="ignore"):  # a double beyond float32 becomes inf, as in Caffe
+            return np.asarray(dataset[()], dtype=np.float32)
+
+
+@contextmanager
+def open_hdf5(path: str | os.PathLike[str]) -> Iterator[HDF5Reader]:
+    """Open an HDF5 file for reading; whatever the library raises inside comes out as ``CaffeFileError``."""
+    try:
+        with h5py.File(path, "r") as file:
+            yield HDF5Reader(file, path)
+    except CaffeFileError:
+        raise
+    except Exception as error:  # on a damaged file h5py raises OSError, RuntimeError, KeyError, ValueError, …
+        reason = " ".join(str(error).split())
+        raise CaffeFileError(f"{os.fspath(path)}: damaged HDF5 file: {reason}") from error

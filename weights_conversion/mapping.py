@@ -1,0 +1,186 @@
+"""From a weight file into a PyTorch model and back, by Caffe layer name."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from repro.files import atomic_path
+from weights_conversion.caffemodel import read_caffemodel
+from weights_conversion.errors import CaffeFileError
+from weights_conversion.model_layers import CaffeLayerView, caffe_layers, detached
+
+# The ASPP layers that the releases' vgg16_20M_mc holds once a branch and vgg16_20M, its source, once.
+_BRANCH = re.compile(r"(fc6|fc7)_[1-4]")
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a load did, as layer names: ``loaded`` and ``missing`` (in the model, not in the file: they keep
+    their values) in the model's order, ``unused`` (with blobs in the file, not in the model: ignored) in the
+    file's. ``spread`` maps each layer that was filled from one of another name to that name; such layers are
+    in ``loaded`` too.
+    """
+
+    path: str
+    loaded: list[str]
+    missing: list[str]
+    unused: list[str]
+    spread: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        parts = [f"{self.path}: loaded {len(self.loaded)} of {len(self.loaded) + len(self.missing)} layers"]
+        if self.spread:
+            parts.append("spread " + ", ".join(f"{source} -> {name}" for name, source in self.spread.items()))
+        if self.missing:
+            parts.append("not in the file, kept as they were: " + ", ".join(self.missing))
+        if self.unused:
+            parts.append("not in the model, ignored: " + ", ".join(self.unused))
+        return "; ".join(parts)
+
+
+class _FileBlob(NamedTuple):
+    values: Tensor
+    legacy: bool  # the shape is the old fixed one of four axes
+
+
+# The layers of a file that have blobs; a layer's blobs are keyed by name (safetensors) or "0", "1", … (Caffe).
+_FileLayers = dict[str, dict[str, _FileBlob]]
+
+
+def load_caffe_weights(
+    model: nn.Module, path: str | os.PathLike[str], *, spread_branches: bool = False
+) -> LoadReport:
+    """Copy a ``.caffemodel`` or ``.caffemodel.h5`` into ``model`` as Caffe's CopyTrainedLayersFrom does.
+
+    Layers correspond by name. Layers that only one side has are left alone and reported. Every blob's shape
+    must be equal; a blob with an old four-axis shape may lack the model's leading axes where the file says 1.
+    With ``spread_branches`` a file's single fc6 and fc7 (LargeFOV) also fill those of the model's
+    fc6_1 … fc6_4 and fc7_1 … fc7_4 that the file does not have, as in the DSRG release's ``vgg16_20M_mc``.
+
+    Raises ``CaffeFileError`` (a ``ValueError``) for a file that ``read_caffemodel`` refuses, or where number
+    or shape of a layer's blobs differ; the model is then as it was.
+    """
+    layers: _FileLayers = {}
+    for name, layer in read_caffemodel(path).layers.items():
+        pairs = zip(layer.blobs, layer.legacy, strict=True)
+        blobs = {str(i): _FileBlob(torch.from_numpy(blob), legacy) for i, (blob, legacy) in enumerate(pairs)}
+        layers[name] = blobs
+    return _copy(
+        model, path, layers, spread_branches, lambda view: [str(i) for i in range(len(view.tensors))]
+    )
+
+
+def load_weights(
+    model: nn.Module, path: str | os.PathLike[str], *, spread_branches: bool = False
+) -> LoadReport:
+    """Copy any weight file into ``model``: ``.safetensors`` (keys ``conv1_1.weight``, …) or a file of Caffe's.
+
+    The rules, the report and the errors are those of ``load_caffe_weights``. A file whose name does not end
+    in ``.safetensors`` is read as Caffe's, in the form that its first bytes say.
+    """
+    if Path(path).suffix != ".safetensors":
+        return load_caffe_weights(model, path, spread_branches=spread_branches)
+    return _copy(model, path, _read_safetensors(path), spread_branches, lambda view: list(view.tensors))
+
+
+def _read_safetensors(path: str | os.PathLike[str]) -> _FileLayers:
+    layers: _FileLayers = {}
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 - a handle, not a dict
+                layer, _, blob = key.rpartition(".")
+                layers.setdefault(layer, {})[blob] = _FileBlob(file.get_tensor(key), legacy=False)
+    except OSError as error:
+        raise CaffeFileError(f"{os.fspath(path)}: {error.strerror or error}") from error
+    except safetensors.SafetensorError as error:
+        reason = " ".join(str(error).split())
+        raise CaffeFileError(f"{os.fspath(path)}: damaged safetensors file: {reason}") from error
+    if not layers:
+        raise CaffeFileError(f"{os.fspath(path)}: no tensors")
+    return layers
+
+
+def _copy(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    layers: _FileLayers,
+    spread_branches: bool,
+    keys: Callable[[CaffeLayerView], list[str]],
+) -> LoadReport:
+    """Check everything, then copy everything; ``keys`` are those that a layer's blobs have in the file."""
+    views = caffe_layers(model)
+    sources: dict[str, str] = {}
+    for name in views:
+        branch = _BRANCH.fullmatch(name) if spread_branches else None
+        if name in layers:
+            sources[name] = name
+        elif branch and branch[1] in layers:
+            sources[name] = branch[1]
+
+    copies: list[tuple[Tensor, Tensor]] = []
+    for name, source in sources.items():
+        blobs, tensors = layers[source], views[name].tensors
+        what = f"{os.fspath(path)}: layer {source!r}" + (f" for {name!r}" if source != name else "")
+        expected = keys(views[name])
+        if set(blobs) != set(expected):
+            raise CaffeFileError(
+                f"{what}: {len(blobs)} blobs in the file ({', '.join(sorted(blobs)) or 'none'}), "
+                f"{len(expected)} in the model ({', '.join(tensors)})"
+            )
+        for key, (label, tensor) in zip(expected, tensors.items(), strict=True):
+            blob = blobs[key]
+            if not _same_shape(tuple(blob.values.shape), tuple(tensor.shape), blob.legacy):
+                raise CaffeFileError(
+                    f"{what}, blob {key!r} ({label}): shape {tuple(blob.values.shape)} in the file, "
+                    f"expected {tuple(tensor.shape)}"
+                )
+            if not blob.values.is_floating_point():
+                raise CaffeFileError(f"{what}, blob {key!r}: {blob.values.dtype}, expected floating point")
+            copies.append((tensor, blob.values.reshape(tensor.shape)))
+
+    with torch.no_grad():
+        for tensor, values in copies:
+            tensor.copy_(values)
+    used = set(sources.values())
+    return LoadReport(
+        path=os.fspath(path),
+        loaded=list(sources),
+        missing=[name for name in views if name not in sources],
+        unused=[name for name, blobs in layers.items() if blobs and name not in used],
+        spread={name: source for name, source in sources.items() if name != source},
+    )
+
+
+def _same_shape(in_file: tuple[int, ...], in_model: tuple[int, ...], legacy: bool) -> bool:
+    """Caffe's Blob::ShapeEquals: old shapes are compared with the model's, filled up to four axes with 1."""
+    if legacy and len(in_model) <= 4:
+        return in_file == (1,) * (4 - len(in_model)) + in_model
+    return in_file == in_model
+
+
+def save_safetensors(
+    model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write the weights of ``model`` as safetensors, keys ``<Caffe layer>.<weight, bias, …>``, whole or not at all.
+
+    Values keep their dtype. ``metadata`` goes into the file's header; raises ``TypeError`` if it is not all strings.
+    """
+    if metadata and not all(isinstance(text, str) for pair in metadata.items() for text in pair):
+        raise TypeError("the metadata of a safetensors file must be strings")
+    tensors = {
+        f"{layer}.{name}": detached(tensor)
+        for layer, view in caffe_layers(model).items()
+        for name, tensor in view.tensors.items()
+    }
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata=dict(metadata) if metadata else None)
