@@ -1,6 +1,7 @@
 """Images, masks, cues and the data layers of both training stages."""
 
 from repro.data.cues import CueFile, convert_cues, write_cues
+from repro.data.datasets import ImageData, ImageSegData
 from repro.data.images import (
     MEAN_BGR,
     preprocess_zoomed,
@@ -11,6 +12,7 @@ from repro.data.images import (
     zoom_linear,
     zoom_to,
 )
+from repro.data.sampler import CaffeBatchSampler, DataLayer, item_rng, make_loader
 from repro.data.voc import (
     CLASS_NAMES,
     VOID,
@@ -27,10 +29,16 @@ __all__ = [
     "CLASS_NAMES",
     "MEAN_BGR",
     "VOID",
+    "CaffeBatchSampler",
     "CueFile",
+    "DataLayer",
+    "ImageData",
+    "ImageSegData",
     "VocLayout",
     "colour_palette",
     "convert_cues",
+    "item_rng",
+    "make_loader",
     "preprocess_zoomed",
     "read_id_list",
     "read_image_bgr",

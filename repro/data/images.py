@@ -227,9 +227,10 @@ def _scipy_taps(size_in: int, size_out: int) -> tuple[tuple[torch.Tensor, torch.
     step = (size_in - 1) / (size_out - 1) if size_out > 1 else 1.0
     place = np.arange(size_out) * step
     low = np.floor(place).astype(np.int64)
-    upper = place - low
-    lower = 1.0 - upper
-    lower[place > size_in - 1] = upper[place > size_in - 1] = 0.0  # outside: mode='constant', cval=0
+    lower = 1.0 - (place - low)
+    upper = 1.0 - lower  # not place − low: SciPy rounds twice here
+    outside = place > size_in - 1
+    lower[outside] = upper[outside] = 0.0  # mode='constant', cval=0
     last = size_in - 1
     return (
         (torch.from_numpy(low.clip(max=last)), torch.from_numpy(lower)),

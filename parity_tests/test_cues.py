@@ -1,0 +1,454 @@
+"""Cue files: the SEC authors' pickle, our HDF5, what both give the layers, and files that must be refused."""
+
+from __future__ import annotations
+
+import collections
+import gzip
+import os
+import pickle
+import time
+
+import h5py
+import numpy as np
+import pytest
+
+from repro.data import cues as cues_module
+from repro.data.cues import CueFile, convert_cues, write_cues
+from repro.errors import InputError
+
+ENTRIES = {
+    3: ([5, 8], [[0, 5, 5, 8], [0, 40, 1, 2], [0, 40, 1, 3]]),
+    12: ([20], [[20], [7], [9]]),
+    7: ([1], np.zeros((3, 0), np.int64)),
+}
+SUFFIXES = [".pickle", ".pkl", ".pickle.gz", ".pkl.gz", ".h5", ".hdf5"]
+
+
+def in_the_originals_layout(entries) -> dict:
+    content = {f"{index}_labels": np.array(labels) for index, (labels, _) in entries.items()}
+    return content | {f"{index}_cues": np.array(cues) for index, (_, cues) in entries.items()}
+
+
+def dump(path, content, protocol=2):
+    data = pickle.dumps(content, protocol=protocol)
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+def python2_pickle() -> bytes:
+    """{'3_labels': array([5, 8])} and its cues as Python 2 writes them: the array's bytes are a str."""
+
+    def array(values) -> bytes:
+        raw = np.asarray(values, "<i8").tobytes()
+        shape = b"".join(b"K" + bytes([n]) for n in np.shape(values))
+        return (
+            b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR(K\x01("
+            + shape
+            + b"tcnumpy\ndtype\n(U\x02i8K\x00K\x01tR(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T"
+            + len(raw).to_bytes(4, "little")
+            + raw
+            + b"tb"
+        )
+
+    labels, cues = ENTRIES[3]
+    return b"\x80\x02}(U\x083_labels" + array(labels) + b"U\x063_cues" + array(cues) + b"u."
+
+
+@pytest.fixture(params=SUFFIXES)
+def cue_file(request, tmp_path):
+    """A file of ENTRIES of every kind."""
+    path = tmp_path / f"cues{request.param}"
+    if request.param in (".h5", ".hdf5"):
+        write_cues(path, ENTRIES)
+        return path
+    return dump(path, in_the_originals_layout(ENTRIES))
+
+
+# --- what is read -------------------------------------------------------------------------------------------
+
+
+def test_entries_come_back(cue_file):
+    file = CueFile.open(cue_file)
+    assert len(file) == 3
+    assert file.indices.tolist() == [3, 7, 12]
+    for index, (labels, cues) in ENTRIES.items():
+        assert file.labels(index).tolist() == list(labels)
+        np.testing.assert_array_equal(file.cues(index), cues)
+        assert file.cues(index).shape[0] == 3
+        assert np.issubdtype(file.cues(index).dtype, np.integer)
+
+
+def test_blobs(cue_file):
+    file = CueFile.open(cue_file)
+    labels, cues = file.labels_blob(3, 21, background=False), file.cues_blob(3, 21, 41, 41)
+    assert (labels.dtype, labels.shape, cues.dtype, cues.shape) == (
+        np.float32,
+        (21,),
+        np.float32,
+        (21, 41, 41),
+    )
+    assert np.flatnonzero(labels).tolist() == [5, 8]
+    assert np.flatnonzero(file.labels_blob(3, 21, background=True)).tolist() == [0, 5, 8]
+    assert np.argwhere(cues).tolist() == [[0, 0, 0], [5, 1, 1], [5, 40, 40], [8, 2, 3]]
+    assert set(np.unique(cues)) == {0, 1}
+    assert not file.cues_blob(7, 21, 41, 41).any()
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_every_pickle_protocol(tmp_path, protocol):
+    content = in_the_originals_layout(ENTRIES)
+    content["7_labels"] = [np.int64(1)]  # a list of NumPy scalars, and an array in Fortran order
+    content["3_cues"] = np.asfortranarray(content["3_cues"].astype(">i4"))
+    file = CueFile.open(dump(tmp_path / "cues.pickle", content, protocol))
+    for index, (labels, cues) in ENTRIES.items():
+        assert file.labels(index).tolist() == list(labels)
+        np.testing.assert_array_equal(file.cues(index), cues)
+
+
+def test_python_2_pickle(tmp_path):
+    path = tmp_path / "cues.pickle"
+    path.write_bytes(python2_pickle())
+    assert pickle.loads(python2_pickle(), encoding="latin1")["3_labels"].tolist() == [5, 8]
+    np.testing.assert_array_equal(CueFile.open(path).cues(3), ENTRIES[3][1])
+
+
+def test_recorded_cues_give_the_recorded_blob(golden):
+    recorded = golden("stage1")
+    inputs = {name: recorded["inputs"][name][()] for name in recorded["inputs"]}
+    file = CueFile.from_entries(
+        "stage1.h5", {i: (inputs[f"labels_{i}"], inputs[f"cues_{i}"]) for i in range(6)}
+    )
+    for i, want in enumerate(recorded["iteration1/cues"][()]):
+        np.testing.assert_array_equal(file.cues_blob(i, 21, 41, 41), want)
+
+
+def test_the_sec_authors_file(voc_sample, tmp_path):
+    source, converted = voc_sample / "localization_cues.pickle.gz", tmp_path / "cues.h5"
+    began = time.perf_counter()
+    original = CueFile.open(source)
+    assert time.perf_counter() - began < 10
+    assert len(original) == 10582
+    assert original.indices.tolist() == list(range(10582))
+    for index in original.indices:
+        original.check(index, 21, 41, 41)
+
+    convert_cues(source, converted)
+    assert converted.stat().st_size < source.stat().st_size
+    began = time.perf_counter()
+    file = CueFile.open(converted)
+    assert time.perf_counter() - began < 1
+    for name in ("indices", "label_offsets", "flat_labels", "cue_offsets", "flat_cues"):
+        np.testing.assert_array_equal(getattr(file, name), getattr(original, name))
+
+    with gzip.open(source) as stream:  # the sample's checksum is known, so this one may be trusted
+        trusted = pickle.load(stream, encoding="latin1")
+    for index in range(0, 10582, 100):
+        np.testing.assert_array_equal(file.labels(index), trusted[f"{index}_labels"])
+        np.testing.assert_array_equal(file.cues(index), trusted[f"{index}_cues"])
+
+
+def test_written_pickle_is_the_originals_layout(tmp_path):
+    write_cues(tmp_path / "cues.pickle", ENTRIES)
+    content = pickle.loads((tmp_path / "cues.pickle").read_bytes())
+    assert sorted(content) == sorted(in_the_originals_layout(ENTRIES))
+    assert content["3_cues"].shape == (3, 4)
+    assert content["7_cues"].shape == (3, 0)
+
+
+def test_converting_replaces_and_keeps_the_old_file_on_failure(tmp_path):
+    source, target = dump(tmp_path / "cues.pickle", in_the_originals_layout(ENTRIES)), tmp_path / "cues.h5"
+    convert_cues(source, target)
+    before = target.read_bytes()
+    source.write_bytes(b"rubbish")
+    with pytest.raises(InputError):
+        convert_cues(source, target)
+    assert target.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cues.h5", "cues.pickle"]
+
+
+def test_an_open_cue_file_can_be_pickled(cue_file):
+    """As for a DataLoader worker that is spawned."""
+    file = pickle.loads(pickle.dumps(CueFile.open(cue_file)))
+    np.testing.assert_array_equal(file.cues(3), ENTRIES[3][1])
+
+
+def test_an_empty_file_has_no_entry(tmp_path):
+    for path in (tmp_path / "cues.pickle", tmp_path / "cues.h5"):
+        write_cues(path, {})
+        file = CueFile.open(path)
+        assert len(file) == 0
+        with pytest.raises(InputError, match="no entry for image index 0"):
+            file.labels(0)
+
+
+# --- entries that must be refused ---------------------------------------------------------------------------
+
+GOOD_LABELS, GOOD_CUES = [5], [[5], [1], [2]]
+
+
+@pytest.mark.parametrize("kind", [".pickle", ".h5"])
+@pytest.mark.parametrize(
+    ("labels", "cues", "reason"),
+    [
+        ([], GOOD_CUES, "labels without any present class"),
+        ([0], GOOD_CUES, "label 0, classes 1 to 20"),
+        ([21], GOOD_CUES, "label 21, classes 1 to 20"),
+        (GOOD_LABELS, [[21], [1], [2]], r"\(21, 1, 2\), classes below 21 on a 41x41 grid"),
+        (GOOD_LABELS, [[5, 5], [1, 41], [2, 2]], r"\(5, 41, 2\)"),
+        (GOOD_LABELS, [[5], [1], [41]], r"\(5, 1, 41\)"),
+    ],
+)
+def test_entries_that_do_not_fit_the_layer(tmp_path, kind, labels, cues, reason):
+    path = tmp_path / f"cues{kind}"
+    write_cues(path, {4: (np.array(labels, np.int64), cues)})
+    file = CueFile.open(path)
+    with pytest.raises(InputError, match=reason) as caught:
+        file.check(4, 21, 41, 41)
+    assert str(path) in str(caught.value)
+    assert "index 4" in str(caught.value)
+    with pytest.raises(InputError, match=reason):
+        file.labels_blob(4, 21, background=True), file.cues_blob(4, 21, 41, 41)
+
+
+@pytest.mark.parametrize("call", ["labels", "cues", "check", "labels_blob", "cues_blob"])
+@pytest.mark.parametrize("index", [-1, 4, 13])
+def test_unknown_index(cue_file, call, index):
+    file = CueFile.open(cue_file)
+    arguments = {"check": (21, 41, 41), "labels_blob": (21, True), "cues_blob": (21, 41, 41)}.get(call, ())
+    with pytest.raises(InputError, match=rf"no entry for image index {index}\b.*3 to 12") as caught:
+        getattr(file, call)(index, *arguments)
+    assert str(cue_file) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "cues", "reason"),
+    [
+        (5, GOOD_CUES, "is a int"),
+        (np.int64(5), GOOD_CUES, "is a int"),
+        ("5", GOOD_CUES, "is a str"),
+        ([[5]], GOOD_CUES, r"labels of index 4: shape \(1, 1\), \(L,\)"),
+        ([5.0], GOOD_CUES, "labels of index 4: float64, integers"),
+        (np.array([5.0]), GOOD_CUES, "labels of index 4: float64, integers"),
+        (["cat"], GOOD_CUES, "labels of index 4: .*integers"),
+        ([5, [5]], GOOD_CUES, "labels of index 4: nested lists"),
+        (GOOD_LABELS, np.zeros((2, 4), int), r"cues of index 4: shape \(2, 4\), \(3, K\)"),
+        (GOOD_LABELS, np.zeros((4, 3), int), r"cues of index 4: shape \(4, 3\)"),
+        (GOOD_LABELS, np.zeros(3, int), r"cues of index 4: shape \(3,\)"),
+        (GOOD_LABELS, np.zeros((3, 0, 1), int), r"cues of index 4: shape \(3, 0, 1\)"),
+        (GOOD_LABELS, np.zeros((3, 4), bool), "cues of index 4: bool, integers"),
+        (GOOD_LABELS, np.array([[5], [-1], [2]]), "cues of index 4: values -1 to 5"),
+        (GOOD_LABELS, np.array([[5], [1], [2**40]]), "cues of index 4: values 1 to 1099511627776"),
+        (GOOD_LABELS, [np.array([5]), np.array([1]), np.array([2])], "cues of index 4: object, integers"),
+    ],
+)
+def test_entries_that_are_no_cues(tmp_path, labels, cues, reason):
+    path = dump(tmp_path / "cues.pickle", {"4_labels": labels, "4_cues": cues})
+    with pytest.raises(InputError, match=reason) as caught:
+        CueFile.open(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ([1, 2], "holds a list"),
+        (np.arange(3), "holds a _?[aA]rray"),
+        ({"4_labels": [5]}, "index 4 has only one"),
+        ({"4_cues": np.zeros((3, 1), int)}, "index 4 has only one"),
+        ({"x_labels": [5]}, "key 'x_labels'"),
+        ({"4_boxes": [5]}, "key '4_boxes'"),
+        ({4: [5]}, "key '4'"),
+    ],
+)
+def test_contents_that_are_no_cue_file(tmp_path, content, reason):
+    path = dump(tmp_path / "cues.pickle", content)
+    with pytest.raises(InputError, match=reason) as caught:
+        CueFile.open(path)
+    assert str(path) in str(caught.value)
+
+
+# --- files that must be refused -----------------------------------------------------------------------------
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch evil",)
+
+
+class EvilArray(np.ndarray):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (Evil(), "system"),
+        ({"4_labels": Evil()}, "system"),
+        (np.memmap, "numpy.memmap"),
+        (eval, "builtins.eval|__builtin__.eval"),
+        (collections.OrderedDict(a=1), "collections.OrderedDict"),
+        (np.array([1]).view(EvilArray), "EvilArray"),
+        (np.random.default_rng(0), "numpy.random"),
+    ],
+    ids=["call", "nested", "class", "builtin", "ordered", "subclass", "generator"],
+)
+def test_a_pickle_imports_nothing_else(tmp_path, monkeypatch, content, named):
+    monkeypatch.chdir(tmp_path)
+    path = dump(tmp_path / "cues.pickle", content)
+    with pytest.raises(InputError, match=rf"the pickle imports \S*({named})") as caught:
+        CueFile.open(path)
+    assert str(path) in str(caught.value)
+    assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [np.array([object()]), np.array([(1, 2)], "i4,i4"), np.array(["cat"]), np.array(["2007-01-01"], "M8[D]")],
+    ids=["object", "structured", "text", "date"],
+)
+def test_arrays_of_other_than_numbers_are_refused(tmp_path, content):
+    path = dump(tmp_path / "cues.pickle", {"4_labels": content, "4_cues": np.zeros((3, 1), int)})
+    with pytest.raises(InputError, match=r"damaged pickle|imports"):
+        CueFile.open(path)
+
+
+PLAIN = pickle.dumps(in_the_originals_layout(ENTRIES), protocol=2)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "data", "reason"),
+    [
+        (".pickle", b"", "damaged pickle"),
+        (".pickle", b"not a pickle", "damaged pickle"),
+        (".pickle", PLAIN[:-20], "damaged pickle"),
+        (".pickle", PLAIN.replace(b"i8", b"O8"), "damaged pickle .dtype"),
+        (
+            ".pickle",
+            b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x03\x00\x00\x00hex\x86R.",
+            "bytes in 'hex'",
+        ),
+        (".pickle", b"\x80\x02}(K\x01K\x02u" + b"(" * 10, "damaged pickle"),
+        (".pickle", b"\x80\x04\x8e" + (2**62).to_bytes(8, "little") + b"abc.", "damaged pickle"),
+        (".pickle.gz", PLAIN, "cannot be read"),
+        (".pickle.gz", gzip.compress(PLAIN)[:-30], "cannot be read"),
+        (".pickle.gz", gzip.compress(b"x" * 50)[:-8] + bytes(8), "cannot be read"),
+        (".h5", b"", "cannot be read"),
+        (".h5", PLAIN, "cannot be read"),
+        (".txt", PLAIN, "unknown kind of cue file"),
+    ],
+)
+def test_damaged_files(tmp_path, suffix, data, reason):
+    path = tmp_path / f"cues{suffix}"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=reason) as caught:
+        CueFile.open(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", range(0, len(PLAIN), 29))
+def test_a_flipped_byte_is_an_input_error_or_other_values(tmp_path, place):
+    data = bytearray(PLAIN)
+    data[place] ^= 0x5A
+    path = tmp_path / "cues.pickle"
+    path.write_bytes(data)
+    try:
+        CueFile.open(path)
+    except InputError as error:
+        assert str(path) in str(error)  # noqa: PT017 — not to raise is right as well
+
+
+@pytest.mark.parametrize("suffix", [".pickle", ".pickle.gz", ".h5"])
+def test_oversized_files(tmp_path, monkeypatch, suffix):
+    path = tmp_path / f"cues{suffix}"
+    entries = {1: ([1], np.zeros((3, 5000), np.int64))}
+    if suffix == ".h5":
+        write_cues(path, entries)
+    else:
+        dump(path, in_the_originals_layout(entries))
+    CueFile.open(path)
+    monkeypatch.setattr(cues_module, "MAX_BYTES", 10_000)
+    with pytest.raises(InputError, match=r"unpacks to .*10000") as caught:
+        CueFile.open(path)
+    assert str(path) in str(caught.value)
+
+
+def test_missing_file_and_unknown_kind_to_write(tmp_path):
+    with pytest.raises(InputError, match="no such cue file"):
+        CueFile.open(tmp_path / "cues.h5")
+    with pytest.raises(InputError, match="unknown kind"):
+        write_cues(tmp_path / "cues.npz", ENTRIES)
+    with pytest.raises(InputError, match="labels of index 4"):
+        write_cues(tmp_path / "cues.h5", {4: ([0.5], GOOD_CUES)})
+    assert not list(tmp_path.iterdir())
+
+
+def spoil_format(file):
+    file.attrs["format"] = "other"
+
+
+def spoil_no_format(file):
+    del file.attrs["format"]
+
+
+def spoil_missing(file):
+    del file["flat_labels"]
+
+
+def spoil_dtype(file):
+    values = file["flat_labels"][()].astype(float)
+    del file["flat_labels"]
+    file["flat_labels"] = values
+
+
+def spoil_group(file):
+    del file["indices"]
+    file.create_group("indices")
+
+
+def spoil_order(file):
+    file["indices"][...] = file["indices"][()][::-1]
+
+
+def spoil_offsets(file):
+    file["cue_offsets"][1] = 1000
+
+
+def spoil_end(file):
+    file["label_offsets"][-1] += 1
+
+
+def spoil_rows(file):
+    values = file["flat_cues"][:2]
+    del file["flat_cues"]
+    file["flat_cues"] = values
+
+
+def spoil_link(file):
+    del file["indices"]
+    file["indices"] = h5py.SoftLink("/nowhere")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (spoil_format, "attribute format"),
+        (spoil_no_format, "attribute format"),
+        (spoil_missing, "'flat_labels'"),
+        (spoil_dtype, "'flat_labels' of 1-d integers"),
+        (spoil_group, "'indices'"),
+        (spoil_order, "rising indices"),
+        (spoil_offsets, "offsets that span"),
+        (spoil_end, "offsets that span"),
+        (spoil_rows, "offsets that span"),
+        (spoil_link, "'indices'"),
+    ],
+)
+def test_damaged_hdf5(tmp_path, spoil, reason):
+    path = tmp_path / "cues.h5"
+    write_cues(path, ENTRIES)
+    with h5py.File(path, "r+") as file:
+        spoil(file)
+    with pytest.raises(InputError, match=reason) as caught:
+        CueFile.open(path)
+    assert str(path) in str(caught.value)

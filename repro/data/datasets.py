@@ -1,0 +1,189 @@
+"""The data layers of both stages: one list line to one item.
+
+`ImageData` is Caffe's layer of that name (``images_origin``, ``image_ids``) together with the Python layer
+``Annotation`` that follows it in ``train-s.prototxt``; `ImageSegData` is the Python layer ``ImageSegDataLayer``
+that feeds the retraining. A layer holds no state of its own: which line comes when, and the generator its
+random draws come from, are the loader's (`repro.data.sampler`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from repro.data.cues import CueFile
+from repro.data.images import MEAN_BGR, read_image_bgr, resize_bilinear_u8, subtract_mean
+from repro.data.voc import CLASS_NAMES, VOID, read_label_list, read_mask, read_pairs_list
+from repro.errors import InputError
+
+Item = dict[str, Any]
+"""Blob name to its value for one image, without the batch axis."""
+
+T = TypeVar("T")
+PathLike = str | os.PathLike[str]
+
+
+class ImageData:
+    """Stage 1: images resized to one size, their labels and cues.
+
+    Args:
+        image_root: what the names of the list are appended to.
+        list_path: lines ``image index``.
+        cues: a `CueFile` or the path of one.
+        background_label: mark class 0 present in ``labels`` (DSRG does, SEC does not).
+        grid: rows and columns of the cues.
+        mirror: flip image and cues together, a coin an image.
+        mean: subtracted from blue, green, red.
+
+    Raises InputError naming the list's line when an image is missing or its cues are not usable. All lines are
+    checked here, so that a run does not end hours later; what an image file holds is checked when it is read.
+    """
+
+    def __init__(
+        self,
+        image_root: PathLike,
+        list_path: PathLike,
+        cues: CueFile | PathLike,
+        *,
+        num_classes: int = len(CLASS_NAMES),
+        background_label: bool = True,
+        grid: tuple[int, int] = (41, 41),
+        new_height: int = 321,
+        new_width: int = 321,
+        mirror: bool = False,
+        mean: Sequence[float] = MEAN_BGR,
+    ) -> None:
+        self.lines = read_pairs_list(list_path)
+        self.cues = cues if isinstance(cues, CueFile) else CueFile.open(cues)
+        self.num_classes = num_classes
+        self.background_label = background_label
+        self.grid = grid
+        self.new_height = new_height
+        self.new_width = new_width
+        self.mirror = mirror
+        self.mean = tuple(mean)
+        self._list = os.fspath(list_path)
+        self._paths = [_located(image_root, line.image, f"{self._list}:{line.line}") for line in self.lines]
+        for line in self.lines:
+            _naming(f"{self._list}:{line.line}", self.cues.check, line.cue_index, num_classes, *grid)
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def item(self, index: int, rng: np.random.Generator) -> Item:
+        """Line ``index`` (from 0) as ``images`` float32 (3, new_height, new_width), ``labels`` float32 (C,),
+        ``cues`` float32 (C, rows, columns) and ``index``, the image's index in the cue file.
+
+        ``rng`` decides the mirror. Raises InputError naming the line for an image that cannot be read.
+        """
+        line = self.lines[index]
+        image = _naming(f"{self._list}:{line.line}", read_image_bgr, self._paths[index])
+        images = subtract_mean(resize_bilinear_u8(image, self.new_height, self.new_width), self.mean)
+        cues = self.cues.cues_blob(line.cue_index, self.num_classes, *self.grid)
+        if self.mirror and rng.integers(2):
+            images, cues = images[:, :, ::-1], cues[:, :, ::-1]
+        labels = self.cues.labels_blob(line.cue_index, self.num_classes, self.background_label)
+        return {
+            "images": _tensor(images),
+            "labels": _tensor(labels),
+            "cues": _tensor(cues),
+            "index": line.cue_index,
+        }
+
+
+class ImageSegData:
+    """Stage 2: a crop of each image and of its label map, never resized.
+
+    Image and label map are padded at the bottom and the right to ``crop_size`` (the image with 0 after the mean
+    is subtracted, the labels with 255), then cropped at a random place, then mirrored on a coin.
+
+    Args:
+        image_root, label_root: what the two paths of a line are appended to.
+        list_path: lines ``image label``; the labels are PNGs of class indices, 255 = ignore.
+        crop_size: rows and columns of the result.
+
+    Raises InputError naming the list's line when a file is missing.
+    """
+
+    def __init__(
+        self,
+        image_root: PathLike,
+        label_root: PathLike,
+        list_path: PathLike,
+        *,
+        num_classes: int = len(CLASS_NAMES),
+        crop_size: tuple[int, int] = (321, 321),
+        mirror: bool = False,
+        mean: Sequence[float] = MEAN_BGR,
+    ) -> None:
+        self.lines = read_label_list(list_path)
+        self.num_classes = num_classes
+        self.crop_size = crop_size
+        self.mirror = mirror
+        self.mean = tuple(mean)
+        self._list = os.fspath(list_path)
+        self._paths = [
+            (
+                _located(image_root, line.image, f"{self._list}:{line.line}"),
+                _located(label_root, line.label, f"{self._list}:{line.line}"),
+            )
+            for line in self.lines
+        ]
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def item(self, index: int, rng: np.random.Generator) -> Item:
+        """Line ``index`` (from 0) as ``images`` float32 (3, rows, columns) and ``label`` float32
+        (1, rows, columns) of class indices, 255 where there is none.
+
+        ``rng`` decides place and mirror. Raises InputError naming the line for a file that cannot be read, a
+        class out of range, or a label map of another size than its image.
+        """
+        where = f"{self._list}:{self.lines[index].line}"
+        image_path, label_path = self._paths[index]
+        image = _naming(where, read_image_bgr, image_path)
+        label = _naming(where, read_mask, label_path, self.num_classes)
+        if label.shape != image.shape[:2]:
+            raise InputError(
+                f"{where}: {label_path} is {label.shape[0]}x{label.shape[1]}, "
+                f"the {image.shape[0]}x{image.shape[1]} of {image_path} expected"
+            )
+        below, beside = (max(0, crop - size) for crop, size in zip(self.crop_size, label.shape, strict=True))
+        images = np.pad(subtract_mean(image, self.mean), ((0, 0), (0, below), (0, beside)))
+        label = np.pad(label, ((0, below), (0, beside)), constant_values=VOID)
+
+        rows, columns = self.crop_size
+        top = rng.integers(label.shape[0] - rows + 1)
+        left = rng.integers(label.shape[1] - columns + 1)
+        step = -1 if self.mirror and rng.integers(2) else 1
+        images = images[:, top : top + rows, left : left + columns][:, :, ::step]
+        label = label[top : top + rows, left : left + columns][:, ::step]
+        return {"images": _tensor(images), "label": _tensor(label[None].astype(np.float32))}
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _located(root: PathLike, name: str, where: str) -> str:
+    """``root`` + ``name`` as text, which is what Caffe does; a folder need not end in a slash."""
+    prefix = os.fspath(root)
+    path = os.path.join(prefix, name.lstrip("/")) if os.path.isdir(prefix) else prefix + name
+    if not os.path.isfile(path):
+        raise InputError(
+            f"{where}: no file {path} (root {prefix!r}, then {name!r}), an existing one expected"
+        )
+    return path
+
+
+def _naming(where: str, function: Callable[..., T], *arguments: Any) -> T:
+    """Call ``function``, putting ``where`` before the message of an InputError."""
+    try:
+        return function(*arguments)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error

@@ -1,0 +1,165 @@
+"""Caffe's endless list order, and batches of it from any number of workers.
+
+Caffe's data layers walk their list without end: shuffled at the start and after each pass, a batch running on
+into the next pass where the list is used up. Here the place in that stream is a number, the *position* (batch
+k of size n holds positions k·n to k·n + n − 1), and every random draw is a function of seed and position
+alone. So the stream is the same for any number of workers, and a run resumes in it without replaying it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count, islice
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from repro.errors import InputError
+
+# Second words of the generators' keys: they keep the two uses of one seed apart.
+_ITEM_STREAM, _ORDER_STREAM = 0, 1
+
+
+class DataLayer(Protocol):
+    """What `make_loader` takes: `repro.data.datasets` has them."""
+
+    def __len__(self) -> int: ...
+
+    def item(self, index: int, rng: np.random.Generator) -> dict[str, Any]: ...
+
+
+def item_rng(seed: int, position: int) -> np.random.Generator:
+    """The generator for the random draws of the item at ``position`` of the stream."""
+    return _generator(seed, _ITEM_STREAM, position)
+
+
+def _generator(seed: int, stream: int, number: int) -> np.random.Generator:
+    # Philox is counter-based: the number sits in the second word, so each has 2^64 draws to itself.
+    key = np.array([seed, stream], dtype=np.uint64)
+    counter = np.array([0, number, 0, 0], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+class CaffeBatchSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (index in the list, position in the stream), in the order of Caffe's data layers.
+
+    Args:
+        length: of the list.
+        shuffle: a new order for each pass; otherwise the list's own.
+        seed: 0 to 2⁶⁴ − 1.
+        start_iteration: the batch to begin with; the stream up to it is skipped, not drawn.
+        iterations: how many batches to give; None for no end.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        shuffle: bool,
+        seed: int,
+        start_iteration: int = 0,
+        iterations: int | None = None,
+    ) -> None:
+        for name, value, least in (
+            ("length", length, 1),
+            ("batch_size", batch_size, 1),
+            ("seed", seed, 0),
+            ("start_iteration", start_iteration, 0),
+            ("iterations", 0 if iterations is None else iterations, 0),
+        ):
+            if not least <= value < 2**64:
+                raise InputError(f"{name}: {value}, a whole number of at least {least} expected")
+        self.length = length
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.start_iteration = start_iteration
+        self.iterations = iterations
+
+    def __len__(self) -> int:
+        if self.iterations is None:
+            raise TypeError("a stream without end has no length")
+        return self.iterations
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        stream = self._stream(self.start_iteration * self.batch_size)
+        for _ in count() if self.iterations is None else range(self.iterations):
+            yield list(islice(stream, self.batch_size))
+
+    def _stream(self, position: int) -> Iterator[tuple[int, int]]:
+        while True:
+            passes, place = divmod(position, self.length)
+            for index in self._order(passes)[place:].tolist():
+                yield index, position
+                position += 1
+
+    def _order(self, number: int) -> np.ndarray:
+        if not self.shuffle:
+            return np.arange(self.length)
+        return _generator(self.seed, _ORDER_STREAM, number).permutation(self.length)
+
+
+class _Stream(Dataset[Any]):
+    """A data layer behind the sampler's pairs. Runs in the workers."""
+
+    def __init__(self, layer: DataLayer, seed: int) -> None:
+        self.layer = layer
+        self.seed = seed
+
+    def __getitem__(self, pair: tuple[int, int]) -> dict[str, Any] | InputError:
+        index, position = pair
+        try:
+            return self.layer.item(index, item_rng(self.seed, position))
+        except InputError as error:
+            # Raised in a worker it would come out as a traceback in a message: it travels as a value.
+            return error
+
+
+def _collate(items: list[dict[str, Any] | InputError]) -> dict[str, torch.Tensor] | InputError:
+    for item in items:
+        if isinstance(item, InputError):
+            return item
+    batch: dict[str, torch.Tensor] = default_collate(items)
+    return batch
+
+
+class _Loader(DataLoader[Any]):
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch
+
+
+def make_loader(
+    layer: DataLayer,
+    batch_size: int,
+    shuffle: bool,
+    seed: int,
+    start_iteration: int = 0,
+    iterations: int | None = None,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader[dict[str, torch.Tensor]]:
+    """A loader of ``layer``'s items in batches: dicts of tensors with the batch first, ints as int64 (N,).
+
+    The batches are a function of layer, batch size, shuffle and seed only; ``start_iteration`` and
+    ``iterations`` cut a piece out of them (see `CaffeBatchSampler`), and ``workers`` processes only share the
+    work. The global random state of torch and NumPy is neither used nor moved.
+
+    Raises InputError for arguments out of range, and while iterating the layer's own InputError, unchanged.
+    """
+    if workers < 0:
+        raise InputError(f"workers: {workers}, a whole number of at least 0 expected")
+    return _Loader(
+        _Stream(layer, seed),
+        batch_sampler=CaffeBatchSampler(len(layer), batch_size, shuffle, seed, start_iteration, iterations),
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=pin_memory,
+        # A loader draws its workers' seed from this generator, by default from torch's global one, which would
+        # make the dropout of a resumed run differ from that of an uninterrupted one.
+        generator=torch.Generator(),
+    )
