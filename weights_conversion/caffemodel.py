@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from repro.files import atomic_path
 from weights_conversion import caffe_pb2, hdf5
-from weights_conversion.errors import CaffeFileError
 from weights_conversion.model_layers import CaffeLayerView, caffe_layers, detached
-from weights_conversion.wire import LEN, VARINT, Field, WireFile, blob_parts, length_prefix
+from weights_conversion.wire import LEN, VARINT, Field, WireFile, blob_field, length_prefix, open_wire
 
 # V1LayerParameter.LayerType and what Caffe's upgrade turns it into (upgrade_proto.cpp)
 V1_TYPES = {
@@ -103,21 +102,14 @@ def read_caffemodel(path: str | os.PathLike[str]) -> CaffeModel:
     Raises ``CaffeFileError`` (a ``ValueError``) if the file cannot be opened, is damaged, is of another
     kind, has no layers, or has two layers with blobs under one name.
     """
-    try:
-        with Path(path).open("rb") as file:
-            head = file.read(512)
-            if not head.startswith(hdf5.MAGIC):
-                return _read_binary(WireFile(file, path), head)
-    except OSError as error:
-        raise CaffeFileError(f"{os.fspath(path)}: {error.strerror or error}") from error
+    with open_wire(path) as file:
+        if not file.head.startswith(hdf5.MAGIC):
+            return _read_binary(file)
     return _read_hdf5(path)
 
 
-def _read_binary(file: WireFile, head: bytes) -> CaffeModel:
-    if file.size == 0:
-        raise file.error("", "an empty file")
-    if _is_text(head):
-        raise file.error("", "a text file, not a binary .caffemodel")
+def _read_binary(file: WireFile) -> CaffeModel:
+    file.check_binary(".caffemodel")
     name = ""
     layers: dict[str, CaffeLayer] = {}
     layout = None
@@ -181,10 +173,6 @@ def _add_layer(layers: dict[str, CaffeLayer], layer: CaffeLayer, file: WireFile)
         raise file.error(f"layer {layer.name!r}", "occurs twice with blobs")
 
 
-def _is_text(head: bytes) -> bool:
-    return all(byte >= 32 or byte in b"\t\n\r\f" for byte in head)
-
-
 def _read_hdf5(path: str | os.PathLike[str]) -> CaffeModel:
     layers = {}
     with hdf5.open_hdf5(path) as file:
@@ -197,10 +185,10 @@ def _read_hdf5(path: str | os.PathLike[str]) -> CaffeModel:
 
 
 def write_caffemodel(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write the weights of ``model`` for Caffe, float32, in the current layout, or as HDF5 if ``path`` ends in .h5.
+    """Write the weights of ``model`` as float32 in Caffe's current layout, or as HDF5 if ``path`` ends in .h5.
 
     Layers, their names, types and blobs are those of ``caffe_layers(model)``. The file appears whole or not
-    at all. Raises ``ValueError`` for a layer name that HDF5 cannot hold.
+    at all. Raises ``ValueError`` for a model without blobs and for a layer name that HDF5 cannot hold.
     """
     views = caffe_layers(model)
     if not views:
@@ -219,16 +207,12 @@ def _write_binary(net_name: str, views: dict[str, CaffeLayerView], file: BinaryI
     for name, view in views.items():
         message = caffe_pb2.LayerParameter(name=name.encode(), type=view.type.encode())
         header = message.SerializeToString()
-        blobs = [blob_parts(_float32(tensor)) for tensor in view.tensors.values()]
-        prefixes = [length_prefix(_BLOBS, len(head) + values.nbytes) for head, values in blobs]
-        length = len(header) + sum(
-            len(prefix) + len(head) + values.nbytes
-            for prefix, (head, values) in zip(prefixes, blobs, strict=True)
-        )
+        blobs = [blob_field(_BLOBS, _float32(tensor)) for tensor in view.tensors.values()]
+        length = len(header) + sum(len(head) + floats.nbytes for head, floats in blobs)
         file.write(length_prefix(_NET_LAYER, length) + header)
-        for prefix, (head, values) in zip(prefixes, blobs, strict=True):
-            file.write(prefix + head)
-            file.write(values.data)
+        for head, floats in blobs:
+            file.write(head)
+            file.write(floats.data)
 
 
 def _write_hdf5(views: dict[str, CaffeLayerView], path: Path) -> None:

@@ -28,7 +28,7 @@ class HDF5Reader:
         self._left = _MOST_TIMES_FILE_SIZE * os.path.getsize(path)
 
     def error(self, where: str, reason: str) -> CaffeFileError:
-        return CaffeFileError(f"{self.path}: {where}: {reason}")
+        return CaffeFileError(f"{self.path}: {where}: {reason}" if where else f"{self.path}: {reason}")
 
     def groups(self, where: str) -> list[str]:
         """Names in a group that must hold groups only."""

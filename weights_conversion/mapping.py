@@ -53,7 +53,7 @@ class _FileBlob(NamedTuple):
     legacy: bool  # the shape is the old fixed one of four axes
 
 
-# The layers of a file that have blobs; a layer's blobs are keyed by name (safetensors) or "0", "1", … (Caffe).
+# The layers of a file; a layer's blobs are keyed by name (safetensors) or "0", "1", … (Caffe).
 _FileLayers = dict[str, dict[str, _FileBlob]]
 
 
@@ -83,7 +83,7 @@ def load_caffe_weights(
 def load_weights(
     model: nn.Module, path: str | os.PathLike[str], *, spread_branches: bool = False
 ) -> LoadReport:
-    """Copy any weight file into ``model``: ``.safetensors`` (keys ``conv1_1.weight``, …) or a file of Caffe's.
+    """Copy any weight file into ``model``: safetensors (keys ``conv1_1.weight``, …) or one of Caffe's.
 
     The rules, the report and the errors are those of ``load_caffe_weights``. A file whose name does not end
     in ``.safetensors`` is read as Caffe's, in the form that its first bytes say.
@@ -171,9 +171,10 @@ def _same_shape(in_file: tuple[int, ...], in_model: tuple[int, ...], legacy: boo
 def save_safetensors(
     model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write the weights of ``model`` as safetensors, keys ``<Caffe layer>.<weight, bias, …>``, whole or not at all.
+    """Write the weights of ``model`` as safetensors under the keys ``<Caffe layer>.weight``, ``.bias``, ….
 
-    Values keep their dtype. ``metadata`` goes into the file's header; raises ``TypeError`` if it is not all strings.
+    Values keep their dtype. The file appears whole or not at all. ``metadata`` goes into its header; raises
+    ``TypeError`` if it is not all strings.
     """
     if metadata and not all(isinstance(text, str) for pair in metadata.items() for text in pair):
         raise TypeError("the metadata of a safetensors file must be strings")

@@ -39,8 +39,10 @@ def caffe_layers(model: nn.Module) -> dict[str, CaffeLayerView]:
 
     A module's Caffe name is the last part of its path, so containers may group layers. Blobs are
     (weight, bias) for convolutions and inner products, (weight,) without bias, or what ``caffe_blobs()``
-    returns (see ``HasCaffeBlobs``). Raises ``TypeError`` for a module with parameters of its own that is none of
-    these, ``ValueError`` if two layers have the same name.
+    returns (see ``HasCaffeBlobs``).
+
+    Raises ``TypeError`` for a module with parameters of its own that is none of these, ``ValueError`` if two
+    layers have the same name.
     """
     layers: dict[str, CaffeLayerView] = {}
     for path, module in model.named_modules():

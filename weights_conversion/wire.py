@@ -12,6 +12,8 @@ import io
 import math
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -64,10 +66,18 @@ class WireFile:
         self._file = file
         self.path = os.fspath(path)
         self.size = os.fstat(file.fileno()).st_size
+        self.head = file.read(512)
         self._walked = 0
 
     def error(self, what: str, reason: str) -> CaffeFileError:
         return CaffeFileError(f"{self.path}: {what}: {reason}" if what else f"{self.path}: {reason}")
+
+    def check_binary(self, kind: str) -> None:
+        """Name the commonest mistakes: an empty download, a web page, a prototxt."""
+        if not self.head:
+            raise self.error("", "an empty file")
+        if all(byte >= 32 or byte in b"\t\n\r\f" for byte in self.head):
+            raise self.error("", f"a text file, not a binary {kind}")
 
     def fields(self, start: int, stop: int, what: str) -> Iterator[Field]:
         """Walk the message between two offsets. ``what`` names it in errors."""
@@ -200,6 +210,16 @@ class WireFile:
         return shape, legacy
 
 
+@contextmanager
+def open_wire(path: str | os.PathLike[str]) -> Iterator[WireFile]:
+    """Open a file for reading; what the system raises here and inside comes out as ``CaffeFileError``."""
+    try:
+        with Path(path).open("rb") as file:
+            yield WireFile(file, path)
+    except OSError as error:
+        raise CaffeFileError(f"{os.fspath(path)}: {error.strerror or error}") from error
+
+
 def _varint(data: bytes, at: int) -> tuple[int, int]:
     """The varint at ``at`` and the index after it; index 0 if there is no whole one of at most 64 bits."""
     value = 0
@@ -221,11 +241,12 @@ def length_prefix(number: int, length: int) -> bytes:
     return bytes(out)
 
 
-def blob_parts(values: np.ndarray) -> tuple[bytes, np.ndarray]:
-    """A BlobProto in two parts, what precedes the floats and the floats, so that they need no copy."""
-    data = np.ascontiguousarray(values, "<f4")
-    head = caffe_pb2.BlobProto(shape=caffe_pb2.BlobShape(dim=values.shape)).SerializeToString()
-    return head + length_prefix(_DATA, data.nbytes), data.reshape(-1).view(np.uint8)
+def blob_field(number: int, values: np.ndarray) -> tuple[bytes, np.ndarray]:
+    """A BlobProto field in two parts, so that the floats need no copy: what precedes them, and their bytes."""
+    data = np.ascontiguousarray(values, "<f4").reshape(-1).view(np.uint8)
+    shape = caffe_pb2.BlobProto(shape=caffe_pb2.BlobShape(dim=values.shape)).SerializeToString()
+    head = shape + length_prefix(_DATA, data.nbytes)
+    return length_prefix(number, len(head) + data.nbytes) + head, data
 
 
 def _short(shape: tuple[int, ...]) -> str:
