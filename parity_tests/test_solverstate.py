@@ -83,6 +83,29 @@ def test_written_binary_is_what_protobuf_would_write(tmp_path):
     assert message == caffe_pb2.SolverState(iter=3, current_step=1, learned_net=b"net", history=[blob])
 
 
+@pytest.mark.parametrize("text", ["", "a", "é" * 9, "x" * 9000])
+@pytest.mark.parametrize("others", [0, 3])
+def test_string_of_variable_length_in_hdf5(tmp_path, text, others):
+    path = tmp_path / "x.h5"
+    write_solverstate(path, 1, 0, [np.ones(2, np.float32)])
+    with h5py.File(path, "r+") as file:
+        del file["learned_net"]
+        for index in range(others):
+            file[f"before{index}"] = "." * 30 * index
+        file["learned_net"] = text
+        for index in range(others):
+            file[f"after{index}"] = "." * 30 * index
+    assert read_solverstate(path).learned_net == text
+
+
+def test_damaged_heap_ends_in_an_error(tmp_path):
+    data = bytearray(TOY_H5.read_bytes())
+    data[data.index(b"toy_iter_6", data.index(b"GCOL")) - 16] ^= 7  # the string's number in the heap
+    (tmp_path / "x.h5").write_bytes(data)
+    with pytest.raises(CaffeFileError, match="/learned_net: the string is not in the file"):
+        read_solverstate(tmp_path / "x.h5")
+
+
 def state_bytes(**changes) -> bytes:
     blob = caffe_pb2.BlobProto(shape=caffe_pb2.BlobShape(dim=[2]), data=[1, 2])
     return caffe_pb2.SolverState(**{"iter": 3, "history": [blob], **changes}).SerializeToString()

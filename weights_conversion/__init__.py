@@ -4,6 +4,7 @@ from weights_conversion.caffemodel import CaffeLayer, CaffeModel, read_caffemode
 from weights_conversion.errors import CaffeFileError
 from weights_conversion.mapping import LoadReport, load_caffe_weights, load_weights, save_safetensors
 from weights_conversion.model_layers import CaffeLayerView, HasCaffeBlobs, caffe_layers
+from weights_conversion.prototxt import Identifier, Message, read_prototxt
 from weights_conversion.solverstate import SolverState, read_solverstate, write_solverstate
 
 __all__ = [
@@ -12,12 +13,15 @@ __all__ = [
     "CaffeLayerView",
     "CaffeModel",
     "HasCaffeBlobs",
+    "Identifier",
     "LoadReport",
+    "Message",
     "SolverState",
     "caffe_layers",
     "load_caffe_weights",
     "load_weights",
     "read_caffemodel",
+    "read_prototxt",
     "read_solverstate",
     "save_safetensors",
     "write_caffemodel",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -53,12 +54,43 @@ class HDF5Reader:
 
     def text(self, name: str) -> str:
         dataset = self._dataset("/", name)
-        if dataset.shape not in ((), (1,)) or h5py.check_string_dtype(dataset.dtype) is None:
+        kind = h5py.check_string_dtype(dataset.dtype)
+        if dataset.shape not in ((), (1,)) or kind is None:
             raise self.error(f"/{name}", f"{dataset.dtype} of shape {dataset.shape}, expected one string")
+        if kind.length is None:
+            return self._heap_string(dataset, f"/{name}").decode("utf-8")
         if dataset.dtype.itemsize > self._left:
             raise self.error(f"/{name}", f"a string of {dataset.dtype.itemsize} bytes is more than the file")
         value = dataset[()] if dataset.shape == () else dataset[0]
         return value.decode("utf-8")
+
+    def _heap_string(self, dataset: h5py.Dataset, where: str) -> bytes:
+        """One string of variable length, from the file itself: over a damaged heap the library loops for ever.
+
+        A dataset holds the string's length and its heap's address and number in it; a heap is a list of
+        (number, size, bytes) after a header (HDF5 File Format Specification, Level 1E, Global Heap).
+        """
+        plist = self._file.id.get_create_plist()
+        at = dataset.id.get_offset()
+        if at is None or plist.get_sizes() != (8, 8) or plist.get_userblock():
+            raise self.error(where, "a string stored in a way that is not supported")
+        with open(self.path, "rb") as raw:
+            raw.seek(at)
+            length, heap, wanted = struct.unpack("<IQI", raw.read(16))
+            if length == 0:
+                return b""
+            raw.seek(heap if heap < 2**63 else 0)
+            signature, size = struct.unpack("<4s4xQ", raw.read(16))
+            size = min(size, os.path.getsize(self.path)) - 16  # the header counts
+            objects = raw.read(size) if signature == b"GCOL" and size > 0 else b""
+        position = 0
+        while position + 16 <= len(objects):
+            index, stored = struct.unpack_from("<H6xQ", objects, position)
+            position += 16
+            if index == wanted and length <= stored:
+                return objects[position : position + length]
+            position += (stored + 7) // 8 * 8
+        raise self.error(where, "the string is not in the file")
 
     def _names(self, where: str) -> list[str]:
         parent, _, name = where.rpartition("/")

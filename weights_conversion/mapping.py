@@ -18,6 +18,7 @@ from repro.files import atomic_path
 from weights_conversion.caffemodel import read_caffemodel
 from weights_conversion.errors import CaffeFileError
 from weights_conversion.model_layers import CaffeLayerView, caffe_layers, detached
+from weights_conversion.wire import open_wire
 
 # The ASPP layers that the releases' vgg16_20M_mc holds once a branch and vgg16_20M, its source, once.
 _BRANCH = re.compile(r"(fc6|fc7)_[1-4]")
@@ -85,12 +86,19 @@ def load_weights(
 ) -> LoadReport:
     """Copy any weight file into ``model``: safetensors (keys ``conv1_1.weight``, …) or one of Caffe's.
 
-    The rules, the report and the errors are those of ``load_caffe_weights``. A file whose name does not end
-    in ``.safetensors`` is read as Caffe's, in the form that its first bytes say.
+    The rules, the report and the errors are those of ``load_caffe_weights``. The form is told from the file's
+    first bytes, or by the suffix ``.safetensors``.
     """
-    if Path(path).suffix != ".safetensors":
+    if not _is_safetensors(path):
         return load_caffe_weights(model, path, spread_branches=spread_branches)
     return _copy(model, path, _read_safetensors(path), spread_branches, lambda view: list(view.tensors))
+
+
+def _is_safetensors(path: str | os.PathLike[str]) -> bool:
+    """Such a file opens with the length of its JSON header; in Caffe's files these bytes are no such length."""
+    with open_wire(path) as file:
+        length = int.from_bytes(file.head[:8], "little")
+        return Path(path).suffix == ".safetensors" or (length <= file.size - 8 and file.head[8:9] == b"{")
 
 
 def _read_safetensors(path: str | os.PathLike[str]) -> _FileLayers:
