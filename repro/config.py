@@ -17,27 +17,11 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from repro.data.voc import CLASS_NAMES
 from repro.errors import InputError
 
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
-VOC_CLASSES = [
-    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *(
-        "diningtable",
-        "dog",
-        "horse",
-        "motorbike",
-        "person",
-        "pottedplant",
-        "sheep",
-        "sofa",
-        "train",
-        "tvmonitor",
-    ),
-]
-
-
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -101,7 +85,7 @@ class DatasetConfig(Section):
     masks: str = "SegmentationClass"
     input_list: str | None = None
     cues: str | None = None
-    classes: list[str] = VOC_CLASSES
+    classes: list[str] = list(CLASS_NAMES)
     train_limit: Positive | None = None
     val_limit: Positive | None = None
 
@@ -180,6 +164,7 @@ class Config(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
     seed: NonNegative = 0
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    precision: Literal["faithful", "double"] = "faithful"
     output: str | None = None
     rows: list[Literal["baseline", "+BSL", "+DSRG", "+Retrain", "SEC"]]
     dataset: DatasetConfig = DatasetConfig()

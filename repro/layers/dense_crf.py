@@ -116,13 +116,13 @@ def refine(x: torch.Tensor, images: torch.Tensor, *, variant: Variant) -> torch.
         variant: which release.
 
     Returns:
-        (N, C, H, W) float32, marginals raised to at least ``MIN_PROB`` and divided by their sum; no gradient.
+        (N, C, H, W) in ``x``'s dtype, marginals raised to at least ``MIN_PROB`` and divided by their sum; no gradient.
     """
     if variant not in ("dsrg", "sec"):
         raise ValueError(f"CRF variant {variant!r}: expected 'dsrg' or 'sec'")
     unary = x.clamp_min(MIN_PROB) if variant == "dsrg" else x
     pictures = images_for_crf(images, *x.shape[-2:])
-    marginals = mean_field(pictures, unary, CRFParams(scale=TRAINING_SCALE)).clamp_min(MIN_PROB)
+    marginals = mean_field(pictures, unary, CRFParams(scale=TRAINING_SCALE)).to(x.dtype).clamp_min(MIN_PROB)
     return marginals / marginals.sum(dim=1, keepdim=True)
 
 

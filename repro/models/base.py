@@ -16,6 +16,16 @@ class CaffeNet(nn.Module):
 
     classifiers: tuple[str, ...] = ()
 
+    @staticmethod
+    def grid_size(height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the scores for an input of this size (321x321 -> 41x41).
+
+        Every net here halves three times (kernel 3, stride 2, pad 1, rounded up), and each halving gives n // 2 + 1.
+        """
+        for _ in range(3):
+            height, width = height // 2 + 1, width // 2 + 1
+        return height, width
+
     def fill(self, filler: Filler = "gaussian", generator: torch.Generator | None = None) -> None:
         """Fill every parameter as Caffe does for a layer that no weight file holds; biases become 0.
 

@@ -12,13 +12,16 @@ restricted to the image's labels and background; here any protocol takes ``label
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
-from repro.data.images import preprocess_zoomed, zoom_to
+from repro.config import PredictConfig
+from repro.data import preprocess_zoomed, read_image_rgb, write_mask, zoom_to
 from repro.errors import InputError
 from repro.layers import CRFParams, mean_field
 from repro.models import CaffeNet
@@ -124,3 +127,52 @@ def predict_mask(
             allowed[label] = True
         probs = probs.masked_fill(~allowed[:, None, None], -1.0)
     return probs.argmax(dim=0).to(torch.uint8).cpu().numpy()
+
+
+def predict_folder(
+    model: CaffeNet,
+    images: Mapping[str, Path],
+    out_dir: Path,
+    *,
+    settings: PredictConfig,
+    labels: Callable[[str], Sequence[int]] | None = None,
+    title: str = "predict",
+) -> int:
+    """Segment images into palette PNGs ``<out_dir>/<id>.png``; those already there are kept, so it resumes.
+
+    Args:
+        model: on the device to use.
+        images: id -> path of the image.
+        out_dir: made when the first mask is ready.
+        settings: protocol, CRF and whether ``labels`` restricts the argmax.
+        labels: class ids of an image, by its id; needed for ``use_labels``.
+        title: of the progress bar.
+
+    Returns:
+        How many images were segmented now.
+
+    Raises:
+        InputError: an image that cannot be read, or ``use_labels`` without labels.
+    """
+    if settings.use_labels and labels is None:
+        raise InputError("use_labels: the labels of these images are not known here")
+    missing = {name: path for name, path in images.items() if not (out_dir / f"{name}.png").exists()}
+    bar = tqdm(
+        missing.items(),
+        desc=title,
+        unit="image",
+        total=len(images),
+        initial=len(images) - len(missing),
+        disable=None,
+        dynamic_ncols=True,
+    )
+    for name, path in bar:
+        mask = predict_mask(
+            model,
+            read_image_rgb(path),
+            protocol=settings.protocol,
+            crf=settings.crf,
+            labels=labels(name) if settings.use_labels and labels else None,
+        )
+        write_mask(out_dir / f"{name}.png", mask)
+    return len(missing)

@@ -97,7 +97,7 @@ class Stage2Objective:
     The batch holds ``images`` (N, 3, S, S) and ``label`` (N, 1, S, S) float, class ids or 255.
     """
 
-    columns = ("accuracy",)
+    columns: tuple[str, ...] = ("accuracy", "accuracy-recall", "accuracy-jaccard")
 
     def __init__(self, label_shrink: int) -> None:
         self.label_shrink = label_shrink
@@ -109,5 +109,25 @@ class Stage2Objective:
         valid = (label != IGNORE_LABEL).sum()
         # Caffe divides by max(count, 1): a batch of void alone costs 0, where PyTorch's mean is NaN
         summed = F.cross_entropy(scores, label, ignore_index=IGNORE_LABEL, reduction="sum")
-        correct = (scores.argmax(dim=1) == label).sum()  # never true at void: no score has that index
-        return Outcome({"loss": summed / valid.clamp_min(1)}, {"accuracy": correct / valid.clamp_min(1)})
+        return Outcome({"loss": summed / valid.clamp_min(1)}, _seg_accuracy(scores.detach(), label))
+
+
+def _seg_accuracy(scores: torch.Tensor, label: torch.Tensor) -> dict[str, torch.Tensor]:
+    """DeepLab's ``SegAccuracy`` on one batch: the share of right cells among the valid ones, the mean recall over
+    the classes that occur in the labels, the mean intersection over union over **all** classes, where one that
+    occurs neither in the labels nor in the prediction counts as 1."""
+    classes = scores.shape[1]
+    valid = label != IGNORE_LABEL
+    # void goes into a row of its own that is cut off: no boolean indexing, so no wait for the device
+    truth = torch.where(valid, label, classes)
+    counts = torch.bincount(
+        (truth * classes + scores.argmax(dim=1)).flatten(), minlength=(classes + 1) * classes
+    )
+    matrix = counts[: classes * classes].reshape(classes, classes).float()
+    correct, actual = matrix.diagonal(), matrix.sum(dim=1)
+    union = actual + matrix.sum(dim=0) - correct
+    return {
+        "accuracy": correct.sum() / actual.sum().clamp_min(1),
+        "accuracy-recall": (correct / actual.clamp_min(1)).sum() / (actual > 0).sum().clamp_min(1),
+        "accuracy-jaccard": torch.where(union > 0, correct / union.clamp_min(1), 1.0).mean(),
+    }

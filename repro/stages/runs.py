@@ -1,10 +1,10 @@
 """A run on disk: its resolved configuration, its manifest, and step folders that know whether they are done.
 
-    results/runs/<name>/
-        config.yaml      the resolved configuration
-        manifest.json    what made the numbers: commit, command, versions, device, seed, times
-        stage1/          each step: settings.json (what shaped it), its files, done.json written last
-        predictions/…
+results/runs/<name>/
+    config.yaml      the resolved configuration
+    manifest.json    what made the numbers: commit, command, versions, device, seed, times
+    stage1/          each step: settings.json (what shaped it), its files, done.json written last
+    predictions/…
 """
 
 from __future__ import annotations
@@ -56,39 +56,42 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
 
 
 class Run:
-    """The folder of one run. ``open`` writes ``config.yaml`` and starts the manifest."""
+    """The folder of one run. Nothing is written before the first step begins."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, config: Config, device: torch.device, folder: Path | None = None) -> None:
+        self.config, self.device = config, device
+        self.folder = folder or config.run_dir
+        self._begun = False
 
-    @classmethod
-    def open(cls, config: Config, device: torch.device, folder: Path | None = None) -> Run:
-        run = cls(folder or config.run_dir)
+    def begin(self) -> None:
+        """Write ``config.yaml`` and this call's part of the manifest. Raises InputError if that cannot be done."""
+        if self._begun:
+            return
         try:
-            run.folder.mkdir(parents=True, exist_ok=True)
-            write_text(run.folder / "config.yaml", yaml.safe_dump(config.model_dump(), sort_keys=False))
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_text(self.folder / "config.yaml", yaml.safe_dump(self.config.model_dump(), sort_keys=False))
         except OSError as error:
-            raise InputError(f"output {run.folder}: cannot be written ({error.strerror})") from None
-        run._update_manifest(_provenance(config, device))
-        return run
+            raise InputError(f"output {self.folder}: cannot be written ({error.strerror})") from None
+        self._update_manifest(_provenance(self.config, self.device))
+        self._begun = True
 
     @contextlib.contextmanager
     def step(self, name: str, settings: dict[str, Any]) -> Iterator[Step]:
-        """Enter a step's folder. The caller looks at ``step.done``; a block that ends well marks it done.
+        """Enter a step. The caller does its work unless ``step.done``, and calls ``step.begin()`` once its input
+        is known to be good; a block that ends well marks the step done.
 
         Raises:
-            InputError: the folder was made with other settings.
+            InputError: the step's folder was made with other settings.
         """
-        step = Step(self.folder / name, settings)
+        step = Step(self, self.folder / name, settings)
         if step.done:
             yield step
             return
         started = time.time()
         yield step
         seconds = round(time.time() - started, 3)
-        step.finish(seconds)
-        manifest = self.manifest()
-        steps = {**manifest.get("steps", {}), name: {"finished": _now(), "seconds_last_call": seconds}}
+        write_json(step.folder / "done.json", {"seconds_last_call": seconds})
+        steps = {**self.manifest().get("steps", {}), name: {"finished": _now(), "seconds_last_call": seconds}}
         self._update_manifest({"steps": steps})
 
     def manifest(self) -> dict[str, Any]:
@@ -102,30 +105,24 @@ class Run:
 class Step:
     """One step's folder: ``settings.json`` when begun, ``done.json`` when finished."""
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        self.folder = folder
-        self.results: dict[str, Any] = {}
-        marker, recorded = folder / "done.json", folder / "settings.json"
-        settings = json.loads(json.dumps(settings))
+    def __init__(self, run: Run, folder: Path, settings: dict[str, Any]) -> None:
+        self.run, self.folder = run, folder
+        self.settings = json.loads(json.dumps(settings))
+        recorded = folder / "settings.json"
         if recorded.exists():
-            before = json.loads(recorded.read_text(encoding="utf-8"))
-            for key in sorted(_flat(before).keys() | _flat(settings).keys()):
-                there, here = _flat(before).get(key), _flat(settings).get(key)
-                if there != here:
+            before, now = _flat(json.loads(recorded.read_text(encoding="utf-8"))), _flat(self.settings)
+            for key in sorted(before.keys() | now.keys()):
+                if before.get(key) != now.get(key):
                     raise InputError(
-                        f"{folder}: made with {key} = {there!r}, now {here!r}; "
+                        f"{folder}: made with {key} = {before.get(key)!r}, now {now.get(key)!r}; "
                         "choose another output= or remove that folder"
                     )
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(recorded, settings)
-        self.done = marker.exists()
-        if self.done:
-            self.results = json.loads(marker.read_text(encoding="utf-8")).get("results", {})
+        self.done = (folder / "done.json").exists()
 
-    def finish(self, seconds: float) -> None:
-        write_json(self.folder / "done.json", {"seconds_last_call": seconds, "results": self.results})
-        self.done = True
+    def begin(self) -> None:
+        """Make the folder and record what shapes the step."""
+        self.run.begin()
+        write_json(self.folder / "settings.json", self.settings)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -136,7 +133,10 @@ def write_json(path: Path, content: Any) -> None:
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(node, dict):
         return {prefix: node}
-    return {key: value for name, child in node.items() for key, value in _flat(child, f"{prefix}.{name}".lstrip(".")).items()}
+    flat = {}
+    for name, child in node.items():
+        flat.update(_flat(child, f"{prefix}.{name}" if prefix else name))
+    return flat
 
 
 def _provenance(config: Config, device: torch.device) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def _provenance(config: Config, device: torch.device) -> dict[str, Any]:
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
         "arithmetic": {
-            "dtype": "float32",
+            "dtype": "float64" if config.precision == "double" else "float32",
             "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
             "deterministic": torch.are_deterministic_algorithms_enabled(),
         },

@@ -1,0 +1,239 @@
+"""The command line: each verb parses, calls one function and prints."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from repro.config import Config, load_config, profile_names
+from repro.data import convert_cues, read_id_list
+from repro.data.mini import build_mini
+from repro.errors import InputError
+from repro.models import CaffeNet, build_model
+from repro.report.tables import write_tables
+from repro.stages.datasets import open_experiment
+from repro.stages.evaluate import evaluate_folder
+from repro.stages.infer import predict_folder
+from repro.stages.reproduce import reproduce as reproduce_experiment
+from repro.stages.runs import Run, faithful_arithmetic, resolve_device, write_json
+from repro.stages.train import train as train_stage
+from weights_conversion import load_weights
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Caffe-faithful reproduction of SEC and DSRG, from image-level labels to the papers' tables.",
+)
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build or convert data.")
+app.add_typer(data_app, name="data")
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp"}
+ConfigOption = Annotated[
+    str, typer.Option("--config", help=f"A profile ({', '.join(profile_names())}) or the path of one.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Overrides, e.g. stage1.solver.max_iter=100", show_default=False
+    ),
+]
+DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", show_default=False)]
+SeedOption = Annotated[int | None, typer.Option(help="Random seed.", show_default=False)]
+
+
+@app.command(
+    epilog="Example: repro train --stage 1 --config dsrg_vgg16_voc data.image_root=JPEGImages/ "
+    "data.list=input_list.txt data.cues=localization_cues.pickle init.weights=vgg16_20M.caffemodel output=runs/a"
+)
+def train(
+    config: ConfigOption,
+    overrides: Overrides = None,
+    stage: Annotated[int, typer.Option(min=1, max=2, help="1: on cues. 2: on pseudo labels.")] = 1,
+    device: DeviceOption = None,
+    seed: SeedOption = None,
+) -> None:
+    """Train one stage; an unfinished run goes on from its newest snapshot."""
+    settings = _load(config, overrides, device, seed, stages=(f"stage{stage}",))
+    weights = train_stage(settings, stage, Run(settings, resolve_device(settings.device)))
+    typer.echo(f"{weights}\n{weights.parent / 'log.csv'}")
+
+
+@app.command(
+    epilog="Example: repro predict --config dsrg_vgg16_voc --weights iter_20000.safetensors "
+    "--images photos/ --out masks/"
+)
+def predict(
+    config: ConfigOption,
+    weights: Annotated[Path, typer.Option(help=".safetensors, .caffemodel or .caffemodel.h5")],
+    images: Annotated[Path, typer.Option(help="An image or a folder of images.")],
+    out: Annotated[Path, typer.Option(help="Folder for the palette PNGs.")],
+    overrides: Overrides = None,
+    ids: Annotated[Path | None, typer.Option("--list", help="Only the ids of this list, one a line.")] = None,
+    device: DeviceOption = None,
+) -> None:
+    """Segment images with the profile's test protocol; masks that are there already are kept."""
+    settings = _load(config, overrides, device, None)
+    found = _images(images, ids)
+    model = _model(settings, weights)
+    count = predict_folder(model, found, out, settings=settings.inference)
+    typer.echo(f"{out}: {count} masks written, {len(found) - count} were there")
+
+
+@app.command(
+    "pseudo-labels",
+    epilog="Example: repro pseudo-labels --config dsrg_vgg16_voc --weights stage1/iter_8000.safetensors "
+    "--out labels/ dataset.root=VOCdevkit/VOC2012",
+)
+def pseudo_labels(
+    config: ConfigOption,
+    weights: Annotated[Path, typer.Option(help="Stage 1's weights.")],
+    out: Annotated[Path, typer.Option(help="Folder for the label PNGs.")],
+    overrides: Overrides = None,
+    device: DeviceOption = None,
+) -> None:
+    """Label the training images of dataset.root with a stage-1 net, for stage 2 to train on."""
+    settings = _load(config, overrides, device, None)
+    if settings.pseudo_labels is None:
+        raise InputError(f"{config}: the profile has no section pseudo_labels")
+    experiment = open_experiment(settings)
+    labels = experiment.labels().__getitem__ if settings.pseudo_labels.use_labels else None
+    found = {name: experiment.layout.image(name) for name in experiment.train}
+    model = _model(settings, weights)
+    count = predict_folder(
+        model, found, out, settings=settings.pseudo_labels, labels=labels, title="pseudo labels"
+    )
+    typer.echo(f"{out}: {count} masks written, {len(found) - count} were there")
+
+
+@app.command(
+    epilog="Example: repro evaluate --pred masks/ --gt VOC2012/SegmentationClass --list val.txt --out scores.json"
+)
+def evaluate(
+    pred: Annotated[Path, typer.Option(help="Folder of predicted masks, <id>.png.")],
+    gt: Annotated[Path, typer.Option(help="Folder of ground-truth masks, <id>.png (indices; 255 is void).")],
+    ids: Annotated[Path, typer.Option("--list", help="Ids, one a line.")],
+    num_classes: Annotated[int, typer.Option(help="Classes, background included.")] = 21,
+    out: Annotated[Path | None, typer.Option(help="Write the scores as JSON, too.")] = None,
+) -> None:
+    """Score masks: mean IoU by both averaging rules, pixel accuracy, every class."""
+    names = read_id_list(ids)
+    scores = evaluate_folder(pred, [gt / f"{name}.png" for name in names], names, num_classes)
+    typer.echo(f"{'images':<28}{scores['images']}")
+    for rule, value in scores["mean_iou"].items():
+        typer.echo(f"{f'mean IoU, rule {rule}':<28}{100 * value:.2f}")
+    typer.echo(f"{'pixel accuracy':<28}{100 * scores['pixel_accuracy']:.2f}")
+    for index, value in enumerate(scores["per_class_iou"]):
+        typer.echo(f"{f'class {index}':<28}{'-' if value is None else f'{100 * value:.2f}'}")
+    if out:
+        write_json(out, scores)
+
+
+@app.command(
+    epilog="Example: repro reproduce --config mini --seeds 0,1,2    "
+    "repro reproduce --config dsrg_vgg16_voc dataset.root=VOCdevkit/VOC2012 stage1.init.weights=vgg16_20M.caffemodel"
+)
+def reproduce(
+    config: ConfigOption,
+    overrides: Overrides = None,
+    seeds: Annotated[str, typer.Option(help="Several seeds, e.g. 0,1,2: a run each.")] = "",
+    device: DeviceOption = None,
+    seed: SeedOption = None,
+) -> None:
+    """Run the whole experiment and write its tables; what is done already is skipped."""
+    settings = _load(config, overrides, device, seed)
+    try:
+        several = [int(text) for text in seeds.split(",") if text.strip()]
+    except ValueError:
+        raise InputError(f"--seeds {seeds}: expected whole numbers with commas between") from None
+    for path in reproduce_experiment(settings, seeds=several):
+        typer.echo(path)
+        if path.suffix == ".md":
+            typer.echo("\n" + path.read_text(encoding="utf-8"))
+
+
+@app.command(epilog="Example: repro tables results/runs/mini* --out results/mini")
+def tables(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders with scores_*.json.")],
+    out: Annotated[Path, typer.Option(help="Folder for the tables.")],
+) -> None:
+    """Write the Markdown and CSV tables of some runs, the paper's numbers beside them."""
+    for path in write_tables(runs, out):
+        typer.echo(path)
+
+
+@data_app.command("mini", epilog="Example: repro data mini data/mini")
+def data_mini(
+    root: Annotated[Path, typer.Argument(help="Folder to build it in.")],
+    seed: Annotated[int, typer.Option(help="Another seed is another set.")] = 0,
+) -> None:
+    """Build the embedded set: a small generated data set in VOC layout."""
+    typer.echo(build_mini(root, seed=seed).root)
+
+
+@data_app.command("cues", epilog="Example: repro data cues localization_cues.pickle.gz localization_cues.h5")
+def data_cues(
+    source: Annotated[Path, typer.Argument(help="The originals' .pickle or .pickle.gz.")],
+    target: Annotated[Path, typer.Argument(help="The .h5 to write.")],
+) -> None:
+    """Convert the originals' cue pickle to HDF5, once, so that runs start at once and no pickle is read again."""
+    convert_cues(source, target)
+    typer.echo(target)
+
+
+def run_command(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status; bad input is one line on standard error and status 2."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    faithful_arithmetic()
+    try:
+        app(arguments, prog_name="repro")
+    except SystemExit as stop:  # how typer ends every command, usage errors with status 2 among them
+        return int(stop.code or 0)
+    except InputError as error:
+        print(f"repro: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"repro: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def main() -> None:
+    """The command ``repro``."""
+    sys.exit(run_command())
+
+
+def _load(
+    profile: str, overrides: list[str] | None, device: str | None, seed: int | None, **stages: tuple[str, ...]
+) -> Config:
+    options = [f"{key}={value}" for key, value in (("device", device), ("seed", seed)) if value is not None]
+    return load_config(profile, [*(overrides or []), *options], **stages)
+
+
+def _model(settings: Config, weights: Path) -> CaffeNet:
+    fields = settings.model
+    model = build_model(fields.name, num_classes=fields.num_classes, width_divisor=fields.width_divisor)
+    report = load_weights(model, weights)
+    if report.missing:
+        raise InputError(f"{weights}: has no weights for {', '.join(report.missing)} of {fields.name}")
+    return model.to(resolve_device(settings.device))
+
+
+def _images(source: Path, ids: Path | None) -> dict[str, Path]:
+    if source.is_file():
+        return {source.stem: source}
+    if not source.is_dir():
+        raise InputError(f"--images {source}: no such file or folder")
+    files = {path.stem: path for path in sorted(source.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES}
+    names = read_id_list(ids) if ids else list(files)
+    if not names:
+        raise InputError(f"--images {source}: no image ({', '.join(sorted(IMAGE_SUFFIXES))}) in it")
+    if absent := [name for name in names if name not in files]:
+        raise InputError(f"{ids}: {absent[0]} has no image in {source}")
+    return {name: files[name] for name in names}

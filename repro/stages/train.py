@@ -1,0 +1,339 @@
+"""Training: Caffe's solver loop for both stages, with its log, its snapshots and its resuming.
+
+One iteration is ``iter_size`` mini-batches, one ``CaffeSGD.step`` and, every ``display`` iterations, one row of
+``log.csv`` with each loss under its Caffe name, unsmoothed (mean over the ``iter_size`` mini-batches, as Caffe
+reports). Snapshots are pairs ``iter_<n>.safetensors`` (weights) and ``iter_<n>.state`` (history, iteration, random
+state); n is the number of updates done. Everything random beside dropout is a function of seed and stream
+position, so a resumed run sees the same batches.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import logging
+import math
+import re
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from repro.config import Config, InitConfig, Stage1Config, Stage2Config
+from repro.data import ImageData, ImageSegData, make_loader
+from repro.errors import InputError
+from repro.files import atomic_path, write_text
+from repro.models import CaffeNet, build_model
+from repro.solver import CaffeSGD
+from repro.stages.objectives import Batch, Objective, Stage1Objective, Stage2Objective
+from repro.stages.runs import Run, Step, file_sha256
+from weights_conversion import load_weights, read_solverstate, save_safetensors
+
+log = logging.getLogger(__name__)
+# what a stage's files and speed depend on, but not its numbers
+_SHAPELESS = {
+    "data": {"workers", "image_root", "label_root", "list", "cues"},
+    "solver": {"display", "average_loss", "snapshot"},
+}
+
+
+def train(config: Config, stage: int, run: Run) -> Path:
+    """Train a stage in ``<run>/stage<n>``, going on from its newest snapshot if there is one.
+
+    Args:
+        config: the whole run; ``config.stage1`` or ``config.stage2`` is trained.
+        stage: 1 (SEC, DSRG on cues) or 2 (retraining on pseudo labels).
+        run: the run's folder and device.
+
+    Returns:
+        The final weights, ``iter_<max_iter>.safetensors``.
+
+    Raises:
+        InputError: anything missing or malformed in the inputs; a folder made with other settings.
+    """
+    section = config.stage1 if stage == 1 else config.stage2
+    if section is None:
+        raise InputError(f"stage {stage}: the profile {config.name} has no section stage{stage}")
+    if section.solver.max_iter < 1:
+        raise InputError(f"stage{stage}.solver.max_iter: expected at least 1 iteration")
+    files = _files(section, stage)
+    hashes = {key: file_sha256(path) for key, path in files.items() if Path(path).is_file()}
+    with run.step(f"stage{stage}", _settings(config, stage, section, hashes)) as step:
+        if not step.done:
+            model = _initial_model(config, section.init, stage)
+            objective: Objective = (
+                Stage1Objective(section.loss)
+                if isinstance(section, Stage1Config)
+                else Stage2Objective(section.data.label_shrink)
+            )
+            dataset = _dataset(section, files, config.model.num_classes, model)
+            dtype = torch.float64 if config.precision == "double" else torch.float32
+            solver = CaffeSGD(model.to(run.device, dtype), section.solver)
+            if section.init.solverstate:
+                _take_over(solver, section.init.solverstate)
+            _Loop(config.seed, section, stage, model, solver, objective, dataset, step).run()
+        return step.folder / f"iter_{section.solver.max_iter}.safetensors"
+
+
+class _Loop:
+    def __init__(
+        self,
+        seed: int,
+        section: Stage1Config | Stage2Config,
+        stage: int,
+        model: CaffeNet,
+        solver: CaffeSGD,
+        objective: Objective,
+        dataset: ImageData | ImageSegData,
+        step: Step,
+    ) -> None:
+        self.seed, self.section, self.stage = seed, section, stage
+        self.model, self.solver, self.objective = model, solver, objective
+        self.dataset, self.step, self.folder = dataset, step, step.folder
+        self.device, self.dtype = step.run.device, next(model.parameters()).dtype
+        self.log_path = step.folder / "log.csv"
+
+    def run(self) -> None:
+        config, data = self.section.solver, self.section.data
+        torch.manual_seed(self.seed)  # dropout
+        self._resume()
+        loader = make_loader(
+            self.dataset,
+            data.batch_size,
+            shuffle=data.shuffle,
+            seed=self.seed,
+            start_iteration=self.solver.iteration * config.iter_size,
+            iterations=(config.max_iter - self.solver.iteration) * config.iter_size,
+            workers=data.workers,
+        )
+        batches: Iterator[Batch] = iter(loader)
+        if self.solver.iteration < config.max_iter:
+            batches = itertools.chain([next(batches)], batches)  # bad input shows before anything is written
+        self.step.begin()
+        self.model.train()
+        smoothed: deque[float] = deque(maxlen=config.average_loss)
+        bar = tqdm(
+            total=config.max_iter,
+            initial=self.solver.iteration,
+            desc=f"stage {self.stage}",
+            unit="it",
+            disable=None,
+            dynamic_ncols=True,
+        )
+        with bar, self._open_log() as rows:
+            while self.solver.iteration < config.max_iter:
+                iteration, rate = self.solver.iteration, self.solver.rate
+                figures = self._update(batches)
+                if config.display and iteration % config.display == 0:
+                    row = {name: float(value) for name, value in figures.items()}
+                    if not math.isfinite(row["loss"]):
+                        raise InputError(
+                            f"{self.log_path}: the loss is {row['loss']} at iteration {iteration} "
+                            f"({', '.join(f'{k} {v:g}' for k, v in row.items())}); a lower base_lr may help"
+                        )
+                    rows.write(iteration, rate, row)
+                    smoothed.append(row["loss"])
+                    images = data.batch_size * config.iter_size * (bar.format_dict["rate"] or 0)
+                    shown = {k: f"{v:.4g}" for k, v in row.items() if k != "loss"}
+                    mean = sum(smoothed) / len(smoothed)
+                    bar.set_postfix(
+                        {"lr": f"{rate:.2g}", "loss": f"{mean:.4g}", **shown, "images/s": f"{images:.1f}"}
+                    )
+                bar.update()
+                done = self.solver.iteration
+                if (config.snapshot and done % config.snapshot == 0) or done == config.max_iter:
+                    self._snapshot()
+
+    def _update(self, batches: Iterator[Batch]) -> dict[str, torch.Tensor]:
+        """``iter_size`` mini-batches and one step; the figures are means over the mini-batches."""
+        iter_size = self.section.solver.iter_size
+        self.solver.zero_grad()
+        sums: dict[str, torch.Tensor] = {}
+        for _ in range(iter_size):
+            batch = {
+                name: values.to(
+                    self.device, self.dtype if values.is_floating_point() else None, non_blocking=True
+                )
+                for name, values in next(batches).items()
+            }
+            outcome = self.objective(self.model, batch)
+            total = outcome.total
+            total.backward()
+            for name, value in {"loss": total, **outcome.losses, **outcome.figures}.items():
+                sums[name] = sums.get(name, 0) + value.detach() / iter_size
+        self.solver.step()
+        return sums
+
+    def _open_log(self) -> _LogRows:
+        return _LogRows(self.log_path, ("loss", *self.objective.columns), self.solver.iteration)
+
+    def _snapshot(self) -> None:
+        iteration = self.solver.iteration
+        state = {
+            "iteration": iteration,
+            "history": [history.cpu() for history in self.solver.history],
+            "random": _random_state(self.device),
+        }
+        save_safetensors(
+            self.model,
+            self.folder / f"iter_{iteration}.safetensors",
+            {"iteration": str(iteration)},  # one entry: the format does not keep the order of several
+        )
+        with atomic_path(self.folder / f"iter_{iteration}.state") as temporary:
+            torch.save(state, temporary)
+
+    def _resume(self) -> None:
+        """Go on from the newest snapshot in the folder, where there is one."""
+        iterations = [
+            int(match[1])
+            for path in self.folder.glob("iter_*.state")
+            if (match := re.fullmatch(r"iter_(\d+)\.state", path.name))
+            and path.with_suffix(".safetensors").exists()
+        ]
+        if not iterations:
+            return
+        newest = self.folder / f"iter_{max(iterations)}.state"
+        state = torch.load(newest, weights_only=True)
+        load_weights(self.model, newest.with_suffix(".safetensors"))
+        self.solver.load_history(state["history"], state["iteration"])
+        _restore_random_state(state["random"], self.device)
+        log.info("stage %d goes on from iteration %d (%s)", self.stage, state["iteration"], newest)
+
+
+class _LogRows:
+    """``log.csv``: opened at an iteration, it keeps the rows before it and appends."""
+
+    def __init__(self, path: Path, columns: tuple[str, ...], iteration: int) -> None:
+        self.columns = ("iteration", "lr", *columns)
+        kept = io.StringIO()
+        writer = csv.DictWriter(kept, self.columns, lineterminator="\n")
+        writer.writeheader()
+        if path.exists() and iteration:
+            with path.open(newline="", encoding="utf-8") as file:
+                writer.writerows(row for row in csv.DictReader(file) if int(row["iteration"]) < iteration)
+        write_text(path, kept.getvalue())
+        self.file = path.open("a", newline="", encoding="utf-8", buffering=1)
+        self.writer = csv.DictWriter(self.file, self.columns, lineterminator="\n")
+
+    def __enter__(self) -> _LogRows:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.file.close()
+
+    def write(self, iteration: int, rate: float, row: dict[str, float]) -> None:
+        self.writer.writerow(
+            {"iteration": iteration, "lr": f"{rate:.9g}", **{k: f"{v:.9g}" for k, v in row.items()}}
+        )
+
+
+def _files(section: Stage1Config | Stage2Config, stage: int) -> dict[str, str]:
+    """The files and folders that the stage reads, by key. Raises InputError for one not given or not there."""
+    data, init = section.data.model_dump(), section.init
+    files: dict[str, str] = {}
+    for key in ("image_root", "label_root", "list", "cues"):
+        if key in data:
+            if data[key] is None:
+                raise InputError(f"stage{stage}.data.{key}: not given; add data.{key}=PATH")
+            files[key] = data[key]
+    files |= {
+        key: path for key, path in (("weights", init.weights), ("solverstate", init.solverstate)) if path
+    }
+    for key, path in files.items():
+        section_name = "init" if key in ("weights", "solverstate") else "data"
+        expected = "folder" if key.endswith("_root") else "file"
+        if not (Path(path).is_dir() if expected == "folder" else Path(path).is_file()):
+            raise InputError(f"stage{stage}.{section_name}.{key}: no such {expected}: {path}")
+    return files
+
+
+def _dataset(
+    section: Stage1Config | Stage2Config, files: dict[str, str], num_classes: int, model: CaffeNet
+) -> ImageData | ImageSegData:
+    if isinstance(section, Stage1Config):
+        data = section.data
+        return ImageData(
+            files["image_root"],
+            files["list"],
+            files["cues"],
+            num_classes=num_classes,
+            background_label=data.background_label,
+            grid=model.grid_size(data.new_height, data.new_width),
+            new_height=data.new_height,
+            new_width=data.new_width,
+            mirror=data.mirror,
+        )
+    return ImageSegData(
+        files["image_root"],
+        files["label_root"],
+        files["list"],
+        num_classes=num_classes,
+        crop_size=(section.data.crop_size, section.data.crop_size),
+        mirror=section.data.mirror,
+    )
+
+
+def _initial_model(config: Config, init: InitConfig, stage: int) -> CaffeNet:
+    model = build_model(
+        config.model.name,
+        num_classes=config.model.num_classes,
+        width_divisor=config.model.width_divisor,
+        dropout=config.model.dropout,
+    )
+    model.fill(init.filler, torch.Generator().manual_seed(config.seed))
+    if init.weights:
+        report = load_weights(model, init.weights, spread_branches=init.spread_branches)
+        log.info("%s", report)
+        if not report.loaded:
+            raise InputError(
+                f"{init.weights}: none of its layers is in {config.model.name}; it holds {report.unused}"
+            )
+    else:
+        log.warning(
+            "stage%d.init.weights is not given: every layer starts from its filler (%s); the papers start from "
+            "ImageNet's VGG16 (vgg16_20M.caffemodel)",
+            stage,
+            init.filler,
+        )
+    return model
+
+
+def _take_over(solver: CaffeSGD, path: str) -> None:
+    state = read_solverstate(path)
+    try:
+        solver.load_history(state.history, state.iter)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _settings(
+    config: Config, stage: int, section: Stage1Config | Stage2Config, hashes: dict[str, str]
+) -> dict[str, Any]:
+    """All that shapes the stage's weights; paths are stood for by the hashes of their contents."""
+    fields = section.model_dump()
+    for part, keys in _SHAPELESS.items():
+        fields[part] = {key: value for key, value in fields[part].items() if key not in keys}
+    fields["init"] = {key: fields["init"][key] for key in ("filler", "spread_branches")}
+    return {
+        "seed": config.seed,
+        "model": config.model.model_dump(),
+        f"stage{stage}": fields,
+        "inputs_sha256": hashes,
+    }
+
+
+def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _restore_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
