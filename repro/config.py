@@ -247,7 +247,9 @@ def load_config(
         try:
             value = yaml.load(text, _Yaml12Loader)
         except yaml.YAMLError:
-            value = text  # a path with a character that YAML reserves
+            value = text
+        if isinstance(value, dict):
+            value = text  # a path with a character that YAML reserves, not a section
         for path in _targets(key, fields, list(stages)):
             _set(fields, path, value)
     return validated(Config, fields, profile)

@@ -1,0 +1,58 @@
+# Every target sets up .venv first when it is missing.
+PROFILE ?= dsrg_vgg16_voc
+DEVICE  ?= auto
+RUN     ?=
+ARGS    ?=
+SEEDS   ?=
+VOC_ROOT ?=
+
+BIN   := .venv/bin
+STAMP := .venv/.installed
+REPRO := $(BIN)/python -m repro
+# onnxruntime-gpu where an NVIDIA driver answers, onnxruntime elsewhere
+EXTRA := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test test-gpu lint format reproduce-mini reproduce-voc tables clean
+
+help:  ## This list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | \
+	  while IFS="$$(printf '\t')" read -r name text; do printf '  %-16s %s\n' "$$name" "$$text"; done
+	@echo; echo "  reproduce-voc takes VOC_ROOT=…/VOCdevkit/VOC2012 PROFILE=$(PROFILE) DEVICE=$(DEVICE) RUN=folder ARGS=\"key=value …\""
+
+setup: $(STAMP)  ## Make .venv and install everything at the versions of constraints.txt
+
+$(STAMP): pyproject.toml constraints.txt tools/find_python
+	@python=$$(tools/find_python) && \
+	{ [ -x $(BIN)/python ] || "$$python" -m venv .venv; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,$(EXTRA)]'
+	@touch $@
+
+test: $(STAMP)  ## Set up and run all tests (REPRO_SHARED=folder with voc-sample/ for those on real images)
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-gpu: $(STAMP)  ## Only the tests that need a CUDA device
+	$(BIN)/python -m pytest -m cuda
+
+lint: $(STAMP)  ## Formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## Let ruff format and mend what it can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+reproduce-mini: $(STAMP)  ## Build the embedded set and run every stage on it (SEEDS=0,1,2 for a spread)
+	$(REPRO) reproduce --config mini --device $(DEVICE) $(if $(SEEDS),--seeds $(SEEDS)) \
+	  $(if $(RUN),output=$(RUN)) $(ARGS)
+
+reproduce-voc: $(STAMP)  ## Run the whole experiment on PASCAL VOC 2012
+	$(REPRO) reproduce --config $(PROFILE) --device $(DEVICE) $(if $(SEEDS),--seeds $(SEEDS)) \
+	  $(if $(VOC_ROOT),"dataset.root=$(VOC_ROOT)") $(if $(RUN),"output=$(RUN)") $(ARGS)
+
+tables: $(STAMP)  ## Write the tables of all runs in results/runs again
+	$(REPRO) tables
+
+clean:  ## Remove .venv and caches, keep results and data
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,0 +1,104 @@
+"""Profiles and overrides: the papers' values are in them, and a mistake names its key."""
+
+from __future__ import annotations
+
+import pytest
+
+from repro.config import load_config, profile_names
+from repro.errors import InputError
+from repro.solver import learning_rate
+
+
+def test_every_profile_loads():
+    assert {"dsrg_vgg16_voc", "dsrg_vgg16_voc_released", "sec_vgg16_voc", "mini"} <= set(profile_names())
+    for name in profile_names():
+        assert load_config(name).name == name
+
+
+def test_the_papers_schedules():
+    paper = load_config("dsrg_vgg16_voc").stage1
+    assert [learning_rate(paper.solver, t) for t in (0, 2000, 4000, 6000)] == pytest.approx(
+        [5e-4, 5e-5, 5e-6, 5e-7]
+    )
+    assert (paper.data.batch_size, paper.solver.momentum, paper.solver.weight_decay) == (20, 0.9, 5e-4)
+    assert (paper.loss.theta_b, paper.loss.theta_f, paper.loss.rule) == (0.99, 0.85, "released")
+    released = load_config("dsrg_vgg16_voc_released").stage1.solver
+    assert [learning_rate(released, t) for t in (0, 1000, 2000)] == pytest.approx([5e-4, 1.65e-4, 5.445e-5])
+    sec = load_config("sec_vgg16_voc").stage1
+    assert (sec.solver.base_lr, sec.data.batch_size, sec.data.mirror) == (1e-3, 15, False)
+    assert (sec.loss.variant, sec.loss.seed, sec.loss.expand, sec.loss.constrain) == (
+        "sec",
+        "seed",
+        True,
+        True,
+    )
+
+
+def test_released_differs_from_the_paper_in_the_rate_alone():
+    paper, released = (load_config(f"dsrg_vgg16_voc{suffix}").model_dump() for suffix in ("", "_released"))
+    for fields in (paper, released):
+        fields.pop("name")
+        for key in ("gamma", "stepsize"):
+            fields["stage1"]["solver"].pop(key)
+    assert paper == released
+
+
+def test_a_short_key_goes_to_the_stages_at_hand():
+    both = load_config("dsrg_vgg16_voc", ["solver.max_iter=7"])
+    assert (both.stage1.solver.max_iter, both.stage2.solver.max_iter) == (7, 7)
+    one = load_config("dsrg_vgg16_voc", ["solver.max_iter=7"], stages=("stage1",))
+    assert (one.stage1.solver.max_iter, one.stage2.solver.max_iter) == (7, 20000)
+    only = load_config("dsrg_vgg16_voc", ["data.crop_size=65", "loss.rule=paper", "stage2.solver.power=0.5"])
+    assert only.stage2.data.crop_size == 65
+    assert only.stage1.loss.rule == "paper"
+    assert only.stage2.solver.power == 0.5
+
+
+def test_values_are_yaml_with_plain_numbers():
+    config = load_config("dsrg_vgg16_voc", ["solver.base_lr=1e-5", "data.mirror=false"])
+    assert config.stage1.solver.base_lr == 1e-5
+    assert config.stage1.data.mirror is False
+    assert load_config("dsrg_vgg16_voc", ["loss.theta_f=.inf"]).stage1.loss.theta_f == float("inf")
+    assert load_config("dsrg_vgg16_voc", ["output=a: b"]).output == "a: b"
+    assert load_config("dsrg_vgg16_voc", ["stage1.init.weights=null"]).stage1.init.weights is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("solver.max_itr=3", "unknown key 'stage1.solver.max_itr'; did you mean 'max_iter'"),
+        ("modle.name=x", "unknown key 'modle'; did you mean 'model'"),
+        ("data.batch_size=many", "stage1.data.batch_size: .*found 'many'"),
+        ("data.batch_size=0", "stage1.data.batch_size: .*greater than or equal to 1.*found 0"),
+        ("data.mirror=1", "stage1.data.mirror: .*valid boolean.*found 1"),
+        ("data.mirror=yes", "stage1.data.mirror: .*valid boolean.*found 'yes'"),
+        ("solver.lr_policy=cosine", "lr_policy: .*'fixed', 'step'.*found 'cosine'"),
+        ("solver.base_lr=-1", "base_lr: .*greater than 0.*found -1"),
+        ("model.num_classes=3", "model.num_classes is 3, dataset.classes lists 21"),
+        ("rows=[SEC]", r"rows \['SEC'\] do not go with"),
+        ("solver.max_iter", "expected key=value"),
+        ("seed.x=1", "seed is a value, not a section"),
+        ("name=../up", "name: "),
+        ("device=tpu", "device: "),
+    ],
+)
+def test_bad_overrides_name_their_key(override, message):
+    with pytest.raises(InputError, match=message) as caught:
+        load_config("dsrg_vgg16_voc", [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_profiles(tmp_path):
+    with pytest.raises(
+        InputError, match=r"nope\.yaml: is not a readable file, nor one of the profiles dsrg_vgg16_voc"
+    ):
+        load_config(str(tmp_path / "nope.yaml"))
+    for text, message in (
+        ("a: [", "not YAML"),
+        ("- 1", "expected a mapping"),
+        ("name: x\n", "rows: Field required"),
+    ):
+        path = tmp_path / "profile.yaml"
+        path.write_text(text)
+        with pytest.raises(InputError, match=message):
+            load_config(str(path))

@@ -1,0 +1,102 @@
+"""The test scripts' masks, with and without CRF, against golden/inference.h5."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from parity_tests.conftest import CAFFE_FILES, assert_close
+from parity_tests.tolerances import MASK_PIXELS, NETWORK_BLOB_REL
+from repro.config import PredictConfig
+from repro.data import preprocess_zoomed, read_mask
+from repro.errors import InputError
+from repro.models import build_model
+from repro.stages import predict_mask
+from repro.stages.infer import PROTOCOLS, predict_folder
+from weights_conversion import load_caffe_weights
+
+# recorded script -> our protocol, and whether it was restricted to the image's labels
+SCRIPTS = {
+    "test_ms": ("dsrg_stage1", False),
+    "test_ms_f": ("dsrg_final", False),
+    "sec_demo": ("sec", False),
+    "train_gt": ("sec", True),
+}
+IMAGES = ("image0", "image1")
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = build_model("vgg16_aspp", width_divisor=16)
+    load_caffe_weights(model, CAFFE_FILES / "stage1_init.caffemodel")
+    return model.eval()
+
+
+@pytest.mark.parametrize("crf", [True, False], ids=["crf", "raw"])
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("image", IMAGES)
+def test_masks(golden, model, image, script, crf):
+    recorded = golden("inference")[image]
+    protocol, restricted = SCRIPTS[script]
+    labels = recorded["labels"][()].tolist() if restricted else None
+    mask = predict_mask(model, recorded["image_rgb"][()], protocol=protocol, crf=crf, labels=labels)
+    want = recorded[f"{script}_{'crf' if crf else 'raw'}"][()]
+    assert mask.dtype == np.uint8
+    assert mask.shape == want.shape
+    assert (mask != want).mean() <= MASK_PIXELS
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_scores_of_each_scale(golden, model, image):
+    recorded = golden("inference")[image]
+    picture = recorded["image_rgb"][()]
+    for group, protocol in (("ms_scores", "dsrg_stage1"), ("msf_scores", "dsrg_final")):
+        script = PROTOCOLS[protocol]
+        for scale, factors in zip(
+            script.sizes or script.factors, script.zooms(*picture.shape[:2]), strict=True
+        ):
+            with torch.inference_mode():
+                scores = model(torch.from_numpy(preprocess_zoomed(picture, factors)[None]))
+            want = recorded[group][f"{scale:g}"]
+            assert_close(scores, want, NETWORK_BLOB_REL, f"{group} {scale}", relative_to_max=True)
+
+
+def test_the_mode_of_the_model_is_given_back(golden, model):
+    picture = golden("inference")["image0/image_rgb"][()]
+    trained = build_model("vgg16_aspp", width_divisor=64).train()
+    first = predict_mask(trained, picture, protocol="sec", crf=False)
+    assert trained.training
+    assert np.array_equal(
+        first, predict_mask(trained, picture, protocol="sec", crf=False)
+    )  # no dropout inside
+
+
+def test_bad_arguments(model):
+    picture = np.zeros((20, 30, 3), np.uint8)
+    with pytest.raises(InputError, match="protocol 'msc': expected one of dsrg_stage1, dsrg_final, sec"):
+        predict_mask(model, picture, protocol="msc")
+    with pytest.raises(InputError, match=r"expected uint8 \(H, W, 3\), found float64"):
+        predict_mask(model, picture / 255, protocol="sec")
+    with pytest.raises(InputError, match="label 21: expected a class of 0 to 20"):
+        predict_mask(model, picture, protocol="sec", crf=False, labels=[21])
+
+
+def test_a_folder_resumes(golden, model, tmp_path):
+    from PIL import Image
+
+    recorded = golden("inference")
+    images = {}
+    for name in IMAGES:
+        images[name] = tmp_path / f"{name}.png"
+        Image.fromarray(recorded[name]["image_rgb"][()]).save(images[name])
+    settings = PredictConfig(protocol="sec", crf=False, use_labels=True)
+    labels = {name: recorded[name]["labels"][()].tolist() for name in IMAGES}
+    out = tmp_path / "masks"
+    assert predict_folder(model, images, out, settings=settings, labels=labels.__getitem__) == 2
+    for name in IMAGES:
+        assert_close(read_mask(out / f"{name}.png"), recorded[name]["train_gt_raw"], 0, name)
+    (out / "image0.png").unlink()
+    assert predict_folder(model, images, out, settings=settings, labels=labels.__getitem__) == 1
+    with pytest.raises(InputError, match="use_labels"):
+        predict_folder(model, images, out, settings=settings)

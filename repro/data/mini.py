@@ -1,0 +1,445 @@
+"""The embedded set: a small generated data set in VOC layout, so that every stage runs without any download.
+
+Each image shows one to three objects of six classes on a ground of one or two materials, with clutter that
+belongs to the ground, uneven light and noise. An object has two parts of different colour and texture, and
+its cue is one compact blob on 10–30 % of its cells: small and precise, as DSRG wants its cues, so that growing
+has something to do. Colours vary within a class and are shared between classes and grounds (fish and water,
+crowns and grass, trunks, stems and sand), so that colour alone decides little. Nothing here is taken from VOC,
+and no score on this set can be compared with a published one.
+
+On disk (``root``)::
+
+    JPEGImages/<id>.jpg
+    SegmentationClass/<id>.png            palette masks, 255 on the borders of objects
+    ImageSets/Segmentation/train_aug.txt  val.txt
+    input_list.txt                        "<id>.jpg <cue index>", training images
+    localization_cues.pickle              "<index>_labels", "<index>_cues" as in the SEC release
+    mini.json                             parameters, class names and a hash of all the rest
+"""
+
+from __future__ import annotations
+
+import colorsys
+import hashlib
+import json
+import pickle
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+from scipy import ndimage
+
+from repro.errors import InputError
+
+CLASSES = ("background", "fish", "mushroom", "house", "tree", "wheel", "bottle")
+VOID = 255
+GRID = 41  # cells a side of the score grid for a 321×321 input
+MARKER = "mini.json"
+GENERATOR = 1  # raised whenever the same seed gives other files, so that sets on disk are rebuilt
+
+_SCALE = 2  # drawn this much larger, then averaged, for smooth edges
+_SIDES = (100, 181)  # image sides in pixels, the upper bound excluded
+
+Points = npt.NDArray[np.float64]
+Texture = Callable[[np.random.Generator, npt.NDArray[Any], npt.NDArray[Any]], npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class MiniSet:
+    """Where the parts of the embedded set are; see the module's text for the files."""
+
+    root: Path
+    classes: tuple[str, ...] = CLASSES
+
+    @property
+    def images(self) -> Path:
+        return self.root / "JPEGImages"
+
+    @property
+    def masks(self) -> Path:
+        return self.root / "SegmentationClass"
+
+    @property
+    def train_list(self) -> Path:
+        return self.root / "ImageSets" / "Segmentation" / "train_aug.txt"
+
+    @property
+    def val_list(self) -> Path:
+        return self.root / "ImageSets" / "Segmentation" / "val.txt"
+
+    @property
+    def input_list(self) -> Path:
+        return self.root / "input_list.txt"
+
+    @property
+    def cues(self) -> Path:
+        return self.root / "localization_cues.pickle"
+
+
+def build_mini(root: str | Path, *, seed: int = 0, train: int = 100, val: int = 40) -> MiniSet:
+    """Build the embedded set under ``root`` unless it is there already, in a few seconds.
+
+    The same arguments give the same images, masks and cues, and an image depends on the seed and its number
+    alone: a larger set holds the smaller one. The set appears whole or not at all.
+
+    Args:
+        root: folder to hold the set. A set with other parameters, or one whose files were changed, is
+            replaced; any other folder that is not empty is refused.
+        seed: from 0.
+        train, val: number of images, from 1.
+
+    Raises:
+        InputError: ``root`` holds something else, or a number out of range.
+    """
+    for name, value, least in (("seed", seed, 0), ("train", train, 1), ("val", val, 1)):
+        if value < least:
+            raise InputError(f"embedded set: {name}={value}, expected {least} or more")
+    target = Path(root)
+    parameters = {"generator": GENERATOR, "seed": seed, "train": train, "val": val, "classes": list(CLASSES)}
+    if _is_built(target, parameters):
+        return MiniSet(target)
+    if target.exists() and not (target / MARKER).is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target}: expected a new or empty folder for the embedded set, or the set itself")
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    workshop = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        fresh = workshop / "set"
+        _write_set(MiniSet(fresh), seed, train, val)
+        marker = {**parameters, "sha256": _content_hash(fresh)}
+        (fresh / MARKER).write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
+        if target.exists():
+            target.rename(workshop / "old")
+        try:
+            fresh.rename(target)
+        except OSError:
+            if not _is_built(target, parameters):  # otherwise another process was faster
+                raise
+    finally:
+        shutil.rmtree(workshop)
+    return MiniSet(target)
+
+
+def _is_built(root: Path, parameters: dict[str, Any]) -> bool:
+    try:
+        marker = json.loads((root / MARKER).read_text(encoding="utf-8"))
+        return bool(marker == {**parameters, "sha256": _content_hash(root)})
+    except (OSError, ValueError):
+        return False
+
+
+def _content_hash(root: Path) -> str:
+    """SHA-256 over names and bytes of all files but the marker."""
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*")):
+        if path.is_file() and path.name != MARKER:
+            digest.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _write_set(mini: MiniSet, seed: int, train: int, val: int) -> None:
+    for folder in (mini.images, mini.masks, mini.train_list.parent):
+        folder.mkdir(parents=True)
+    cues: dict[str, npt.NDArray[np.int64]] = {}
+    names: dict[Path, list[str]] = {mini.train_list: [], mini.val_list: []}
+    for split, (list_path, count) in enumerate(((mini.train_list, train), (mini.val_list, val))):
+        for index in range(count):
+            rng = np.random.default_rng([seed, split, index])
+            name = f"mini_{('train', 'val')[split]}_{index:04d}"
+            image, mask, instances, parts = _draw_scene(rng)
+            Image.fromarray(image).save(mini.images / f"{name}.jpg", quality=92)
+            picture = Image.fromarray(mask)
+            picture.putpalette(_PALETTE)
+            picture.save(mini.masks / f"{name}.png")
+            names[list_path].append(name)
+            if list_path == mini.train_list:
+                cues[f"{index}_labels"] = np.setdiff1d(mask, [0, VOID]).astype(np.int64)
+                cues[f"{index}_cues"] = _draw_cues(rng, mask, instances, parts)
+    for path, entries in names.items():
+        path.write_text("".join(f"{name}\n" for name in entries), encoding="ascii")
+    lines = (f"{name}.jpg {index}\n" for index, name in enumerate(names[mini.train_list]))
+    mini.input_list.write_text("".join(lines), encoding="ascii")
+    with mini.cues.open("wb") as file:
+        pickle.dump(cues, file, protocol=2)  # what Python 2, and so the originals, can read
+
+
+def _voc_palette() -> list[int]:
+    """VOC's colours: the bits of the index, dealt out to red, green and blue from the highest bit down."""
+    colours = np.zeros((256, 3), np.uint8)
+    for index in range(256):
+        for bit in range(8):
+            colours[index, bit % 3] |= ((index >> bit) & 1) << (7 - bit // 3)
+    return [int(value) for value in colours.ravel()]
+
+
+_PALETTE = _voc_palette()
+
+
+# Colours and textures. A texture is a field in −1…1 over object coordinates that blends two colours.
+
+
+def _colour(rng: np.random.Generator, hue: float, saturation: float, value: float) -> Points:
+    """RGB 0–255 near an HSV colour."""
+    jitter = rng.normal(0, [0.025, 0.08, 0.07])
+    h = (hue + jitter[0]) % 1
+    s, v = np.clip([saturation + jitter[1], value + jitter[2]], 0, 1)
+    return 255 * np.array(colorsys.hsv_to_rgb(h, float(s), float(v)))
+
+
+def _noise(rng: np.random.Generator, shape: tuple[int, ...], cell: float) -> npt.NDArray[Any]:
+    """Smooth noise of unit variance; ``cell`` is the size of a blotch in pixels."""
+    field = ndimage.gaussian_filter(rng.normal(size=shape).astype(np.float32), cell, mode="reflect")
+    return (field - field.mean()) / max(float(field.std()), 1e-6)
+
+
+def _stripes(angle: float, count: float) -> Texture:
+    def texture(rng: np.random.Generator, u: npt.NDArray[Any], v: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        turned = angle + rng.normal(0, 0.12)
+        along = u * np.cos(turned) + v * np.sin(turned)
+        return np.sin(np.pi * count * rng.uniform(0.8, 1.25) * along + rng.uniform(0, 2 * np.pi))
+
+    return texture
+
+
+def _dots(count: float) -> Texture:
+    def texture(rng: np.random.Generator, u: npt.NDArray[Any], v: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        k = np.pi * count * rng.uniform(0.8, 1.25)
+        a, b = rng.uniform(0, 2 * np.pi, 2)
+        return np.clip(2.5 * np.sin(k * u + a) * np.sin(k * v + b), -1, 1)
+
+    return texture
+
+
+def _bricks(count: float) -> Texture:
+    def texture(rng: np.random.Generator, u: npt.NDArray[Any], v: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        k = count * rng.uniform(0.8, 1.25)
+        row = np.floor(k * v)
+        joint = np.minimum((k * v) % 1, (0.5 * k * u + 0.5 * (row % 2)) % 1 * 2)
+        return np.where(joint < 0.3, 1.0, -1.0)
+
+    return texture
+
+
+def _spokes(count: int) -> Texture:
+    def texture(rng: np.random.Generator, u: npt.NDArray[Any], v: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return np.clip(2 * np.sin(count * np.arctan2(v, u) + rng.uniform(0, 2 * np.pi)), -1, 1)
+
+    return texture
+
+
+def _blotches(size: float) -> Texture:
+    def texture(rng: np.random.Generator, u: npt.NDArray[Any], v: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        pixel = abs(float(u[0, 1] - u[0, 0])) + abs(float(v[0, 1] - v[0, 0]))  # in object units
+        return np.clip(_noise(rng, u.shape, size / pixel), -1, 1)
+
+    return texture
+
+
+# Objects: parts as polygons in a box of −1…1 (v down), drawn in order, each with its possible colours (HSV).
+
+
+@dataclass(frozen=True)
+class _Part:
+    outline: Points
+    colours: tuple[tuple[float, float, float], ...]
+    second: tuple[float, float, float]  # the texture blends into this colour
+    texture: Texture
+    strength: float = 0.8
+
+
+def _ellipse(cu: float, cv: float, ru: float, rv: float, start: float = 0, stop: float = 2) -> Points:
+    """Points of an elliptic arc; angles in units of π, clockwise from the right."""
+    angle = np.pi * np.linspace(start, stop, 48)
+    return np.stack([cu + ru * np.cos(angle), cv + rv * np.sin(angle)], 1)
+
+
+def _polygon(*points: tuple[float, float]) -> Points:
+    return np.array(points, np.float64)
+
+
+_ORANGE, _YELLOW, _BLUE, _TEAL = (0.07, 0.85, 0.9), (0.14, 0.8, 0.9), (0.58, 0.7, 0.75), (0.5, 0.6, 0.65)
+_RED, _PURPLE, _CREAM, _WHITE = (0.0, 0.8, 0.75), (0.8, 0.5, 0.65), (0.11, 0.2, 0.88), (0.1, 0.04, 0.95)
+_GREEN, _BROWN, _DARK, _GREY = (0.31, 0.65, 0.5), (0.07, 0.55, 0.45), (0.65, 0.15, 0.2), (0.6, 0.06, 0.62)
+_SAND, _NIGHT = (0.1, 0.35, 0.75), (0.62, 0.6, 0.35)
+
+_OBJECTS: tuple[tuple[_Part, ...], ...] = (
+    (  # fish
+        _Part(_polygon((0.3, 0), (1, -0.6), (0.8, 0), (1, 0.6)), (_YELLOW, _PURPLE), _DARK, _stripes(1.57, 7)),
+        _Part(_ellipse(-0.25, 0, 0.75, 0.5), (_ORANGE, _BLUE), _WHITE, _stripes(0.0, 5)),
+    ),
+    (  # mushroom
+        _Part(_polygon((-0.28, -0.1), (0.28, -0.1), (0.4, 0.95), (-0.4, 0.95)), (_CREAM,), _SAND, _blotches(0.08)),
+        _Part(_ellipse(0, 0.1, 0.95, 0.95, 1, 2), (_RED, _BROWN), _WHITE, _dots(4)),
+    ),
+    (  # house
+        _Part(_polygon((-0.8, -0.2), (0.8, -0.2), (0.8, 0.9), (-0.8, 0.9)), (_CREAM, _TEAL), _RED, _bricks(6)),
+        _Part(_polygon((-1, -0.15), (0, -0.95), (1, -0.15)), (_DARK, _RED), _BROWN, _stripes(1.57, 9)),
+    ),
+    (  # tree
+        _Part(_polygon((-0.2, 0), (0.2, 0), (0.28, 0.98), (-0.28, 0.98)), (_BROWN,), _DARK, _stripes(0.0, 9)),
+        _Part(_ellipse(0, -0.3, 0.8, 0.68), (_GREEN, _ORANGE), _DARK, _blotches(0.1)),
+    ),
+    (  # wheel
+        _Part(_ellipse(0, 0, 0.95, 0.95), (_DARK,), _GREY, _blotches(0.05), 0.5),
+        _Part(_ellipse(0, 0, 0.6, 0.6), (_GREY, _YELLOW), _DARK, _spokes(6)),
+    ),
+    (  # bottle
+        _Part(_polygon((-0.17, -0.98), (0.17, -0.98), (0.2, -0.3), (-0.2, -0.3)), (_RED, _GREY), _WHITE, _dots(6)),
+        _Part(
+            _polygon((-0.2, -0.42), (0.2, -0.42), (0.5, -0.1), (0.5, 0.98), (-0.5, 0.98), (-0.5, -0.1)),
+            (_TEAL, _PURPLE),
+            _WHITE,
+            _stripes(1.57, 4),
+        ),
+    ),
+)
+
+# Grounds: two colours blended by noise whose blotches are stretched (rows, columns), in parts of the image.
+_GROUNDS = (
+    (_GREEN, (0.27, 0.55, 0.6), (0.02, 0.008)),  # grass
+    (_SAND, _CREAM, (0.01, 0.01)),
+    (_BLUE, (0.53, 0.4, 0.8), (0.01, 0.06)),  # water
+    (_GREY, (0.1, 0.1, 0.45), (0.05, 0.05)),  # stone
+    (_BROWN, _NIGHT, (0.03, 0.03)),  # soil
+)
+
+
+def _draw_ground(rng: np.random.Generator, height: int, width: int) -> npt.NDArray[Any]:
+    """One or two materials, divided by a wavy line, and a few things that are no objects; float RGB."""
+    kinds = rng.choice(len(_GROUNDS), 2, replace=False)
+    fields = []
+    for kind in kinds:
+        first, second, (rows, columns) = _GROUNDS[kind]
+        noise = ndimage.gaussian_filter(rng.normal(size=(height, width)), (rows * height, columns * height))
+        blend = 1 / (1 + np.exp(-1.5 * noise / noise.std()))[..., None]
+        fields.append(_colour(rng, *first) * (1 - blend) + _colour(rng, *second) * blend)
+    rows, columns = np.mgrid[:height, :width].astype(np.float32)
+    if rng.random() < 0.4:
+        ground = fields[0]
+    else:
+        wave = 0.03 * height * np.sin(columns / width * rng.uniform(4, 12) + rng.uniform(0, 6))
+        line = rng.uniform(0.25, 0.75) * height + rng.uniform(-0.3, 0.3) * (columns - width / 2) + wave
+        ground = np.where((rows < line)[..., None], fields[0], fields[1])
+    colours = (_RED, _ORANGE, _DARK, _WHITE, _GREEN, _BROWN, _BLUE)
+    for _ in range(rng.integers(0, 5)):
+        size = rng.uniform(0.03, 0.08) * min(height, width)
+        stretch = rng.uniform(0.6, 1.6)
+        y, x = rng.uniform(0, height), rng.uniform(0, width)
+        inside = ((rows - y) / stretch) ** 2 + ((columns - x) * stretch) ** 2 < size**2
+        ground[inside] = _colour(rng, *colours[rng.integers(len(colours))])
+    return ground
+
+
+def _draw_scene(
+    rng: np.random.Generator,
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Image (H, W, 3) and mask (H, W) uint8, number of the object at each pixel (0 = ground) and of its part."""
+    height, width = (int(side) for side in rng.integers(*_SIDES, 2))
+    h, w = _SCALE * height, _SCALE * width
+    image = _draw_ground(rng, h, w)
+    labels, instances, parts = (np.zeros((h, w), np.int64) for _ in range(3))
+    classes = rng.choice(len(_OBJECTS), 2, replace=False) + 1
+    wanted = rng.choice(3, p=[0.45, 0.4, 0.15]) + 1
+    areas: list[int] = []
+    for attempt in range(12):
+        class_id = int(classes[len(areas) % 2])
+        shape, drawn = _place_object(rng, class_id, h, w)
+        # A little overlap, as in photographs: what it covers must leave every object most of its area.
+        hidden = [np.count_nonzero(shape & (instances == i + 1)) / area for i, area in enumerate(areas)]
+        if hidden and max(hidden) > 0.2:
+            continue
+        areas.append(int(np.count_nonzero(shape)))
+        labels[shape], instances[shape] = class_id, len(areas)
+        for number, (inside, colours) in enumerate(drawn):
+            image[inside], parts[inside] = colours[inside], number
+        if len(areas) == wanted:
+            break
+    light = rng.normal(0, 0.16, 2)
+    rows, columns = np.mgrid[:h, :w]
+    image *= (rng.uniform(0.85, 1.1) + light[0] * (rows / h - 0.5) + light[1] * (columns / w - 0.5))[..., None]
+    image = image.reshape(height, _SCALE, width, _SCALE, 3).mean((1, 3))
+    image += rng.normal(0, rng.uniform(3, 9), image.shape)
+    half = _SCALE // 2
+    labels, instances, parts = (field[half::_SCALE, half::_SCALE] for field in (labels, instances, parts))
+    border = ndimage.maximum_filter(instances, 3) != ndimage.minimum_filter(instances, 3)
+    mask = np.where(border, VOID, labels).astype(np.uint8)
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8), mask, instances, parts
+
+
+def _place_object(
+    rng: np.random.Generator, class_id: int, height: int, width: int
+) -> tuple[npt.NDArray[np.bool_], list[tuple[npt.NDArray[np.bool_], npt.NDArray[Any]]]]:
+    """An object at a random place: where it is, and for each part where it is and its colours (H, W, 3)."""
+    side = min(height, width)
+    size = rng.uniform(0.2, 0.36) * side * np.array([rng.uniform(0.85, 1.2), rng.uniform(0.85, 1.2)])
+    centre = rng.uniform([0.22 * width, 0.22 * height], [0.78 * width, 0.78 * height])
+    angle, flip = rng.normal(0, 0.25), rng.choice([-1, 1])
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    rows, columns = np.mgrid[:height, :width]
+    offset = np.stack([columns - centre[0], rows - centre[1]]).reshape(2, -1)
+    u, v = ((turn.T @ offset) / size[:, None]).reshape(2, height, width)
+    u = u * flip
+    whole, drawn = np.zeros((height, width), bool), []
+    for part in _OBJECTS[class_id - 1]:
+        corners = (part.outline * [flip, 1] * size) @ turn.T + centre
+        canvas = Image.new("1", (width, height))
+        ImageDraw.Draw(canvas).polygon([(float(x), float(y)) for x, y in corners], fill=1)
+        inside = np.array(canvas)
+        blend = (0.5 + 0.5 * part.texture(rng, u, v))[..., None] * part.strength
+        base = _colour(rng, *part.colours[rng.integers(len(part.colours))])
+        drawn.append((inside, base * (1 - blend) + _colour(rng, *part.second) * blend))
+        whole |= inside
+    return whole, drawn
+
+
+def _draw_cues(
+    rng: np.random.Generator,
+    mask: npt.NDArray[np.uint8],
+    instances: npt.NDArray[np.int64],
+    parts: npt.NDArray[np.int64],
+) -> npt.NDArray[np.int64]:
+    """Cues (3, K) of (class, row, column): a blob in each object and two to four on the ground.
+
+    The score grid is corner-aligned with the image, so cell (r, c) stands for the pixel at r/40, c/40.
+    """
+    at = np.ix_(*(np.rint(np.linspace(0, side - 1, GRID)).astype(int) for side in mask.shape))
+    labels, instances, parts = mask[at], instances[at], parts[at]
+    cues = np.full((GRID, GRID), VOID)
+    for instance in range(1, int(instances.max()) + 1):
+        cells = (instances == instance) & (labels != VOID)
+        if not cells.any():
+            continue
+        # One part carries the cue, the larger one more often: a classifier looks at the telling part.
+        start = cells & (parts == rng.choice(parts[cells]))
+        blob = _blob(rng, start, cells, rng.uniform(0.1, 0.3))
+        cues[blob] = labels[blob]
+    ground = labels == 0
+    far = ground & (ndimage.distance_transform_cdt(instances == 0, "chessboard") > 2)
+    for _ in range(rng.integers(2, 5)):
+        if far.any():
+            cues[_blob(rng, far, ground & far, rng.uniform(0.03, 0.09))] = 0
+    rows, columns = np.nonzero(cues != VOID)
+    order = np.argsort(cues[rows, columns], kind="stable")
+    return np.stack([cues[rows, columns], rows, columns])[:, order].astype(np.int64)
+
+
+def _blob(
+    rng: np.random.Generator, start: npt.NDArray[np.bool_], cells: npt.NDArray[np.bool_], share: float
+) -> npt.NDArray[np.bool_]:
+    """A compact, connected, ragged piece with a share of ``cells``, around a random cell of ``start``."""
+    row, column = rng.permutation(np.argwhere(start))[0]
+    rows, columns = np.mgrid[:GRID, :GRID]
+    distance = np.hypot(rows - row, columns - column) + rng.uniform(0, 1.5, (GRID, GRID))
+    distance[row, column] = -1
+    reach = ndimage.label(cells, np.ones((3, 3)))[0]
+    piece = cells & (reach == reach[row, column])
+    count = min(max(1, round(share * np.count_nonzero(cells))), np.count_nonzero(piece))
+    limit = np.sort(distance[piece])[count - 1]
+    return piece & (distance <= limit)
