@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt tools/find_python
 	@touch $@
 
 test: $(STAMP)  ## Set up and run all tests (REPRO_SHARED=folder with voc-sample/ for those on real images)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-gpu: $(STAMP)  ## Only the tests that need a CUDA device
 	$(BIN)/python -m pytest -m cuda

@@ -252,7 +252,7 @@ def test_without_mirror_nothing_is_flipped(retrain):
         (np.zeros((9, 12), np.uint8), "9x12, the 10x12 of"),
         (np.full((10, 12), 21, np.uint8), "class 21"),
         (np.zeros((10, 12, 3), np.uint8), "mode 'RGB'"),
-        (None, "no file"),
+        (None, "no such file"),
     ],
 )
 def test_retraining_refuses(tmp_path, label, reason):

@@ -1,5 +1,18 @@
-"""``python -m repro`` is the command ``repro``."""
+"""The command ``repro``, also ``python -m repro``."""
 
-from repro.cli import main
+import os
+import sys
 
-main()
+
+def main() -> None:
+    """Run the command line."""
+    # OpenMP's threads spin while they wait. Beside loader workers or other jobs on the same cores that makes small
+    # nets several times slower (docs/performance.md); it is read once, when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from repro.cli import run_command
+
+    sys.exit(run_command())
+
+
+if __name__ == "__main__":
+    main()

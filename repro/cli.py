@@ -204,11 +204,6 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def main() -> None:
-    """The command ``repro``."""
-    sys.exit(run_command())
-
-
 def _load(
     profile: str, overrides: list[str] | None, device: str | None, seed: int | None, **stages: tuple[str, ...]
 ) -> Config:

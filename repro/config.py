@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from repro.data.voc import CLASS_NAMES
 from repro.errors import InputError
+from repro.models.base import Filler
 
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -96,7 +97,7 @@ class InitConfig(Section):
     weights: str | None = None
     solverstate: str | None = None
     spread_branches: bool = False
-    filler: Literal["gaussian", "msra"] = "gaussian"
+    filler: Filler = "gaussian"
 
 
 class Stage1Data(Section):

@@ -175,9 +175,7 @@ def _located(root: PathLike, name: str, where: str) -> str:
     prefix = os.fspath(root)
     path = os.path.join(prefix, name.lstrip("/")) if os.path.isdir(prefix) else prefix + name
     if not os.path.isfile(path):
-        raise InputError(
-            f"{where}: no file {path} (root {prefix!r}, then {name!r}), an existing one expected"
-        )
+        raise InputError(f"{where}: no such file: {path}")
     return path
 
 

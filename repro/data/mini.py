@@ -35,11 +35,11 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
+from repro.data.voc import VOID, VocLayout, colour_palette
 from repro.errors import InputError
 
 CLASSES = ("background", "fish", "mushroom", "house", "tree", "wheel", "bottle")
-VOID = 255
-GRID = 41  # cells a side of the score grid for a 321×321 input
+GRID = 21  # cells a side of the score grid for a 161×161 input
 MARKER = "mini.json"
 GENERATOR = 1  # raised whenever the same seed gives other files, so that sets on disk are rebuilt
 
@@ -50,39 +50,7 @@ Points = npt.NDArray[np.float64]
 Texture = Callable[[np.random.Generator, npt.NDArray[Any], npt.NDArray[Any]], npt.NDArray[Any]]
 
 
-@dataclass(frozen=True)
-class MiniSet:
-    """Where the parts of the embedded set are; see the module's text for the files."""
-
-    root: Path
-    classes: tuple[str, ...] = CLASSES
-
-    @property
-    def images(self) -> Path:
-        return self.root / "JPEGImages"
-
-    @property
-    def masks(self) -> Path:
-        return self.root / "SegmentationClass"
-
-    @property
-    def train_list(self) -> Path:
-        return self.root / "ImageSets" / "Segmentation" / "train_aug.txt"
-
-    @property
-    def val_list(self) -> Path:
-        return self.root / "ImageSets" / "Segmentation" / "val.txt"
-
-    @property
-    def input_list(self) -> Path:
-        return self.root / "input_list.txt"
-
-    @property
-    def cues(self) -> Path:
-        return self.root / "localization_cues.pickle"
-
-
-def build_mini(root: str | Path, *, seed: int = 0, train: int = 100, val: int = 40) -> MiniSet:
+def build_mini(root: str | Path, *, seed: int = 0, train: int = 100, val: int = 40) -> VocLayout:
     """Build the embedded set under ``root`` unless it is there already, in a few seconds.
 
     The same arguments give the same images, masks and cues, and an image depends on the seed and its number
@@ -94,6 +62,9 @@ def build_mini(root: str | Path, *, seed: int = 0, train: int = 100, val: int = 
         seed: from 0.
         train, val: number of images, from 1.
 
+    Returns:
+        The layout under ``root``; cues and input list lie in ``root`` itself.
+
     Raises:
         InputError: ``root`` holds something else, or a number out of range.
     """
@@ -103,7 +74,7 @@ def build_mini(root: str | Path, *, seed: int = 0, train: int = 100, val: int = 
     target = Path(root)
     parameters = {"generator": GENERATOR, "seed": seed, "train": train, "val": val, "classes": list(CLASSES)}
     if _is_built(target, parameters):
-        return MiniSet(target)
+        return VocLayout(target)
     if target.exists() and not (target / MARKER).is_file() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target}: expected a new or empty folder for the embedded set, or the set itself")
 
@@ -111,7 +82,7 @@ def build_mini(root: str | Path, *, seed: int = 0, train: int = 100, val: int = 
     workshop = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         fresh = workshop / "set"
-        _write_set(MiniSet(fresh), seed, train, val)
+        _write_set(VocLayout(fresh), seed, train, val)
         marker = {**parameters, "sha256": _content_hash(fresh)}
         (fresh / MARKER).write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
         if target.exists():
@@ -123,7 +94,7 @@ def build_mini(root: str | Path, *, seed: int = 0, train: int = 100, val: int = 
                 raise
     finally:
         shutil.rmtree(workshop)
-    return MiniSet(target)
+    return VocLayout(target)
 
 
 def _is_built(root: Path, parameters: dict[str, Any]) -> bool:
@@ -144,42 +115,28 @@ def _content_hash(root: Path) -> str:
     return digest.hexdigest()
 
 
-def _write_set(mini: MiniSet, seed: int, train: int, val: int) -> None:
-    for folder in (mini.images, mini.masks, mini.train_list.parent):
+def _write_set(layout: VocLayout, seed: int, train: int, val: int) -> None:
+    for folder in (layout.images, layout.masks, layout.image_set("val").parent):
         folder.mkdir(parents=True)
     cues: dict[str, npt.NDArray[np.int64]] = {}
-    names: dict[Path, list[str]] = {mini.train_list: [], mini.val_list: []}
-    for split, (list_path, count) in enumerate(((mini.train_list, train), (mini.val_list, val))):
-        for index in range(count):
+    for split, (name, image_set, count) in enumerate((("train", "train_aug", train), ("val", "val", val))):
+        ids = [f"mini_{name}_{index:04d}" for index in range(count)]
+        for index, image_id in enumerate(ids):
             rng = np.random.default_rng([seed, split, index])
-            name = f"mini_{('train', 'val')[split]}_{index:04d}"
             image, mask, instances, parts = _draw_scene(rng)
-            Image.fromarray(image).save(mini.images / f"{name}.jpg", quality=92)
+            Image.fromarray(image).save(layout.image(image_id), quality=92)
             picture = Image.fromarray(mask)
-            picture.putpalette(_PALETTE)
-            picture.save(mini.masks / f"{name}.png")
-            names[list_path].append(name)
-            if list_path == mini.train_list:
+            picture.putpalette(colour_palette().tobytes())
+            picture.save(layout.mask(image_id))
+            if name == "train":
                 cues[f"{index}_labels"] = np.setdiff1d(mask, [0, VOID]).astype(np.int64)
                 cues[f"{index}_cues"] = _draw_cues(rng, mask, instances, parts)
-    for path, entries in names.items():
-        path.write_text("".join(f"{name}\n" for name in entries), encoding="ascii")
-    lines = (f"{name}.jpg {index}\n" for index, name in enumerate(names[mini.train_list]))
-    mini.input_list.write_text("".join(lines), encoding="ascii")
-    with mini.cues.open("wb") as file:
+        layout.image_set(image_set).write_text("".join(f"{i}\n" for i in ids), encoding="ascii")
+        if name == "train":
+            lines = (f"{image_id}.jpg {index}\n" for index, image_id in enumerate(ids))
+            (layout.root / "input_list.txt").write_text("".join(lines), encoding="ascii")
+    with (layout.root / "localization_cues.pickle").open("wb") as file:
         pickle.dump(cues, file, protocol=2)  # what Python 2, and so the originals, can read
-
-
-def _voc_palette() -> list[int]:
-    """VOC's colours: the bits of the index, dealt out to red, green and blue from the highest bit down."""
-    colours = np.zeros((256, 3), np.uint8)
-    for index in range(256):
-        for bit in range(8):
-            colours[index, bit % 3] |= ((index >> bit) & 1) << (7 - bit // 3)
-    return [int(value) for value in colours.ravel()]
-
-
-_PALETTE = _voc_palette()
 
 
 # Colours and textures. A texture is a field in −1…1 over object coordinates that blends two colours.
@@ -251,7 +208,7 @@ class _Part:
     colours: tuple[tuple[float, float, float], ...]
     second: tuple[float, float, float]  # the texture blends into this colour
     texture: Texture
-    strength: float = 0.8
+    strength: float = 0.45
 
 
 def _ellipse(cu: float, cv: float, ru: float, rv: float, start: float = 0, stop: float = 2) -> Points:
@@ -271,15 +228,24 @@ _SAND, _NIGHT = (0.1, 0.35, 0.75), (0.62, 0.6, 0.35)
 
 _OBJECTS: tuple[tuple[_Part, ...], ...] = (
     (  # fish
-        _Part(_polygon((0.3, 0), (1, -0.6), (0.8, 0), (1, 0.6)), (_YELLOW, _PURPLE), _DARK, _stripes(1.57, 7)),
+        _Part(
+            _polygon((0.3, 0), (1, -0.6), (0.8, 0), (1, 0.6)), (_YELLOW, _PURPLE), _DARK, _stripes(1.57, 7)
+        ),
         _Part(_ellipse(-0.25, 0, 0.75, 0.5), (_ORANGE, _BLUE), _WHITE, _stripes(0.0, 5)),
     ),
     (  # mushroom
-        _Part(_polygon((-0.28, -0.1), (0.28, -0.1), (0.4, 0.95), (-0.4, 0.95)), (_CREAM,), _SAND, _blotches(0.08)),
+        _Part(
+            _polygon((-0.28, -0.1), (0.28, -0.1), (0.4, 0.95), (-0.4, 0.95)),
+            (_CREAM,),
+            _SAND,
+            _blotches(0.08),
+        ),
         _Part(_ellipse(0, 0.1, 0.95, 0.95, 1, 2), (_RED, _BROWN), _WHITE, _dots(4)),
     ),
     (  # house
-        _Part(_polygon((-0.8, -0.2), (0.8, -0.2), (0.8, 0.9), (-0.8, 0.9)), (_CREAM, _TEAL), _RED, _bricks(6)),
+        _Part(
+            _polygon((-0.8, -0.2), (0.8, -0.2), (0.8, 0.9), (-0.8, 0.9)), (_CREAM, _TEAL), _RED, _bricks(6)
+        ),
         _Part(_polygon((-1, -0.15), (0, -0.95), (1, -0.15)), (_DARK, _RED), _BROWN, _stripes(1.57, 9)),
     ),
     (  # tree
@@ -287,11 +253,16 @@ _OBJECTS: tuple[tuple[_Part, ...], ...] = (
         _Part(_ellipse(0, -0.3, 0.8, 0.68), (_GREEN, _ORANGE), _DARK, _blotches(0.1)),
     ),
     (  # wheel
-        _Part(_ellipse(0, 0, 0.95, 0.95), (_DARK,), _GREY, _blotches(0.05), 0.5),
+        _Part(_ellipse(0, 0, 0.95, 0.95), (_DARK,), _GREY, _blotches(0.05)),
         _Part(_ellipse(0, 0, 0.6, 0.6), (_GREY, _YELLOW), _DARK, _spokes(6)),
     ),
     (  # bottle
-        _Part(_polygon((-0.17, -0.98), (0.17, -0.98), (0.2, -0.3), (-0.2, -0.3)), (_RED, _GREY), _WHITE, _dots(6)),
+        _Part(
+            _polygon((-0.17, -0.98), (0.17, -0.98), (0.2, -0.3), (-0.2, -0.3)),
+            (_RED, _GREY),
+            _WHITE,
+            _dots(6),
+        ),
         _Part(
             _polygon((-0.2, -0.42), (0.2, -0.42), (0.5, -0.1), (0.5, 0.98), (-0.5, 0.98), (-0.5, -0.1)),
             (_TEAL, _PURPLE),
@@ -317,7 +288,8 @@ def _draw_ground(rng: np.random.Generator, height: int, width: int) -> npt.NDArr
     fields = []
     for kind in kinds:
         first, second, (rows, columns) = _GROUNDS[kind]
-        noise = ndimage.gaussian_filter(rng.normal(size=(height, width)), (rows * height, columns * height))
+        white = rng.normal(size=(height, width)).astype(np.float32)
+        noise = ndimage.gaussian_filter(white, (rows * height, columns * height))
         blend = 1 / (1 + np.exp(-1.5 * noise / noise.std()))[..., None]
         fields.append(_colour(rng, *first) * (1 - blend) + _colour(rng, *second) * blend)
     rows, columns = np.mgrid[:height, :width].astype(np.float32)
@@ -348,22 +320,25 @@ def _draw_scene(
     classes = rng.choice(len(_OBJECTS), 2, replace=False) + 1
     wanted = rng.choice(3, p=[0.45, 0.4, 0.15]) + 1
     areas: list[int] = []
-    for attempt in range(12):
+    for _ in range(12):
         class_id = int(classes[len(areas) % 2])
-        shape, drawn = _place_object(rng, class_id, h, w)
+        window, drawn = _place_object(rng, class_id, h, w)
+        shape = np.any([inside for inside, _ in drawn], 0)
         # A little overlap, as in photographs: what it covers must leave every object most of its area.
-        hidden = [np.count_nonzero(shape & (instances == i + 1)) / area for i, area in enumerate(areas)]
-        if hidden and max(hidden) > 0.2:
+        covered = np.bincount(instances[window][shape], minlength=len(areas) + 1)[1:]
+        if any(hidden > 0.2 * area for hidden, area in zip(covered, areas, strict=True)):
             continue
         areas.append(int(np.count_nonzero(shape)))
-        labels[shape], instances[shape] = class_id, len(areas)
+        labels[window][shape], instances[window][shape] = class_id, len(areas)
         for number, (inside, colours) in enumerate(drawn):
-            image[inside], parts[inside] = colours[inside], number
+            image[window][inside], parts[window][inside] = colours[inside], number
         if len(areas) == wanted:
             break
     light = rng.normal(0, 0.16, 2)
     rows, columns = np.mgrid[:h, :w]
-    image *= (rng.uniform(0.85, 1.1) + light[0] * (rows / h - 0.5) + light[1] * (columns / w - 0.5))[..., None]
+    image *= (rng.uniform(0.85, 1.1) + light[0] * (rows / h - 0.5) + light[1] * (columns / w - 0.5))[
+        ..., None
+    ]
     image = image.reshape(height, _SCALE, width, _SCALE, 3).mean((1, 3))
     image += rng.normal(0, rng.uniform(3, 9), image.shape)
     half = _SCALE // 2
@@ -375,28 +350,28 @@ def _draw_scene(
 
 def _place_object(
     rng: np.random.Generator, class_id: int, height: int, width: int
-) -> tuple[npt.NDArray[np.bool_], list[tuple[npt.NDArray[np.bool_], npt.NDArray[Any]]]]:
-    """An object at a random place: where it is, and for each part where it is and its colours (H, W, 3)."""
-    side = min(height, width)
-    size = rng.uniform(0.2, 0.36) * side * np.array([rng.uniform(0.85, 1.2), rng.uniform(0.85, 1.2)])
+) -> tuple[tuple[slice, slice], list[tuple[npt.NDArray[np.bool_], npt.NDArray[Any]]]]:
+    """An object at a random place: a window of the image, and where in it each part is, with its colours."""
+    size = rng.uniform(0.25, 0.42) * min(height, width) * rng.uniform(0.85, 1.2, 2)
     centre = rng.uniform([0.22 * width, 0.22 * height], [0.78 * width, 0.78 * height])
     angle, flip = rng.normal(0, 0.25), rng.choice([-1, 1])
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    rows, columns = np.mgrid[:height, :width]
+    reach = np.abs(turn) @ size  # of the turned box around it
+    left, top = (int(edge) for edge in np.maximum(centre - reach, 0))
+    right, bottom = (int(edge) + 1 for edge in np.minimum(centre + reach, [width - 1, height - 1]))
+    rows, columns = np.mgrid[top:bottom, left:right]
     offset = np.stack([columns - centre[0], rows - centre[1]]).reshape(2, -1)
-    u, v = ((turn.T @ offset) / size[:, None]).reshape(2, height, width)
+    u, v = ((turn.T @ offset) / size[:, None]).reshape(2, *rows.shape)
     u = u * flip
-    whole, drawn = np.zeros((height, width), bool), []
+    drawn = []
     for part in _OBJECTS[class_id - 1]:
-        corners = (part.outline * [flip, 1] * size) @ turn.T + centre
-        canvas = Image.new("1", (width, height))
+        corners = (part.outline * [flip, 1] * size) @ turn.T + centre - [left, top]
+        canvas = Image.new("1", (right - left, bottom - top))
         ImageDraw.Draw(canvas).polygon([(float(x), float(y)) for x, y in corners], fill=1)
-        inside = np.array(canvas)
         blend = (0.5 + 0.5 * part.texture(rng, u, v))[..., None] * part.strength
         base = _colour(rng, *part.colours[rng.integers(len(part.colours))])
-        drawn.append((inside, base * (1 - blend) + _colour(rng, *part.second) * blend))
-        whole |= inside
-    return whole, drawn
+        drawn.append((np.array(canvas), base * (1 - blend) + _colour(rng, *part.second) * blend))
+    return (slice(top, bottom), slice(left, right)), drawn
 
 
 def _draw_cues(
@@ -407,7 +382,7 @@ def _draw_cues(
 ) -> npt.NDArray[np.int64]:
     """Cues (3, K) of (class, row, column): a blob in each object and two to four on the ground.
 
-    The score grid is corner-aligned with the image, so cell (r, c) stands for the pixel at r/40, c/40.
+    The score grid is corner-aligned with the image: its first and last cells stand for the outermost pixels.
     """
     at = np.ix_(*(np.rint(np.linspace(0, side - 1, GRID)).astype(int) for side in mask.shape))
     labels, instances, parts = mask[at], instances[at], parts[at]
@@ -421,10 +396,10 @@ def _draw_cues(
         blob = _blob(rng, start, cells, rng.uniform(0.1, 0.3))
         cues[blob] = labels[blob]
     ground = labels == 0
-    far = ground & (ndimage.distance_transform_cdt(instances == 0, "chessboard") > 2)
+    far = ground & (ndimage.distance_transform_cdt(instances == 0, "chessboard") > GRID / 20)
     for _ in range(rng.integers(2, 5)):
         if far.any():
-            cues[_blob(rng, far, ground & far, rng.uniform(0.03, 0.09))] = 0
+            cues[_blob(rng, far, far, rng.uniform(0.03, 0.09))] = 0
     rows, columns = np.nonzero(cues != VOID)
     order = np.argsort(cues[rows, columns], kind="stable")
     return np.stack([cues[rows, columns], rows, columns])[:, order].astype(np.int64)
@@ -433,13 +408,12 @@ def _draw_cues(
 def _blob(
     rng: np.random.Generator, start: npt.NDArray[np.bool_], cells: npt.NDArray[np.bool_], share: float
 ) -> npt.NDArray[np.bool_]:
-    """A compact, connected, ragged piece with a share of ``cells``, around a random cell of ``start``."""
+    """A compact, ragged piece around a random cell of ``start``, of a share of ``cells`` if so many hang together."""
     row, column = rng.permutation(np.argwhere(start))[0]
     rows, columns = np.mgrid[:GRID, :GRID]
-    distance = np.hypot(rows - row, columns - column) + rng.uniform(0, 1.5, (GRID, GRID))
+    distance = np.hypot(rows - row, columns - column) + rng.uniform(0, GRID / 28, (GRID, GRID))
     distance[row, column] = -1
-    reach = ndimage.label(cells, np.ones((3, 3)))[0]
-    piece = cells & (reach == reach[row, column])
-    count = min(max(1, round(share * np.count_nonzero(cells))), np.count_nonzero(piece))
-    limit = np.sort(distance[piece])[count - 1]
-    return piece & (distance <= limit)
+    region, _ = ndimage.label(cells, np.ones((3, 3)))
+    piece = region == region[row, column]
+    wanted = max(1, round(share * int(np.count_nonzero(cells))))
+    return piece & (distance <= np.sort(distance[piece])[:wanted][-1])

@@ -7,8 +7,9 @@ from typing import Any, Literal
 import torch
 import torch.nn as nn
 
-Filler = Literal["gaussian", "msra"]
+Filler = Literal["gaussian", "msra", "looks_linear"]
 GAUSSIAN_STD = 0.01  # weight_filler of the new layers in both releases
+_LOOKS_LINEAR_GAIN, _LOOKS_LINEAR_NOISE = 0.75, 0.5
 
 
 class CaffeNet(nn.Module):
@@ -27,22 +28,29 @@ class CaffeNet(nn.Module):
         return height, width
 
     def fill(self, filler: Filler = "gaussian", generator: torch.Generator | None = None) -> None:
-        """Fill every parameter as Caffe does for a layer that no weight file holds; biases become 0.
+        """Fill every parameter as for a layer that no weight file holds; biases become 0.
 
         Args:
-            filler: ``gaussian`` is N(0, 0.01), the releases' for new layers. ``msra`` is N(0, sqrt(2 / fan_in))
-                for every layer but the classifiers, for nets trained from scratch: at VGG16's depth the signal
-                of N(0, 0.01) dies.
+            filler: ``gaussian`` is N(0, 0.01), the releases' for new layers: at VGG16's depth the signal dies in
+                it, so it takes pre-trained weights below. For nets trained from scratch: ``msra`` is Caffe's
+                N(0, sqrt(2 / fan_in)); ``looks_linear`` mirrors each filter, so that the net starts out as a
+                linear map and deep gradients carry (Balduzzi et al., ICML 2017, "The shattered gradients
+                problem"). The classifiers are N(0, 0.01) always, N(0, 0.001) under ``looks_linear``.
             generator: the source of randomness; PyTorch's global one by default.
         """
         for name, module in self.named_modules():
             if not isinstance(module, (nn.Conv2d, nn.Linear)):
                 continue
-            std = GAUSSIAN_STD
-            if filler == "msra" and name not in self.classifiers:
-                std = (2.0 / module.weight[0].numel()) ** 0.5
+            weight = module.weight
             with torch.no_grad():
-                module.weight.normal_(0.0, std, generator=generator)
+                if name in self.classifiers:
+                    std = GAUSSIAN_STD / 10 if filler == "looks_linear" else GAUSSIAN_STD
+                    weight.normal_(0.0, std, generator=generator)
+                elif filler == "looks_linear":
+                    _looks_linear_(weight, generator)
+                else:
+                    std = GAUSSIAN_STD if filler == "gaussian" else (2.0 / weight[0].numel()) ** 0.5
+                    weight.normal_(0.0, std, generator=generator)
                 if module.bias is not None:
                     module.bias.zero_()
 
@@ -58,3 +66,23 @@ class CaffeNet(nn.Module):
             decay_mult = 0.0 if kind == "bias" else 1.0
             groups.append({"params": [parameter], "lr_mult": lr_mult, "decay_mult": decay_mult, "name": name})
         return groups
+
+
+def _looks_linear_(weight: torch.Tensor, generator: torch.Generator | None) -> None:
+    """Filters in pairs w, -w that read their input in pairs likewise, around an orthogonal map at the centre tap.
+
+    ReLU(x) - ReLU(-x) = x, so that a net of such layers is linear at first. Noise of half the msra size on all
+    taps lets filters of one orientation differ; the gain keeps 8-bit images from growing on their way up.
+    """
+    outputs, inputs, height, width = weight.shape
+    images = inputs == 3
+    half, sources = max(outputs // 2, 1), inputs if images else max(inputs // 2, 1)
+    side = max(half, sources)
+    square = torch.randn(side, side, generator=generator, dtype=weight.dtype, device="cpu")
+    filters = torch.randn(half, sources, height, width, generator=generator, dtype=weight.dtype, device="cpu")
+    filters *= _LOOKS_LINEAR_NOISE / (sources * height * width) ** 0.5
+    filters[:, :, height // 2, width // 2] += torch.linalg.qr(square)[0][:half, :sources]
+    paired = filters if images else torch.cat([filters, -filters], dim=1)
+    paired = torch.cat([paired, -paired])[:outputs, :inputs]
+    weight.zero_()
+    weight[: paired.shape[0], : paired.shape[1]] = _LOOKS_LINEAR_GAIN * paired.to(weight.device)

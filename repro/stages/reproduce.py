@@ -170,6 +170,7 @@ class _Steps:
                 "profile": self.config.name,
                 "model": self.config.model.model_dump(),
                 "classes": classes,
+                "pretrained": self.config.stage1.init.weights is not None,
                 "weights_sha256": file_sha256(weights),
                 "scores": evaluate_folder(folder, truth, experiment.val, len(classes)),
             },

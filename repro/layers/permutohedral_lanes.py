@@ -1,0 +1,188 @@
+"""Eight float32 in one register, for Numba: the vector type that the lattice kernels on the CPU are written in.
+
+Numba leaves vectorising to LLVM, which gives up on rows as short as 21 classes. With this type a kernel says it:
+``load`` and ``store`` move eight neighbouring floats of a flat array, ``+ - * /`` act lane by lane (IEEE, nothing is
+contracted or reordered, so results do not depend on the instruction set), and the functions below do the rest.
+
+Numba's disk cache looks at the kernel's file only: after a change here, touch ``permutohedral_numba.py``.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.errors import RequireLiteralValue
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, models, register_model
+
+LANES = 8
+_INT = ir.IntType(32)
+_FLOATS = ir.VectorType(ir.FloatType(), LANES)
+_INTS = ir.VectorType(_INT, LANES)
+_ANYTHING = ir.Constant(_FLOATS, ir.Undefined)
+Lowering = tuple[Any, Callable[..., Any]]  # what an intrinsic returns: its signature and its code generator
+
+
+class LanesType(types.Type):
+    def __init__(self) -> None:
+        super().__init__(name=f"float32x{LANES}")
+
+
+lanes = LanesType()
+
+
+@register_model(LanesType)
+class LanesModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, numba_type: Any) -> None:
+        super().__init__(manager, numba_type, _FLOATS)
+
+
+@infer_global(operator.add)
+@infer_global(operator.sub)
+@infer_global(operator.mul)
+@infer_global(operator.truediv)
+class LanesArithmetic(AbstractTemplate):
+    def generic(self, args: tuple[Any, ...], kws: Any) -> Any:
+        return signature(lanes, lanes, lanes) if args == (lanes, lanes) else None
+
+
+def _lower_arithmetic(operation: Any, instruction: str) -> None:
+    @lower_builtin(operation, lanes, lanes)
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return getattr(builder, instruction)(*args)
+
+
+for _operation, _instruction in (
+    (operator.add, "fadd"),
+    (operator.sub, "fsub"),
+    (operator.mul, "fmul"),
+    (operator.truediv, "fdiv"),
+):
+    _lower_arithmetic(_operation, _instruction)
+
+
+def _address(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    """Pointer to the lanes that begin at ``array[index]``; the array is flat and contiguous."""
+    array = cgutils.create_struct_proxy(sig.args[0])(context, builder, args[0])
+    index = context.cast(builder, args[1], sig.args[1], types.intp)
+    return builder.bitcast(builder.gep(array.data, [index]), _FLOATS.as_pointer())
+
+
+def _in_every_lane(builder: Any, scalar: Any, kind: Any) -> Any:
+    first = builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, ir.Constant(_INT, 0))
+    return builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), ir.Constant(_INTS, None))
+
+
+@intrinsic
+def load(typingctx: Any, array: Any, index: Any) -> Lowering:
+    """The lanes ``array[index : index + 8]``; bounds are the caller's business."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.load(_address(context, builder, sig, args), align=4)
+
+    return lanes(array, index), generate
+
+
+@intrinsic
+def store(typingctx: Any, array: Any, index: Any, value: Any) -> Lowering:
+    """``array[index : index + 8] = value``."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.store(args[2], _address(context, builder, sig, args), align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, index, lanes), generate
+
+
+@intrinsic
+def spread(typingctx: Any, scalar: Any) -> Lowering:
+    """A float32 in every lane."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _in_every_lane(builder, args[0], _FLOATS)
+
+    return lanes(types.float32), generate
+
+
+@intrinsic
+def first(typingctx: Any, value: Any) -> Lowering:
+    """Lane 0 as a float32."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.extract_element(args[0], ir.Constant(_INT, 0))
+
+    return types.float32(lanes), generate
+
+
+@intrinsic
+def rotate(typingctx: Any, value: Any, count: Any) -> Lowering:
+    """Lane k of the result is lane k + count of ``value``, round the end; ``count`` is a literal."""
+    if not isinstance(count, types.IntegerLiteral):
+        raise RequireLiteralValue("rotate: count")
+    order = ir.Constant(_INTS, [(lane + count.literal_value) % LANES for lane in range(LANES)])
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.shuffle_vector(args[0], _ANYTHING, order)
+
+    return lanes(lanes, count), generate
+
+
+@intrinsic
+def where_less(typingctx: Any, a: Any, b: Any, then: Any, otherwise: Any) -> Lowering:
+    """``then`` where a < b, ``otherwise`` elsewhere."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.select(builder.fcmp_ordered("<", args[0], args[1]), args[2], args[3])
+
+    return lanes(lanes, lanes, lanes, lanes), generate
+
+
+@intrinsic
+def where_equal(typingctx: Any, a: Any, b: Any, then: Any, otherwise: Any) -> Lowering:
+    """``then`` where a == b, ``otherwise`` elsewhere."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.select(builder.fcmp_ordered("==", args[0], args[1]), args[2], args[3])
+
+    return lanes(lanes, lanes, lanes, lanes), generate
+
+
+def _call(builder: Any, name: str, value: Any) -> Any:
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(_FLOATS, [_FLOATS]), f"llvm.{name}.v{LANES}f32"
+    )
+    return builder.call(function, [value])
+
+
+@intrinsic
+def floor(typingctx: Any, value: Any) -> Lowering:
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _call(builder, "floor", args[0])
+
+    return lanes(lanes), generate
+
+
+@intrinsic
+def nearest(typingctx: Any, value: Any) -> Lowering:
+    """The nearest whole number, ties to even."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _call(builder, "rint", args[0])
+
+    return lanes(lanes), generate
+
+
+@intrinsic
+def two_to_the(typingctx: Any, exponent: Any) -> Lowering:
+    """2 to a whole power from -127 (which gives 0) to 127, written into the exponent's bits."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        biased = builder.add(builder.fptosi(args[0], _INTS), ir.Constant(_INTS, [127] * LANES))
+        return builder.bitcast(builder.shl(biased, ir.Constant(_INTS, [23] * LANES)), _FLOATS)
+
+    return lanes(lanes), generate

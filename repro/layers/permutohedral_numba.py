@@ -1,0 +1,507 @@
+"""The dense CRF's mean field on the CPU, compiled by Numba (formulas: ``permutohedral.py``, ``mean_field_engine.py``).
+
+Layout. Classes are padded to a multiple of eight and kept as *planes* of eight, (planes, pixels or vertices, 8) flat:
+eight classes of a vertex are one register and half a cache line, and a plane of a lattice fits into a core's cache.
+The unary of a padding class is -inf, so it never takes part.
+
+A mean-field update is two rounds of tasks that know nothing of each other:
+
+    filter    a kernel and a plane: splat in the order of the pixels, then blur in place. Along an axis the vertices
+              form chains; walking one, the value before the current stays in a register, and a vertex without
+              neighbours on that axis is not touched at all.
+    update    a range of pixels: slice both kernels, add the unary, softmax.
+
+Every sum is taken in densecrf's order and the exponential is the one it calls (Eigen's for classes four at a time,
+the C library's for the rest), so that on x86-64 the marginals agree with it bit for bit.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+# Numba derives the types of a kernel's arguments; its docstring gives them.
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from repro.layers.permutohedral import Features, neighbour_steps
+from repro.layers.permutohedral_lanes import (
+    LANES,
+    first,
+    floor,
+    load,
+    nearest,
+    rotate,
+    spread,
+    store,
+    two_to_the,
+    where_equal,
+    where_less,
+)
+
+F = np.float32
+TILE = 32  # pixels whose logits stay in the first-level cache between slice and softmax
+PIXELS_PER_TASK = 8192  # fewer are not worth handing to another thread
+HASH = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: Fibonacci hashing
+Run = Callable[[Callable[..., None], Sequence[tuple[Any, ...]]], None]
+
+
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile at the first call, and keep the machine code on disk where there is a place for it."""
+    try:
+        return njit(nogil=True, error_model="numpy", cache=True)(function)
+    except RuntimeError:  # neither the package's folder nor the user's cache can be written
+        return njit(nogil=True, error_model="numpy")(function)
+
+
+class Lattice(NamedTuple):
+    """The lattice of one image and one kernel, M vertices.
+
+    Attributes:
+        offsets, weights: (pixels, d + 1) int32 and float32, each pixel's vertices and barycentric weights.
+        chains: int32, axis after axis: the vertices of each chain in order, closed by -1; those alone are left out.
+        norm: (pixels) float32, 1 / sqrt(K·1).
+        vertices: M.
+        alpha: slicing's factor.
+    """
+
+    offsets: np.ndarray
+    weights: np.ndarray
+    chains: np.ndarray
+    norm: np.ndarray
+    vertices: int
+    alpha: np.float32
+
+
+@kernel
+def locate(begin, end, pixels, width, image, tables, lows, strides, keys, weights):
+    """Keys and weights (points, d + 1) of the points from ``begin`` to ``end``; those past ``pixels`` are the origin.
+
+    ``image`` (pixels, 3) uint8, ``tables`` (d, longest) float32 as in :class:`Features`.
+    """
+    d = lows.size
+    c = np.empty(d * LANES, F)
+    e, v, rest, rank, at = np.empty((5, (d + 1) * LANES), F)
+    step = np.empty(d + 1, np.int64)
+    zero, one, size, inverse = spread(F(0)), spread(F(1)), spread(F(d + 1)), spread(F(1) / F(d + 1))
+    for start in range(begin, end, LANES):
+        for lane in range(LANES):
+            p = start + lane
+            inside = p < pixels
+            c[lane] = tables[0, p % width] if inside else F(0)
+            c[LANES + lane] = tables[1, p // width] if inside else F(0)
+            for k in range(2, d):
+                c[k * LANES + lane] = tables[k, image[p, k - 2]] if inside else F(0)
+        total = zero
+        for j in range(d, 0, -1):
+            c_j = load(c, (j - 1) * LANES)
+            store(e, j * LANES, total - spread(F(j)) * c_j)
+            total = total + c_j
+        store(e, 0, total)
+        excess = zero  # how far the rounded point is out of the plane
+        for i in range(0, (d + 1) * LANES, LANES):
+            rounded = nearest(inverse * load(e, i))
+            excess = excess + rounded
+            store(v, i, rounded)
+            store(rest, i, load(e, i) - rounded * size)
+            store(rank, i, zero)
+        for i in range(0, d * LANES, LANES):
+            for j in range(i + LANES, (d + 1) * LANES, LANES):
+                less = where_less(load(rest, i), load(rest, j), one, zero)
+                store(rank, i, load(rank, i) + less)
+                store(rank, j, load(rank, j) + (one - less))
+        for i in range(0, (d + 1) * LANES, LANES):
+            r = load(rank, i) + excess
+            back = where_less(r, zero, one, zero) - where_less(r, size, zero, one)
+            r = r + back * size
+            rounded = load(v, i) + back
+            store(v, i, rounded)
+            store(rank, i, r)
+            weight = (load(e, i) - rounded * size) * inverse
+            for s in range(d + 1):
+                store(at, s * LANES, where_equal(r, spread(F(s)), weight, load(at, s * LANES)))
+        # weights of the vertices with remainder 0 … d, into ``rest``
+        store(rest, 0, load(at, d * LANES) + (one - load(at, 0)))
+        for s in range(1, d + 1):
+            store(rest, s * LANES, load(at, (d - s) * LANES) - load(at, (d - s + 1) * LANES))
+        for lane in range(min(LANES, end - start)):
+            key = np.int64(0)
+            step[np.int64(rank[d * LANES + lane])] = 0
+            for i in range(d):
+                key += (np.int64(v[i * LANES + lane]) - lows[i]) * strides[i]
+                step[np.int64(rank[i * LANES + lane])] = strides[i]
+            for s in range(d + 1):
+                if s > 0:  # from remainder s - 1 to s the coordinate of rank d - s + 1 takes a step down
+                    key += strides[d] - step[d - s + 1]
+                keys[start + lane, s] = key
+                weights[start + lane, s] = rest[s * LANES + lane]
+
+
+@kernel
+def find(table, key, bits):
+    """The place of ``key`` in an open hash table of 2^bits keys, -1 where empty: where it is, or would be."""
+    place = np.int64((np.uint64(key) * HASH) >> np.uint64(64 - bits))
+    while table[place] != key and table[place] >= 0:
+        place = (place + 1) & (table.size - 1)
+    return place
+
+
+@kernel
+def number(keys, offsets):
+    """Number the vertices as they turn up: fills ``offsets`` (pixels, d + 1) from ``keys`` (points, d + 1).
+
+    Returns the vertices' keys and the hash table (keys, numbers, bits).
+    """
+    points, corners = keys.shape
+    bits, count = 10, 0
+    table, numbers = np.full(1 << bits, -1, np.int64), np.empty(1 << bits, np.int32)
+    vertices = np.empty(1 << bits, np.int64)
+    for p in range(points):
+        for j in range(corners):
+            key = keys[p, j]
+            if p > 0 and key == keys[p - 1, j]:  # neighbouring pixels often share vertices
+                if p < len(offsets):
+                    offsets[p, j] = offsets[p - 1, j]
+                continue
+            place = find(table, key, bits)
+            if table[place] < 0:
+                if 2 * count >= table.size:
+                    bits += 1
+                    table, numbers = np.full(1 << bits, -1, np.int64), np.empty(1 << bits, np.int32)
+                    for vertex in range(count):
+                        place = find(table, vertices[vertex], bits)
+                        table[place], numbers[place] = vertices[vertex], vertex
+                    more = np.empty(1 << bits, np.int64)
+                    more[:count] = vertices[:count]
+                    vertices = more
+                    place = find(table, key, bits)
+                table[place], numbers[place] = key, count
+                vertices[count] = key
+                count += 1
+            if p < len(offsets):
+                offsets[p, j] = numbers[place]
+    return vertices[:count], table, numbers, bits
+
+
+@kernel
+def link(vertices, table, numbers, bits, steps, remainder_stride):
+    """The lattice's chains (see :class:`Lattice`); ``steps`` are ``neighbour_steps``."""
+    count = vertices.size
+    axes = steps.shape[1]
+    chains = np.empty(axes * (count + count // 2 + 1), np.int32)
+    after, leads = np.empty(count, np.int32), np.empty(count, np.bool_)
+    length = 0
+    for axis in range(axes):
+        after[:] = -1
+        leads[:] = True
+        for vertex in range(count):
+            key = vertices[vertex]
+            before = key + steps[1 if key >= remainder_stride else 0, axis]
+            place = find(table, before, bits)
+            if table[place] == before:
+                after[numbers[place]] = vertex
+                leads[vertex] = False
+        for vertex in range(count):
+            if leads[vertex] and after[vertex] >= 0:
+                current = vertex
+                while current >= 0:
+                    chains[length] = current
+                    length += 1
+                    current = after[current]
+                chains[length] = -1
+                length += 1
+    return chains[:length].copy()
+
+
+@kernel
+def splat_and_blur(offsets, weights, chains, norm, q, plane, values):
+    """Filter plane number ``plane`` of ``q`` (times ``norm``) into ``values`` (vertices · 8), all but the slicing."""
+    pixels, corners = offsets.shape
+    values[:] = 0
+    for p in range(pixels):
+        x = load(q, (plane * pixels + p) * LANES) * spread(norm[p])
+        for j in range(corners):
+            vertex = np.int64(offsets[p, j]) * LANES
+            store(values, vertex, load(values, vertex) + spread(weights[p, j]) * x)
+    half = spread(F(0.5))
+    i = 0
+    while i < chains.size:
+        vertex = np.int64(chains[i]) * LANES
+        before, current = spread(F(0)), load(values, vertex)
+        i += 1
+        while chains[i] >= 0:
+            following = np.int64(chains[i]) * LANES
+            after = load(values, following)
+            store(values, vertex, current + half * (before + after))
+            before, current, vertex = current, after, following
+            i += 1
+        store(values, vertex, current + half * before)
+        i += 1
+
+
+@kernel
+def normalise(offsets, weights, values, alpha, norm):
+    """1 / sqrt(K·1) from the filtered ones in ``values``."""
+    for p in range(norm.size):
+        total = F(0)
+        for j in range(offsets.shape[1]):
+            total += weights[p, j] * values[offsets[p, j] * LANES] * alpha
+        norm[p] = F(1 / math.sqrt(total + 1e-20))
+
+
+@kernel
+def exp(x):
+    """Eigen's ``pexp``, which is Cephes' ``expf``: 2^n·exp(rest) with a polynomial of degree 7; 0 below -88.3."""
+    limit = spread(F(88.3762626647950))
+    x = where_less(x, limit, x, limit)
+    limit = spread(F(-88.3762626647949))
+    x = where_less(limit, x, x, limit)
+    n = floor(x * spread(F(1.44269504088896341)) + spread(F(0.5)))
+    x = x - n * spread(F(0.693359375))  # log 2, in two parts
+    x = x - n * spread(F(-2.12194440e-4))
+    y = spread(F(1.9875691500e-4))
+    y = y * x + spread(F(1.3981999507e-3))
+    y = y * x + spread(F(8.3334519073e-3))
+    y = y * x + spread(F(4.1665795894e-2))
+    y = y * x + spread(F(1.6666665459e-1))
+    y = y * x + spread(F(5.0000001201e-1))
+    y = y * (x * x) + x
+    return (y + spread(F(1))) * two_to_the(n)
+
+
+@kernel
+def larger(a, b):
+    return where_less(a, b, b, a)
+
+
+@kernel
+def softmax(logits, tails, count, classes, q, pixel, pixels):
+    """Softmax of ``count`` pixels of ``logits`` (planes, TILE, 8), into ``q`` (planes, pixels, 8) from ``pixel`` on.
+
+    Step by step over the tile, not pixel by pixel: the steps of one pixel wait for each other. ``tails`` (3 · TILE)
+    is scratch space for the exponentials of the last classes % 4 classes.
+    """
+    planes = q.size // (pixels * LANES)
+    fours, whole = classes // 4 * 4, classes // 8
+    for r in range(0, count * LANES, LANES):
+        top = load(logits, r)
+        for b in range(1, planes):
+            top = larger(top, load(logits, b * TILE * LANES + r))
+        top = larger(top, rotate(top, 4))
+        top = larger(top, rotate(top, 2))
+        top = larger(top, rotate(top, 1))
+        for b in range(planes):
+            store(logits, b * TILE * LANES + r, load(logits, b * TILE * LANES + r) - top)
+    last = whole * TILE * LANES + fours % 8  # where the classes begin that no four holds
+    for k in range(classes - fours):
+        for r in range(count):
+            tails[k * TILE + r] = math.exp(logits[last + r * LANES + k])
+    for b in range(planes):
+        for r in range(b * TILE * LANES, (b * TILE + count) * LANES, LANES):
+            store(logits, r, exp(load(logits, r)))
+    for k in range(classes - fours):
+        for r in range(count):
+            logits[last + r * LANES + k] = tails[k * TILE + r]
+    # The order of Eigen's sum: even fours and odd fours apart, the two together, the odd one out, the four lanes
+    # crosswise, the classes left over.
+    for r in range(count):
+        total = spread(F(0))
+        for b in range(whole):
+            total = total + load(logits, (b * TILE + r) * LANES)
+        total = total + rotate(total, 4)
+        if fours % 8:
+            total = total + load(logits, (whole * TILE + r) * LANES)
+        total = total + rotate(total, 2)
+        total = total + rotate(total, 1)
+        divisor = first(total)
+        for k in range(classes - fours):
+            divisor += tails[k * TILE + r]
+        for b in range(planes):
+            quotient = load(logits, (b * TILE + r) * LANES) / spread(divisor)
+            store(q, (b * pixels + pixel + r) * LANES, quotient)
+
+
+@kernel
+def begin_with_unary(begin, end, pixels, classes, source, unary, q):
+    """``source`` (classes, pixels) into the planes of ``unary``, and its softmax into ``q``."""
+    planes = q.size // (pixels * LANES)
+    logits, tails = np.empty(planes * TILE * LANES, F), np.empty(3 * TILE, F)
+    for pixel in range(begin, end, TILE):
+        count = min(TILE, end - pixel)
+        for k in range(planes * LANES):
+            at = k // LANES * TILE * LANES + k % LANES
+            for r in range(count):
+                logits[at + r * LANES] = source[k, pixel + r] if k < classes else -np.inf
+        for b in range(planes):
+            for r in range(count):
+                store(unary, (b * pixels + pixel + r) * LANES, load(logits, (b * TILE + r) * LANES))
+        softmax(logits, tails, count, classes, q, pixel, pixels)
+
+
+@kernel
+def collect(lattice, pixel, classes, values, plane):
+    """Slice one pixel of a plane. densecrf multiplies by alpha first or last, by the number of classes."""
+    alpha = lattice.alpha
+    plane *= lattice.vertices
+    total = spread(F(0))
+    for j in range(lattice.offsets.shape[1]):
+        value = load(values, (plane + lattice.offsets[pixel, j]) * LANES)
+        weight = lattice.weights[pixel, j]
+        if classes > 2:
+            total = total + spread(weight * alpha) * value
+        else:
+            total = total + (spread(weight) * value) * spread(alpha)
+    return total * spread(lattice.norm[pixel])
+
+
+@kernel
+def update(begin, end, classes, unary, spatial, spatial_values, spatial_weight, bilateral, values, weight, q):
+    """``q`` = softmax(unary + weighted, filtered q of both kernels) for the pixels from ``begin`` to ``end``."""
+    pixels = spatial.norm.size
+    planes = q.size // (pixels * LANES)
+    logits, tails = np.empty(planes * TILE * LANES, F), np.empty(3 * TILE, F)
+    for pixel in range(begin, end, TILE):
+        count = min(TILE, end - pixel)
+        for b in range(planes):
+            for r in range(count):
+                p = pixel + r
+                logit = load(unary, (b * pixels + p) * LANES)
+                logit = logit + spread(spatial_weight) * collect(spatial, p, classes, spatial_values, b)
+                logit = logit + spread(weight) * collect(bilateral, p, classes, values, b)
+                store(logits, (b * TILE + r) * LANES, logit)
+        softmax(logits, tails, count, classes, q, pixel, pixels)
+
+
+@kernel
+def finish(begin, end, pixels, q, out):
+    """The planes of ``q`` into ``out`` (classes, pixels)."""
+    for k in range(len(out)):
+        at = k // LANES * pixels * LANES + k % LANES
+        for p in range(begin, end):
+            out[k, p] = q[at + p * LANES]
+
+
+def in_turn(function: Callable[..., None], tasks: Sequence[tuple[Any, ...]]) -> None:
+    for task in tasks:
+        function(*task)
+
+
+def ranges(pixels: int) -> list[tuple[int, int]]:
+    """Ranges of pixels, the tasks of one image."""
+    return [(start, min(start + PIXELS_PER_TASK, pixels)) for start in range(0, pixels, PIXELS_PER_TASK)]
+
+
+def build(features: Features, image: np.ndarray, run: Run = in_turn) -> Lattice:
+    """The lattice of ``image`` (pixels, 3) uint8; the spatial kernel takes no notice of it."""
+    d, pixels, points = features.dimension, features.pixels, features.points
+    tables = np.zeros((d, max(len(table) for table in features.tables)), F)
+    for row, table in zip(tables, features.tables, strict=True):
+        row[: len(table)] = table
+    keys, weights = np.empty((points, d + 1), np.int64), np.empty((points, d + 1), F)
+
+    def locate_range(begin: int, end: int) -> None:
+        layout = (features.lows, features.strides)
+        locate(begin, end, pixels, features.width, image, tables, *layout, keys, weights)
+
+    run(locate_range, ranges(points))
+    offsets, weights = np.empty((pixels, d + 1), np.int32), weights[:pixels]
+    vertices, *table_of_vertices = number(keys, offsets)
+    chains = link(vertices, *table_of_vertices, neighbour_steps(features.strides), features.strides[d])
+    ones, norm = np.ones(pixels * LANES, F), np.ones(pixels, F)
+    values = np.empty(len(vertices) * LANES, F)
+    splat_and_blur(offsets, weights, chains, norm, ones, 0, values)
+    normalise(offsets, weights, values, features.alpha, norm)
+    return Lattice(offsets, weights, chains, norm, len(vertices), features.alpha)
+
+
+def infer(
+    image: np.ndarray,
+    source: np.ndarray,
+    out: np.ndarray,
+    spatial: Lattice,
+    bilateral_features: Features,
+    weights: tuple[float, float],
+    iterations: int,
+    run: Run,
+) -> None:
+    """The marginals of one image (pixels, 3) with the unary ``source`` (classes, pixels), into ``out``."""
+    classes, pixels = source.shape
+    planes = -(-classes // LANES)
+    lattices = bilateral, _ = build(bilateral_features, image, run), spatial
+    values = [np.empty((planes, lattice.vertices * LANES), F) for lattice in lattices]
+    unary, q = np.empty((2, planes * pixels * LANES), F)
+
+    def filter_plane(which: int, plane: int) -> None:
+        lattice = lattices[which]
+        arrays = (lattice.offsets, lattice.weights, lattice.chains, lattice.norm)
+        splat_and_blur(*arrays, q, plane, values[which][plane])
+
+    def update_range(begin: int, end: int) -> None:
+        kernels = (
+            spatial,
+            values[1].reshape(-1),
+            F(weights[0]),
+            bilateral,
+            values[0].reshape(-1),
+            F(weights[1]),
+        )
+        update(begin, end, classes, unary, *kernels, q)
+
+    parts = ranges(pixels)
+    run(lambda begin, end: begin_with_unary(begin, end, pixels, classes, source, unary, q), parts)
+    for _ in range(iterations):
+        run(filter_plane, [(which, plane) for which in range(2) for plane in range(planes)])
+        run(update_range, parts)
+    run(lambda begin, end: finish(begin, end, pixels, q, out), parts)
+
+
+def mean_field_numba(
+    images: np.ndarray,
+    unary: np.ndarray,
+    spatial: Lattice,
+    bilateral: Features,
+    weights: tuple[float, float],
+    iterations: int,
+    threads: int,
+) -> np.ndarray:
+    """Marginals of a batch.
+
+    Args:
+        images: (N, H, W, 3) uint8, contiguous.
+        unary: (N, C, H, W) float32, contiguous.
+        spatial: lattice of the spatial kernel; ``bilateral``: features of the other.
+        weights: of the spatial and of the bilateral kernel.
+        threads: at most so many; the result does not depend on it.
+
+    Returns:
+        (N, C, H, W) float32.
+    """
+    count, classes, height, width = unary.shape
+    marginals = np.empty(unary.shape, F)
+    tasks = list(
+        zip(
+            images.reshape(count, -1, 3),
+            unary.reshape(count, classes, -1),
+            marginals.reshape(count, classes, -1),
+            strict=True,
+        )
+    )
+    common = (spatial, bilateral, weights, iterations)
+    # Images side by side where there are enough of them, else the parts of one after the other.
+    side_by_side = count >= threads or height * width < 2 * PIXELS_PER_TASK
+    if threads == 1 or (side_by_side and count == 1):
+        in_turn(lambda *task: infer(*task, *common, in_turn), tasks)
+        return marginals
+    with ThreadPoolExecutor(threads) as pool:
+
+        def at_once(function: Callable[..., None], parts: Sequence[tuple[Any, ...]]) -> None:
+            list(pool.map(lambda part: function(*part), parts))
+
+        if side_by_side:
+            at_once(lambda *task: infer(*task, *common, in_turn), tasks)
+        else:
+            in_turn(lambda *task: infer(*task, *common, at_once), tasks)
+    return marginals
