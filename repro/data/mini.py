@@ -39,10 +39,17 @@ from repro.data.voc import VOID, VocLayout, colour_palette
 from repro.errors import InputError
 
 CLASSES = ("background", "fish", "mushroom", "house", "tree", "wheel", "bottle")
-GRID = 21  # cells a side of the score grid for a 161×161 input
+GRID = 21  # cells a side of the score grid for the 161×161 input of profile mini
 MARKER = "mini.json"
-GENERATOR = 1  # raised whenever the same seed gives other files, so that sets on disk are rebuilt
+GENERATOR = 2  # raised whenever the same seed gives other files, so that sets on disk are rebuilt
 
+_FILES = (
+    "JPEGImages/*.jpg",
+    "SegmentationClass/*.png",
+    "ImageSets/Segmentation/*.txt",
+    "input_list.txt",
+    "localization_cues.pickle",
+)
 _SCALE = 2  # drawn this much larger, then averaged, for smooth edges
 _SIDES = (100, 181)  # image sides in pixels, the upper bound excluded
 
@@ -106,12 +113,11 @@ def _is_built(root: Path, parameters: dict[str, Any]) -> bool:
 
 
 def _content_hash(root: Path) -> str:
-    """SHA-256 over names and bytes of all files but the marker."""
+    """SHA-256 over names and bytes of the set's files; what others put beside them does not count."""
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*")):
-        if path.is_file() and path.name != MARKER:
-            digest.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode())
-            digest.update(path.read_bytes())
+    for path in sorted(path for pattern in _FILES for path in root.glob(pattern)):
+        digest.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode())
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
