@@ -163,6 +163,13 @@ def test_void_in_a_prediction_names_the_files(masks):
         evaluate_folder(pred_dir, gt_paths, ids, 3)
 
 
+def test_nothing_but_void_is_refused(masks):
+    pred_dir, gt_paths, ids, _ = masks
+    Image.fromarray(np.full((6, 5), 255, np.uint8)).save(gt_paths[0])
+    with pytest.raises(InputError, match=r"gt/a\.png .*all void"):
+        evaluate_folder(pred_dir, gt_paths[:1], ids[:1], 3)
+
+
 def test_empty_or_uneven_lists_are_refused(masks):
     pred_dir, gt_paths, ids, _ = masks
     with pytest.raises(InputError, match="the list of names is empty"):

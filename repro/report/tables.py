@@ -99,6 +99,7 @@ def _read_scores(runs: Iterable[Path]) -> list[dict[str, Any]]:
         if not found:
             raise InputError(f"{run}: no scores_*.json, so no finished run")
         files += found
+    files = list({file.resolve(): file for file in files}.values())  # a run named twice is still one
     if not files:
         raise InputError("tables: no run given")
     scores = []
@@ -109,6 +110,15 @@ def _read_scores(runs: Iterable[Path]) -> list[dict[str, Any]]:
             raise InputError(f"{file}: not a scores file ({error})") from None
         if not isinstance(entry, dict) or not entry.keys() >= _KEYS or entry["method"] not in METHODS:
             raise InputError(f"{file}: not a scores file (expected the keys {', '.join(sorted(_KEYS))})")
+        results = entry["scores"]
+        if (
+            not isinstance(results, dict)
+            or not results.keys() >= {"mean_iou", "per_class_iou", "pixel_accuracy", "classes_counted"}
+            or len(results["per_class_iou"]) != len(entry["classes"])
+        ):
+            raise InputError(
+                f"{file}: its scores are not those of evaluate for {len(entry['classes'])} classes"
+            )
         scores.append(entry)
     return sorted(scores, key=lambda entry: (METHODS.index(entry["method"]), entry["seed"], entry["run"]))
 
@@ -189,28 +199,36 @@ def _table2_markdown(scores: Sequence[dict[str, Any]]) -> str:
 
 
 def _per_class_rows(scores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    compare = comparable(scores[0]["dataset"], scores[0]["images"])
+    first = scores[0]
+    compare = comparable(first["dataset"], first["images"])
     rows = []
     for method in _methods(scores):
-        runs = _of(scores, method)
-        per_class = published()[method].per_class
-        known_classes = (
-            per_class if list(per_class) == scores[0]["classes"] else {}
-        )  # a bottle need not be VOC's
-        for index, name in enumerate(scores[0]["classes"]):
-            paper = known_classes.get(name)
-            values = [entry["scores"]["per_class_iou"][index] for entry in runs]
+        runs, row = _of(scores, method), published()[method]
+        named = list(row.per_class) == first["classes"]  # a bottle need not be VOC's
+        lines = [
+            (
+                name,
+                row.per_class[name] if named else None,
+                [e["scores"]["per_class_iou"][index] for e in runs],
+            )
+            for index, name in enumerate(first["classes"])
+        ]
+        lines += [
+            (f"mean ({rule})", row.mean, [e["scores"]["mean_iou"][rule] for e in runs])
+            for rule in ("released", "voc")
+        ]
+        for name, paper, values in lines:
             known = [value for value in values if value is not None]
             ours = 100 * statistics.fmean(known) if known else None
+            difference = None if not compare or ours is None or paper is None else ours - paper
             rows.append(
                 {
                     "method": method,
                     "class": name,
                     "paper": "" if paper is None else paper,
                     "ours": "" if ours is None else f"{ours:.4f}",
-                    "difference": ""
-                    if not compare or ours is None or paper is None
-                    else f"{ours - paper:.4f}",
+                    "difference": "" if difference is None else f"{difference:.4f}",
+                    "images": first["images"] if runs else "",
                     "runs": " ".join(entry["run"] for entry in runs) or "no run",
                 }
             )
@@ -223,28 +241,23 @@ def _per_class_markdown(scores: Sequence[dict[str, Any]]) -> str:
     rows = _per_class_rows(scores)
     for method in _methods(scores):
         runs = _of(scores, method)
-        paper = published()[method]
         parts.append(f"## {method}")
         if not runs:
             parts.append("no run")
             continue
-        named = list(paper.per_class) == scores[0]["classes"]
-        header = ["class", *(["paper"] if named else []), "ours", *(["difference"] if compare else [])]
+        header = ["class", "paper", "ours", *(["difference"] if compare else [])]
         body = []
         for row in rows:
             if row["method"] != method:
                 continue
-            cells = [row["class"]]
-            if named:
-                cells.append("" if row["paper"] == "" else f"{row['paper']:.1f}")
+            cells = [row["class"], "–" if row["paper"] == "" else f"{row['paper']:.1f}"]
             cells.append("does not occur" if row["ours"] == "" else f"{float(row['ours']):.1f}")
             if compare:
                 cells.append("" if row["difference"] == "" else f"{float(row['difference']):+.1f}")
             body.append(cells)
-        ours = 100 * statistics.fmean(entry["scores"]["mean_iou"]["voc"] for entry in runs)
-        mean = ["**mean**", *([f"{paper.mean:.1f}"] if named else []), f"{ours:.1f}"]
-        body.append(mean + ([f"{ours - paper.mean:+.1f}"] if compare else []))
-        parts.append(f"Paper: {paper.source}. Runs: {', '.join(entry['run'] for entry in runs)}.")
+        parts.append(
+            f"Paper: {published()[method].source}. Runs: {', '.join(entry['run'] for entry in runs)}."
+        )
         parts.append(_markdown(header, body))
     return "\n\n".join(parts) + "\n"
 

@@ -147,7 +147,7 @@ def evaluate_folder(
         ``summarize`` of the matrix over all images.
 
     Raises:
-        InputError: no ids, a missing or unreadable mask, a prediction whose size differs from the ground
+        InputError: no ids, only void, a missing or unreadable mask, a prediction whose size differs from the ground
             truth's or that holds a value outside 0…C−1 at a counted pixel; each names the files.
     """
     if len(gt_paths) != len(ids):
@@ -166,6 +166,10 @@ def evaluate_folder(
             matrix += confusion_matrix(gt, pred, num_classes)
         except InputError as error:
             raise InputError(f"{pred_path} against {gt_path}: {error}") from error
+    if not matrix.any():
+        raise InputError(
+            f"{gt_paths[0]} and the other ground-truth masks: all void, expected pixels to score"
+        )
     return summarize(matrix, len(ids))
 
 
