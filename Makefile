@@ -13,7 +13,7 @@ REPRO := $(BIN)/python -m repro
 EXTRA := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-gpu lint format reproduce-mini reproduce-voc tables clean
+.PHONY: help setup test test-long test-gpu lint format reproduce-mini reproduce-voc tables clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | \
@@ -30,6 +30,9 @@ $(STAMP): pyproject.toml constraints.txt tools/find_python
 
 test: $(STAMP)  ## Set up and run all tests (REPRO_SHARED=folder with voc-sample/ for those on real images)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-long: $(STAMP)  ## Only the tests that take minutes: the full-width profile on real images
+	$(BIN)/python -m pytest -m long
 
 test-gpu: $(STAMP)  ## Only the tests that need a CUDA device
 	$(BIN)/python -m pytest -m cuda

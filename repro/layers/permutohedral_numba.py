@@ -223,9 +223,16 @@ def splat_and_blur(offsets, weights, chains, norm, q, plane, values):
     values[:] = 0
     for p in range(pixels):
         x = load(q, (plane * pixels + p) * LANES) * spread(norm[p])
-        for j in range(corners):
-            vertex = np.int64(offsets[p, j]) * LANES
-            store(values, vertex, load(values, vertex) + spread(weights[p, j]) * x)
+        for j in range(0, corners, 3):  # three corners or six
+            v_0 = np.int64(offsets[p, j]) * LANES
+            v_1 = np.int64(offsets[p, j + 1]) * LANES
+            v_2 = np.int64(offsets[p, j + 2]) * LANES
+            sum_0 = load(values, v_0) + spread(weights[p, j]) * x
+            sum_1 = load(values, v_1) + spread(weights[p, j + 1]) * x
+            sum_2 = load(values, v_2) + spread(weights[p, j + 2]) * x
+            store(values, v_0, sum_0)
+            store(values, v_1, sum_1)
+            store(values, v_2, sum_2)
     half = spread(F(0.5))
     i = 0
     while i < chains.size:
@@ -342,37 +349,51 @@ def begin_with_unary(begin, end, pixels, classes, source, unary, q):
 
 
 @kernel
-def collect(lattice, pixel, classes, values, plane):
-    """Slice one pixel of a plane. densecrf multiplies by alpha first or last, by the number of classes."""
-    alpha = lattice.alpha
-    plane *= lattice.vertices
-    total = spread(F(0))
-    for j in range(lattice.offsets.shape[1]):
-        value = load(values, (plane + lattice.offsets[pixel, j]) * LANES)
-        weight = lattice.weights[pixel, j]
-        if classes > 2:
-            total = total + spread(weight * alpha) * value
-        else:
-            total = total + (spread(weight) * value) * spread(alpha)
-    return total * spread(lattice.norm[pixel])
+def slice_tile(offsets, weights, norm, alpha, values, weight, begin, count, classes, logits, at):
+    """Add the sliced ``values`` of one plane, times ``weight``, to ``logits`` from ``at`` on.
+
+    densecrf multiplies by alpha first or last, depending on the number of classes.
+    """
+    for r in range(count):
+        pixel = begin + r
+        total = spread(F(0))
+        for j in range(0, offsets.shape[1], 3):  # three corners or six
+            v_0 = load(values, np.int64(offsets[pixel, j]) * LANES)
+            v_1 = load(values, np.int64(offsets[pixel, j + 1]) * LANES)
+            v_2 = load(values, np.int64(offsets[pixel, j + 2]) * LANES)
+            w_0, w_1, w_2 = weights[pixel, j], weights[pixel, j + 1], weights[pixel, j + 2]
+            if classes > 2:
+                total = total + spread(w_0 * alpha) * v_0
+                total = total + spread(w_1 * alpha) * v_1
+                total = total + spread(w_2 * alpha) * v_2
+            else:
+                total = total + (spread(w_0) * v_0) * spread(alpha)
+                total = total + (spread(w_1) * v_1) * spread(alpha)
+                total = total + (spread(w_2) * v_2) * spread(alpha)
+        place = at + r * LANES
+        store(logits, place, load(logits, place) + spread(weight) * (total * spread(norm[pixel])))
 
 
 @kernel
-def update(begin, end, classes, unary, spatial, spatial_values, spatial_weight, bilateral, values, weight, q):
-    """``q`` = softmax(unary + weighted, filtered q of both kernels) for the pixels from ``begin`` to ``end``."""
-    pixels = spatial.norm.size
-    planes = q.size // (pixels * LANES)
+def update(begin, end, classes, unary, spatial, bilateral, q):
+    """``q`` = softmax(unary + weighted, filtered q of both kernels) for the pixels from ``begin`` to ``end``.
+
+    ``spatial``, ``bilateral``: (offsets, weights, norm, alpha, filtered planes (planes, vertices · 8), weight).
+    """
+    s_offsets, s_weights, s_norm, s_alpha, s_values, s_weight = spatial
+    b_offsets, b_weights, b_norm, b_alpha, b_values, b_weight = bilateral
+    planes, pixels = len(s_values), s_norm.size
     logits, tails = np.empty(planes * TILE * LANES, F), np.empty(3 * TILE, F)
-    for pixel in range(begin, end, TILE):
-        count = min(TILE, end - pixel)
+    for tile in range(begin, end, TILE):
+        count = min(TILE, end - tile)
         for b in range(planes):
-            for r in range(count):
-                p = pixel + r
-                logit = load(unary, (b * pixels + p) * LANES)
-                logit = logit + spread(spatial_weight) * collect(spatial, p, classes, spatial_values, b)
-                logit = logit + spread(weight) * collect(bilateral, p, classes, values, b)
-                store(logits, (b * TILE + r) * LANES, logit)
-        softmax(logits, tails, count, classes, q, pixel, pixels)
+            at = b * TILE * LANES
+            for r in range(0, count * LANES, LANES):
+                store(logits, at + r, load(unary, (b * pixels + tile) * LANES + r))
+            part = (tile, count, classes, logits, at)
+            slice_tile(s_offsets, s_weights, s_norm, s_alpha, s_values[b], s_weight, *part)
+            slice_tile(b_offsets, b_weights, b_norm, b_alpha, b_values[b], b_weight, *part)
+        softmax(logits, tails, count, classes, q, tile, pixels)
 
 
 @kernel
@@ -440,15 +461,11 @@ def infer(
         splat_and_blur(*arrays, q, plane, values[which][plane])
 
     def update_range(begin: int, end: int) -> None:
-        kernels = (
-            spatial,
-            values[1].reshape(-1),
-            F(weights[0]),
-            bilateral,
-            values[0].reshape(-1),
-            F(weights[1]),
+        of_bilateral, of_spatial = (
+            (lattice.offsets, lattice.weights, lattice.norm, lattice.alpha, filtered, F(weight))
+            for lattice, filtered, weight in zip(lattices, values, weights[::-1], strict=True)
         )
-        update(begin, end, classes, unary, *kernels, q)
+        update(begin, end, classes, unary, of_spatial, of_bilateral, q)
 
     parts = ranges(pixels)
     run(lambda begin, end: begin_with_unary(begin, end, pixels, classes, source, unary, q), parts)

@@ -1,0 +1,205 @@
+"""The whole chain: on the embedded set in short, and shorter still on real images where the sample is present."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from repro.cli import run_command
+from repro.config import load_config
+from repro.data import read_id_list, read_mask
+from repro.data.mini import build_mini
+from repro.stages.reproduce import tables_dir
+
+SHORT = [
+    *(
+        "solver.max_iter=2",
+        "stage1.solver.snapshot=1",
+        "data.batch_size=2",
+        "data.workers=0",
+        "inference.crf=false",
+    ),
+    *("dataset.train_limit=5", "dataset.val_limit=3"),
+]
+
+
+@pytest.fixture(scope="module")
+def mini_root(tmp_path_factory) -> Path:
+    return build_mini(tmp_path_factory.mktemp("data") / "mini").root
+
+
+@pytest.fixture
+def arguments(mini_root, tmp_path) -> list[str]:
+    return [
+        "reproduce",
+        "--config",
+        "mini",
+        "--device",
+        "cpu",
+        f"dataset.root={mini_root}",
+        f"output={tmp_path}/r",
+        *SHORT,
+    ]
+
+
+def files_of(folder: Path) -> dict[str, int]:
+    """Every file below ``folder`` with its time of writing."""
+    return {
+        str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()
+    }
+
+
+def test_every_row_of_table_2(arguments, tmp_path, capsys):
+    assert run_command(arguments) == 0
+    for name in ("r", "r-baseline", "r-bsl"):
+        manifest = json.loads((tmp_path / name / "manifest.json").read_text())
+        assert {"commit", "command", "versions", "device", "seed", "steps"} <= manifest.keys()
+    stage1 = {
+        name: load_config(str(tmp_path / name / "config.yaml")).stage1.loss
+        for name in ("r", "r-baseline", "r-bsl")
+    }
+    assert (stage1["r-baseline"].seed, stage1["r-baseline"].cues) == ("seed", "fixed")
+    assert (stage1["r-bsl"].seed, stage1["r-bsl"].cues) == ("balanced", "fixed")
+    assert (stage1["r"].seed, stage1["r"].cues) == ("balanced", "grown")
+    for step in ("stage1", "pseudo_labels", "stage2", "predictions/stage1", "predictions/stage2"):
+        assert (tmp_path / "r" / step / "done.json").exists()
+    assert len(list((tmp_path / "r" / "pseudo_labels").glob("*.png"))) == 5
+    masks = list((tmp_path / "r" / "predictions" / "stage2").glob("*.png"))
+    assert len(masks) == 3
+    assert all(read_mask(mask, 7).ndim == 2 for mask in masks)
+
+    scores = json.loads((tmp_path / "r" / "scores_stage2.json").read_text())
+    assert (scores["method"], scores["images"], scores["train_images"]) == ("+Retrain", 3, 5)
+    with (tmp_path / "r-tables" / "table2.csv").open(newline="") as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert rows["+Retrain"]["runs"] == "r"
+    assert float(rows["+Retrain"]["ours_voc"]) == pytest.approx(
+        100 * scores["scores"]["mean_iou"]["voc"], abs=1e-3
+    )
+    assert "not comparable" in capsys.readouterr().out
+
+    before = files_of(tmp_path)
+    assert run_command(arguments) == 0
+    after = files_of(tmp_path)
+    redone = {name for name in before if after[name] != before[name]}
+    assert not {
+        name
+        for name in redone
+        if not name.startswith("r-tables") and "scores" not in name and "list" not in name
+    }
+
+
+def test_what_is_half_done_is_finished_to_the_same_end(arguments, tmp_path):
+    assert run_command([*arguments, "rows=[+DSRG, +Retrain]"]) == 0
+    run = tmp_path / "r"
+    weights = (run / "stage2" / "iter_2.safetensors").read_bytes()
+    scores = (run / "scores_stage2.json").read_text()
+    for name in ("stage1/done.json", "stage1/iter_2.state", "pseudo_labels/done.json", "stage2/done.json"):
+        (run / name).unlink()
+    next(iter(sorted((run / "pseudo_labels").glob("*.png")))).unlink()
+    (run / "stage2" / "iter_2.state").unlink()
+    assert run_command([*arguments, "rows=[+DSRG, +Retrain]"]) == 0
+    assert (run / "stage2" / "iter_2.safetensors").read_bytes() == weights
+    assert (run / "scores_stage2.json").read_text() == scores
+
+
+def test_seeds_are_runs_of_their_own(arguments, tmp_path):
+    assert run_command([*arguments, "rows=[+BSL]", "--seeds", "0,1"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"r-bsl", "r-bsl-seed1", "r-tables"}
+    table = (tmp_path / "r-tables" / "table2.md").read_text()
+    assert "±" in table
+    assert "r-bsl, r-bsl-seed1" in table
+    one, two = (
+        (tmp_path / name / "stage1" / "iter_2.safetensors").read_bytes() for name in ("r-bsl", "r-bsl-seed1")
+    )
+    assert one != two
+
+
+def test_sec(mini_root, tmp_path):
+    """SEC's losses, CRF on raw scores and test protocol, end to end."""
+    assert (
+        run_command(
+            [
+                *("reproduce", "--config", "sec_vgg16_voc", "--device", "cpu", "dataset.kind=mini", *SHORT),
+                *(
+                    f"dataset.root={mini_root}",
+                    f"output={tmp_path}/sec",
+                    "init.filler=msra",
+                    "model.width_divisor=16",
+                ),
+                *("data.new_height=161", "data.new_width=161", "model.num_classes=7"),
+                "dataset.classes=[background, fish, mushroom, house, tree, wheel, bottle]",
+            ]
+        )
+        == 0
+    )
+    log = (tmp_path / "sec" / "stage1" / "log.csv").read_text().splitlines()
+    assert log[0] == "iteration,lr,loss,loss-Seed,loss-Expand,loss-Constrain"
+    assert len(log) == 3
+    assert "| SEC | 50.7 |" in (tmp_path / "sec-tables" / "table2.md").read_text()
+
+
+def test_where_tables_go():
+    assert tables_dir(load_config("mini")) == Path("results/mini")
+    assert tables_dir(load_config("mini", ["output=/a/run"])) == Path("/a/run-tables")
+
+
+def test_real_images(voc_sample, tmp_path):
+    """All stages of the VOC profile on real images with the SEC authors' cues, very short and narrow."""
+    root = voc_sample / "VOCdevkit" / "VOC2012"
+    arguments = [
+        *(
+            "reproduce",
+            "--config",
+            "dsrg_vgg16_voc",
+            "--device",
+            "cpu",
+            f"dataset.root={root}",
+            f"output={tmp_path}/voc",
+        ),
+        *("model.width_divisor=16", "init.filler=looks_linear", "solver.max_iter=3", "data.batch_size=3"),
+        *("dataset.train_limit=6", "dataset.val_limit=2", "data.workers=0"),
+    ]
+    assert run_command(arguments) == 0
+    for name in read_id_list(root / "ImageSets" / "Segmentation" / "val.txt")[:2]:
+        mask = read_mask(tmp_path / "voc" / "predictions" / "stage2" / f"{name}.png")
+        assert mask.shape == read_mask(root / "SegmentationClass" / f"{name}.png").shape
+    scores = json.loads((tmp_path / "voc" / "scores_stage2.json").read_text())
+    assert scores["dataset"] == "voc2012-val"
+    assert np.asarray(scores["scores"]["matrix"]).sum() > 100_000
+    assert "Measured on 2 images of voc2012-val" in (tmp_path / "voc-tables" / "table2.md").read_text()
+
+
+@pytest.mark.long
+def test_the_full_profile_starts(voc_sample, tmp_path):
+    """Batch 20, full width, two iterations, nothing tuned."""
+    cues = voc_sample / "localization_cues.pickle.gz"
+    names = read_id_list(voc_sample / "VOCdevkit/VOC2012/ImageSets/Segmentation/train_aug.txt")
+    indices = dict(line.split() for line in (voc_sample / "input_list.txt").read_text().splitlines())
+    (tmp_path / "list.txt").write_text("".join(f"{name}.jpg {indices[f'{name}.jpg']}\n" for name in names))
+    arguments = [
+        *(
+            "train",
+            "--stage",
+            "1",
+            "--config",
+            "dsrg_vgg16_voc",
+            f"data.cues={cues}",
+            f"data.list={tmp_path}/list.txt",
+        ),
+        *(
+            f"data.image_root={voc_sample}/VOCdevkit/VOC2012/JPEGImages",
+            "solver.max_iter=2",
+            f"output={tmp_path}/run",
+        ),
+    ]
+    assert run_command(arguments) == 0
+    rows = (tmp_path / "run" / "stage1" / "log.csv").read_text().splitlines()
+    assert len(rows) == 3
+    first = dict(zip(rows[0].split(","), map(float, rows[1].split(",")), strict=True))
+    # scores near 0: every class has probability 1/21, and background and foreground cost log 21 each
+    assert first["loss-Seed"] == pytest.approx(2 * np.log(21), rel=0.01)
