@@ -214,7 +214,7 @@ def _per_class_rows(scores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             for index, name in enumerate(first["classes"])
         ]
         lines += [
-            (f"mean ({rule})", row.mean, [e["scores"]["mean_iou"][rule] for e in runs])
+            (f"mean ({rule})", row.mean if named else None, [e["scores"]["mean_iou"][rule] for e in runs])
             for rule in ("released", "voc")
         ]
         for name, paper, values in lines:
