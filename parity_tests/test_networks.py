@@ -84,7 +84,7 @@ def test_dropout_only_trains():
 
 
 def test_unknown_names_and_widths():
-    with pytest.raises(InputError, match="model.name 'vgg19': expected one of vgg16_aspp"):
+    with pytest.raises(InputError, match=r"model\.name .vgg19.: expected one of vgg16_aspp"):
         build_model("vgg19")
     with pytest.raises(InputError, match="width_divisor 65"):
         build_model("vgg16_aspp", width_divisor=65)

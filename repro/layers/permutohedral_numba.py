@@ -44,7 +44,7 @@ from repro.layers.permutohedral_lanes import (
 
 F = np.float32
 TILE = 32  # pixels whose logits stay in the first-level cache between slice and softmax
-PIXELS_PER_TASK = 8192  # fewer are not worth handing to another thread
+PART = 4096  # pixels of a task: fewer are not worth handing to another thread, more leave the second-level cache
 HASH = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: Fibonacci hashing
 Run = Callable[[Callable[..., None], Sequence[tuple[Any, ...]]], None]
 
@@ -62,7 +62,8 @@ class Lattice(NamedTuple):
 
     Attributes:
         offsets, weights: (pixels, d + 1) int32 and float32, each pixel's vertices and barycentric weights.
-        chains: int32, axis after axis: the vertices of each chain in order, closed by -1; those alone are left out.
+        chains: int32, axis after axis: the vertices of each chain in order, vertices without neighbours left out;
+            M, the absent vertex, stands before, between and after the chains.
         norm: (pixels) float32, 1 / sqrt(K·1).
         vertices: M.
         alpha: slicing's factor.
@@ -189,11 +190,11 @@ def number(keys, offsets):
 @kernel
 def link(vertices, table, numbers, bits, steps, remainder_stride):
     """The lattice's chains (see :class:`Lattice`); ``steps`` are ``neighbour_steps``."""
-    count = vertices.size
-    axes = steps.shape[1]
-    chains = np.empty(axes * (count + count // 2 + 1), np.int32)
+    count, axes = vertices.size, steps.shape[1]
+    chains = np.empty(axes * (count + count // 2) + 2, np.int32)
     after, leads = np.empty(count, np.int32), np.empty(count, np.bool_)
-    length = 0
+    chains[0] = count
+    length = 1
     for axis in range(axes):
         after[:] = -1
         leads[:] = True
@@ -211,42 +212,40 @@ def link(vertices, table, numbers, bits, steps, remainder_stride):
                     chains[length] = current
                     length += 1
                     current = after[current]
-                chains[length] = -1
+                chains[length] = count
                 length += 1
     return chains[:length].copy()
 
 
 @kernel
-def splat_and_blur(offsets, weights, chains, norm, q, plane, values):
-    """Filter plane number ``plane`` of ``q`` (times ``norm``) into ``values`` (vertices · 8), all but the slicing."""
-    pixels, corners = offsets.shape
-    values[:] = 0
-    for p in range(pixels):
-        x = load(q, (plane * pixels + p) * LANES) * spread(norm[p])
-        for j in range(0, corners, 3):  # three corners or six
-            v_0 = np.int64(offsets[p, j]) * LANES
-            v_1 = np.int64(offsets[p, j + 1]) * LANES
-            v_2 = np.int64(offsets[p, j + 2]) * LANES
-            sum_0 = load(values, v_0) + spread(weights[p, j]) * x
-            sum_1 = load(values, v_1) + spread(weights[p, j + 1]) * x
-            sum_2 = load(values, v_2) + spread(weights[p, j + 2]) * x
+def splat(begin, end, offsets, weights, norm, q, values):
+    """Add the pixels from ``begin`` to ``end``, a plane in ``q`` (pixels · 8), times ``norm``, to their vertices."""
+    for pixel in range(begin, end):
+        x = load(q, (pixel - begin) * LANES) * spread(norm[pixel])
+        for j in range(0, offsets.shape[1], 3):  # three corners or six
+            v_0 = np.int64(offsets[pixel, j]) * LANES
+            v_1 = np.int64(offsets[pixel, j + 1]) * LANES
+            v_2 = np.int64(offsets[pixel, j + 2]) * LANES
+            sum_0 = load(values, v_0) + spread(weights[pixel, j]) * x
+            sum_1 = load(values, v_1) + spread(weights[pixel, j + 1]) * x
+            sum_2 = load(values, v_2) + spread(weights[pixel, j + 2]) * x
             store(values, v_0, sum_0)
             store(values, v_1, sum_1)
             store(values, v_2, sum_2)
+
+
+@kernel
+def blur(chains, values):
+    """Blur a plane along every axis, in place. The last vertex but one is the absent neighbour, the last takes its sum."""
+    absent = values.size // LANES - 2
     half = spread(F(0.5))
-    i = 0
-    while i < chains.size:
-        vertex = np.int64(chains[i]) * LANES
-        before, current = spread(F(0)), load(values, vertex)
-        i += 1
-        while chains[i] >= 0:
-            following = np.int64(chains[i]) * LANES
-            after = load(values, following)
-            store(values, vertex, current + half * (before + after))
-            before, current, vertex = current, after, following
-            i += 1
-        store(values, vertex, current + half * before)
-        i += 1
+    before = current = spread(F(0))
+    for i in range(chains.size - 1):
+        after = load(values, np.int64(chains[i + 1]) * LANES)
+        vertex = np.int64(chains[i])
+        vertex += np.int64(vertex == absent)
+        store(values, vertex * LANES, current + half * (before + after))
+        before, current = current, after
 
 
 @kernel
@@ -285,13 +284,13 @@ def larger(a, b):
 
 
 @kernel
-def softmax(logits, tails, count, classes, q, pixel, pixels):
-    """Softmax of ``count`` pixels of ``logits`` (planes, TILE, 8), into ``q`` (planes, pixels, 8) from ``pixel`` on.
+def softmax(logits, tails, count, classes, q, pixel):
+    """Softmax of ``count`` pixels of ``logits`` (planes, TILE, 8), into ``q`` (planes, pixels · 8) from ``pixel`` on.
 
     Step by step over the tile, not pixel by pixel: the steps of one pixel wait for each other. ``tails`` (3 · TILE)
     is scratch space for the exponentials of the last classes % 4 classes.
     """
-    planes = q.size // (pixels * LANES)
+    planes = len(q)
     fours, whole = classes // 4 * 4, classes // 8
     for r in range(0, count * LANES, LANES):
         top = load(logits, r)
@@ -327,25 +326,24 @@ def softmax(logits, tails, count, classes, q, pixel, pixels):
         for k in range(classes - fours):
             divisor += tails[k * TILE + r]
         for b in range(planes):
-            quotient = load(logits, (b * TILE + r) * LANES) / spread(divisor)
-            store(q, (b * pixels + pixel + r) * LANES, quotient)
+            store(q[b], (pixel + r) * LANES, load(logits, (b * TILE + r) * LANES) / spread(divisor))
 
 
 @kernel
-def begin_with_unary(begin, end, pixels, classes, source, unary, q):
-    """``source`` (classes, pixels) into the planes of ``unary``, and its softmax into ``q``."""
-    planes = q.size // (pixels * LANES)
+def start(begin, end, source, unary, q, origin):
+    """``source`` (classes, pixels) into the planes of ``unary``, and its softmax into ``q``: see ``update``."""
+    planes, classes = len(q), len(source)
     logits, tails = np.empty(planes * TILE * LANES, F), np.empty(3 * TILE, F)
-    for pixel in range(begin, end, TILE):
-        count = min(TILE, end - pixel)
+    for tile in range(begin, end, TILE):
+        count = min(TILE, end - tile)
         for k in range(planes * LANES):
             at = k // LANES * TILE * LANES + k % LANES
             for r in range(count):
-                logits[at + r * LANES] = source[k, pixel + r] if k < classes else -np.inf
+                logits[at + r * LANES] = source[k, tile + r] if k < classes else -np.inf
         for b in range(planes):
-            for r in range(count):
-                store(unary, (b * pixels + pixel + r) * LANES, load(logits, (b * TILE + r) * LANES))
-        softmax(logits, tails, count, classes, q, pixel, pixels)
+            for r in range(0, count * LANES, LANES):
+                store(unary[b], tile * LANES + r, load(logits, b * TILE * LANES + r))
+        softmax(logits, tails, count, classes, q, tile - origin)
 
 
 @kernel
@@ -375,34 +373,35 @@ def slice_tile(offsets, weights, norm, alpha, values, weight, begin, count, clas
 
 
 @kernel
-def update(begin, end, classes, unary, spatial, bilateral, q):
+def update(begin, end, classes, unary, spatial, bilateral, q, origin):
     """``q`` = softmax(unary + weighted, filtered q of both kernels) for the pixels from ``begin`` to ``end``.
 
-    ``spatial``, ``bilateral``: (offsets, weights, norm, alpha, filtered planes (planes, vertices · 8), weight).
+    ``unary`` (planes, pixels · 8); ``spatial``, ``bilateral``: (offsets, weights, norm, alpha, filtered planes, weight);
+    ``q`` (planes, some · 8) begins with pixel ``origin``.
     """
     s_offsets, s_weights, s_norm, s_alpha, s_values, s_weight = spatial
     b_offsets, b_weights, b_norm, b_alpha, b_values, b_weight = bilateral
-    planes, pixels = len(s_values), s_norm.size
+    planes = len(q)
     logits, tails = np.empty(planes * TILE * LANES, F), np.empty(3 * TILE, F)
     for tile in range(begin, end, TILE):
         count = min(TILE, end - tile)
         for b in range(planes):
             at = b * TILE * LANES
             for r in range(0, count * LANES, LANES):
-                store(logits, at + r, load(unary, (b * pixels + tile) * LANES + r))
+                store(logits, at + r, load(unary[b], tile * LANES + r))
             part = (tile, count, classes, logits, at)
             slice_tile(s_offsets, s_weights, s_norm, s_alpha, s_values[b], s_weight, *part)
             slice_tile(b_offsets, b_weights, b_norm, b_alpha, b_values[b], b_weight, *part)
-        softmax(logits, tails, count, classes, q, tile, pixels)
+        softmax(logits, tails, count, classes, q, tile - origin)
 
 
 @kernel
-def finish(begin, end, pixels, q, out):
+def finish(begin, end, q, origin, out):
     """The planes of ``q`` into ``out`` (classes, pixels)."""
     for k in range(len(out)):
-        at = k // LANES * pixels * LANES + k % LANES
-        for p in range(begin, end):
-            out[k, p] = q[at + p * LANES]
+        plane, lane = q[k // LANES], k % LANES
+        for pixel in range(begin, end):
+            out[k, pixel] = plane[(pixel - origin) * LANES + lane]
 
 
 def in_turn(function: Callable[..., None], tasks: Sequence[tuple[Any, ...]]) -> None:
@@ -410,9 +409,8 @@ def in_turn(function: Callable[..., None], tasks: Sequence[tuple[Any, ...]]) -> 
         function(*task)
 
 
-def ranges(pixels: int) -> list[tuple[int, int]]:
-    """Ranges of pixels, the tasks of one image."""
-    return [(start, min(start + PIXELS_PER_TASK, pixels)) for start in range(0, pixels, PIXELS_PER_TASK)]
+def ranges(begin: int, end: int, length: int) -> list[tuple[int, int]]:
+    return [(at, min(at + length, end)) for at in range(begin, end, length)]
 
 
 def build(features: Features, image: np.ndarray, run: Run = in_turn) -> Lattice:
@@ -427,13 +425,14 @@ def build(features: Features, image: np.ndarray, run: Run = in_turn) -> Lattice:
         layout = (features.lows, features.strides)
         locate(begin, end, pixels, features.width, image, tables, *layout, keys, weights)
 
-    run(locate_range, ranges(points))
+    run(locate_range, ranges(0, points, PART))
     offsets, weights = np.empty((pixels, d + 1), np.int32), weights[:pixels]
     vertices, *table_of_vertices = number(keys, offsets)
     chains = link(vertices, *table_of_vertices, neighbour_steps(features.strides), features.strides[d])
     ones, norm = np.ones(pixels * LANES, F), np.ones(pixels, F)
-    values = np.empty(len(vertices) * LANES, F)
-    splat_and_blur(offsets, weights, chains, norm, ones, 0, values)
+    values = np.zeros((len(vertices) + 2) * LANES, F)
+    splat(0, pixels, offsets, weights, norm, ones, values)
+    blur(chains, values)
     normalise(offsets, weights, values, features.alpha, norm)
     return Lattice(offsets, weights, chains, norm, len(vertices), features.alpha)
 
@@ -447,32 +446,46 @@ def infer(
     weights: tuple[float, float],
     iterations: int,
     run: Run,
+    threads: int,
 ) -> None:
     """The marginals of one image (pixels, 3) with the unary ``source`` (classes, pixels), into ``out``."""
     classes, pixels = source.shape
     planes = -(-classes // LANES)
-    lattices = bilateral, _ = build(bilateral_features, image, run), spatial
-    values = [np.empty((planes, lattice.vertices * LANES), F) for lattice in lattices]
-    unary, q = np.empty((2, planes * pixels * LANES), F)
-
-    def filter_plane(which: int, plane: int) -> None:
-        lattice = lattices[which]
-        arrays = (lattice.offsets, lattice.weights, lattice.chains, lattice.norm)
-        splat_and_blur(*arrays, q, plane, values[which][plane])
-
-    def update_range(begin: int, end: int) -> None:
-        of_bilateral, of_spatial = (
-            (lattice.offsets, lattice.weights, lattice.norm, lattice.alpha, filtered, F(weight))
-            for lattice, filtered, weight in zip(lattices, values, weights[::-1], strict=True)
+    lattices = spatial, build(bilateral_features, image, run)
+    # filtered[which] is read by the update while filtered[1 - which] collects for the next one
+    filtered = [[np.empty((planes, (lattice.vertices + 2) * LANES), F) for lattice in lattices] for _ in range(2)]
+    unary = np.empty((planes, pixels * LANES), F)
+    part = min(PART * threads, pixels)
+    q = np.empty((planes, part * LANES), F)
+    both = [(k, plane) for k in (1, 0) for plane in range(planes)]
+    for iteration in range(iterations + 1):
+        before, after = filtered[iteration % 2], filtered[1 - iteration % 2]
+        of_spatial, of_bilateral = (
+            (lattice.offsets, lattice.weights, lattice.norm, lattice.alpha, values, F(weight))
+            for lattice, values, weight in zip(lattices, before, weights, strict=True)
         )
-        update(begin, end, classes, unary, of_spatial, of_bilateral, q)
+        last = iteration == iterations
+        for values in after:
+            values[:] = 0
+        for begin, end in ranges(0, pixels, part):
 
-    parts = ranges(pixels)
-    run(lambda begin, end: begin_with_unary(begin, end, pixels, classes, source, unary, q), parts)
-    for _ in range(iterations):
-        run(filter_plane, [(which, plane) for which in range(2) for plane in range(planes)])
-        run(update_range, parts)
-    run(lambda begin, end: finish(begin, end, pixels, q, out), parts)
+            def update_range(start_, end_: int) -> None:
+                if iteration == 0:
+                    start(start_, end_, source, unary, q, begin)
+                else:
+                    update(start_, end_, classes, unary, of_spatial, of_bilateral, q, begin)
+                if last:
+                    finish(start_, end_, q, begin, out)
+
+            def splat_plane(k: int, plane: int) -> None:
+                lattice = lattices[k]
+                splat(begin, end, lattice.offsets, lattice.weights, lattice.norm, q[plane], after[k][plane])
+
+            run(update_range, ranges(begin, end, PART))
+            if not last:
+                run(splat_plane, both)
+        if not last:
+            run(lambda k, plane: blur(lattices[k].chains, after[k][plane]), both)
 
 
 def mean_field_numba(
@@ -508,9 +521,9 @@ def mean_field_numba(
     )
     common = (spatial, bilateral, weights, iterations)
     # Images side by side where there are enough of them, else the parts of one after the other.
-    side_by_side = count >= threads or height * width < 2 * PIXELS_PER_TASK
+    side_by_side = count >= threads or height * width < 2 * PART
     if threads == 1 or (side_by_side and count == 1):
-        in_turn(lambda *task: infer(*task, *common, in_turn), tasks)
+        in_turn(lambda *task: infer(*task, *common, in_turn, 1), tasks)
         return marginals
     with ThreadPoolExecutor(threads) as pool:
 
@@ -518,7 +531,7 @@ def mean_field_numba(
             list(pool.map(lambda part: function(*part), parts))
 
         if side_by_side:
-            at_once(lambda *task: infer(*task, *common, in_turn), tasks)
+            at_once(lambda *task: infer(*task, *common, in_turn, 1), tasks)
         else:
-            in_turn(lambda *task: infer(*task, *common, at_once), tasks)
+            in_turn(lambda *task: infer(*task, *common, at_once, threads), tasks)
     return marginals

@@ -1,0 +1,113 @@
+"""How the layers are wired into losses: what each of Table 2's rows and SEC minimise, and stage 2's corner cases."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from parity_tests.conftest import assert_close
+from repro.config import LossConfig
+from repro.layers import (
+    balanced_seed_loss,
+    caffe_softmax,
+    constrain_loss,
+    crf_log,
+    expand_loss,
+    grow_seeds,
+    refine,
+    seed_loss,
+)
+from repro.stages.objectives import Stage1Objective, Stage2Objective
+
+
+class Scores(torch.nn.Module):
+    """A net whose scores are a parameter."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.scores = torch.nn.Parameter(4 * torch.randn(*shape, generator=generator))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.scores
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    cues = torch.zeros(2, 4, 11, 11)
+    cues[:, 0, :3], cues[:, 2, 5:7, 5:7] = 1, 1
+    labels = torch.tensor([[1.0, 0, 1, 0]]).expand(2, 4)
+    return {"images": torch.randn(2, 3, 81, 81, generator=generator) * 60, "labels": labels, "cues": cues}
+
+
+ROWS = {
+    "baseline": LossConfig(seed="seed", cues="fixed"),
+    "+BSL": LossConfig(seed="balanced", cues="fixed"),
+    "+DSRG": LossConfig(seed="balanced", cues="grown", theta_f=0.5, theta_b=0.6),
+    "SEC": LossConfig(variant="sec", seed="seed", cues="fixed", expand=True),
+}
+
+
+def by_hand(row: str, model: Scores, batch: dict) -> dict:
+    images, cues = batch["images"], batch["cues"]
+    probs = caffe_softmax(model.scores)
+    if row == "SEC":
+        log_result, _ = crf_log(model.scores, images, variant="sec")
+        return {
+            "loss-Seed": seed_loss(probs, cues),
+            "loss-Expand": expand_loss(probs, batch["labels"]),
+            "loss-Constrain": constrain_loss(probs, log_result, clip=False),
+        }
+    log_result, raised = crf_log(probs, images, variant="dsrg")
+    if row == "+DSRG":
+        refined = refine(probs, images, variant="dsrg")
+        cues = grow_seeds(batch["labels"], refined, cues, theta_f=0.5, theta_b=0.6)
+    loss = seed_loss if row == "baseline" else balanced_seed_loss
+    return {"loss-Seed": loss(raised, cues), "loss-Constrain": constrain_loss(raised, log_result, clip=True)}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_rows(batch, row):
+    model, twin = Scores(2, 4, 11, 11), Scores(2, 4, 11, 11)
+    outcome = Stage1Objective(ROWS[row])(model, batch)
+    outcome.total.backward()
+    expected = by_hand(row, twin, batch)
+    sum(expected.values()).backward()
+    assert outcome.losses.keys() == expected.keys()
+    for name, value in expected.items():
+        assert_close(outcome.losses[name], value, 0, name)
+    assert_close(model.scores.grad, twin.scores.grad, 1e-7, "gradient of the scores")
+
+
+def test_the_crf_runs_once_an_iteration_and_only_where_needed(batch, monkeypatch):
+    calls = []
+    from repro.layers import dense_crf
+
+    original = dense_crf.mean_field
+    monkeypatch.setattr(
+        dense_crf, "mean_field", lambda *args, **more: calls.append(1) or original(*args, **more)
+    )
+    Stage1Objective(ROWS["+DSRG"])(Scores(2, 4, 11, 11), batch)
+    assert len(calls) == 1
+    Stage1Objective(LossConfig(cues="fixed", constrain=False))(Scores(2, 4, 11, 11), batch)
+    assert len(calls) == 1
+
+
+def test_retraining_ignores_void_and_averages_over_valid_cells():
+    model = Scores(1, 5, 3, 3)
+    label = torch.full((1, 1, 17, 17), 255.0)
+    label[0, 0, 0, 0], label[0, 0, 8, 16] = 2, 4  # cells (0, 0) and (1, 2) of the 3x3 grid
+    outcome = Stage2Objective(8)(model, {"images": torch.zeros(1, 3, 17, 17), "label": label})
+    picked = torch.stack([model.scores[0, :, 0, 0], model.scores[0, :, 1, 2]])
+    assert_close(outcome.losses["loss"], F.cross_entropy(picked, torch.tensor([2, 4])), 1e-6, "loss")
+
+
+def test_a_batch_of_void_costs_nothing():
+    model = Scores(1, 5, 3, 3)
+    label = torch.full((1, 1, 17, 17), 255.0)
+    outcome = Stage2Objective(8)(model, {"images": torch.zeros(1, 3, 17, 17), "label": label})
+    outcome.total.backward()
+    assert outcome.losses["loss"] == 0
+    assert not model.scores.grad.any()
