@@ -44,7 +44,9 @@ from repro.layers.permutohedral_lanes import (
 
 F = np.float32
 TILE = 32  # pixels whose logits stay in the first-level cache between slice and softmax
-PART = 4096  # pixels of a task: fewer are not worth handing to another thread, more leave the second-level cache
+PART = (
+    4096  # pixels of a task: fewer are not worth handing to another thread, more leave the second-level cache
+)
 HASH = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: Fibonacci hashing
 Run = Callable[[Callable[..., None], Sequence[tuple[Any, ...]]], None]
 
@@ -61,9 +63,10 @@ class Lattice(NamedTuple):
     """The lattice of one image and one kernel, M vertices.
 
     Attributes:
-        offsets, weights: (pixels, d + 1) int32 and float32, each pixel's vertices and barycentric weights.
-        chains: int32, axis after axis: the vertices of each chain in order, vertices without neighbours left out;
-            M, the absent vertex, stands before, between and after the chains.
+        offsets, weights: (pixels, d + 1) int32 and float32, where each pixel's vertices begin in a plane (their
+            numbers times 8) and its barycentric weights.
+        chains: int32, axis after axis: the vertices of each chain in order (times 8), those without neighbours left
+            out; the absent vertex M stands before, between and after the chains.
         norm: (pixels) float32, 1 / sqrt(K·1).
         vertices: M.
         alpha: slicing's factor.
@@ -152,7 +155,7 @@ def find(table, key, bits):
 
 @kernel
 def number(keys, offsets):
-    """Number the vertices as they turn up: fills ``offsets`` (pixels, d + 1) from ``keys`` (points, d + 1).
+    """Number the vertices as they turn up: ``offsets`` (pixels, d + 1) from ``keys`` (points, d + 1).
 
     Returns the vertices' keys and the hash table (keys, numbers, bits).
     """
@@ -183,7 +186,7 @@ def number(keys, offsets):
                 vertices[count] = key
                 count += 1
             if p < len(offsets):
-                offsets[p, j] = numbers[place]
+                offsets[p, j] = numbers[place] * LANES
     return vertices[:count], table, numbers, bits
 
 
@@ -193,7 +196,7 @@ def link(vertices, table, numbers, bits, steps, remainder_stride):
     count, axes = vertices.size, steps.shape[1]
     chains = np.empty(axes * (count + count // 2) + 2, np.int32)
     after, leads = np.empty(count, np.int32), np.empty(count, np.bool_)
-    chains[0] = count
+    chains[0] = count * LANES
     length = 1
     for axis in range(axes):
         after[:] = -1
@@ -209,43 +212,59 @@ def link(vertices, table, numbers, bits, steps, remainder_stride):
             if leads[vertex] and after[vertex] >= 0:
                 current = vertex
                 while current >= 0:
-                    chains[length] = current
+                    chains[length] = current * LANES
                     length += 1
                     current = after[current]
-                chains[length] = count
+                chains[length] = count * LANES
                 length += 1
     return chains[:length].copy()
 
 
 @kernel
-def splat(begin, end, offsets, weights, norm, q, values):
-    """Add the pixels from ``begin`` to ``end``, a plane in ``q`` (pixels · 8), times ``norm``, to their vertices."""
+def splat(begin, end, offsets, weights, norm, q, part, values, size, planes):
+    """Add the pixels from ``begin`` to ``end``, times ``norm``, to their vertices.
+
+    ``q``: planes of ``part`` floats from pixel ``begin`` on; ``values``: planes of ``size`` floats; both flat.
+    """
     for pixel in range(begin, end):
-        x = load(q, (pixel - begin) * LANES) * spread(norm[pixel])
+        n = spread(norm[pixel])
         for j in range(0, offsets.shape[1], 3):  # three corners or six
-            v_0 = np.int64(offsets[pixel, j]) * LANES
-            v_1 = np.int64(offsets[pixel, j + 1]) * LANES
-            v_2 = np.int64(offsets[pixel, j + 2]) * LANES
-            sum_0 = load(values, v_0) + spread(weights[pixel, j]) * x
-            sum_1 = load(values, v_1) + spread(weights[pixel, j + 1]) * x
-            sum_2 = load(values, v_2) + spread(weights[pixel, j + 2]) * x
-            store(values, v_0, sum_0)
-            store(values, v_1, sum_1)
-            store(values, v_2, sum_2)
+            v_0, v_1, v_2 = (
+                np.int64(offsets[pixel, j]),
+                np.int64(offsets[pixel, j + 1]),
+                np.int64(offsets[pixel, j + 2]),
+            )
+            w_0, w_1, w_2 = (
+                spread(weights[pixel, j]),
+                spread(weights[pixel, j + 1]),
+                spread(weights[pixel, j + 2]),
+            )
+            for b in range(planes):
+                x = load(q, b * part + (pixel - begin) * LANES) * n
+                sum_0 = load(values, b * size + v_0) + w_0 * x
+                sum_1 = load(values, b * size + v_1) + w_1 * x
+                sum_2 = load(values, b * size + v_2) + w_2 * x
+                store(values, b * size + v_0, sum_0)
+                store(values, b * size + v_1, sum_1)
+                store(values, b * size + v_2, sum_2)
 
 
 @kernel
-def blur(chains, values):
-    """Blur a plane along every axis, in place. The last vertex but one is the absent neighbour, the last takes its sum."""
-    absent = values.size // LANES - 2
+def blur(chains, values, size):
+    """Blur the planes of ``values`` (flat, each of ``size`` floats) along every axis, in place.
+
+    A plane's last vertex but one is the absent neighbour; the sum at it goes to the last, which nobody reads.
+    """
     half = spread(F(0.5))
-    before = current = spread(F(0))
-    for i in range(chains.size - 1):
-        after = load(values, np.int64(chains[i + 1]) * LANES)
-        vertex = np.int64(chains[i])
-        vertex += np.int64(vertex == absent)
-        store(values, vertex * LANES, current + half * (before + after))
-        before, current = current, after
+    for plane in range(0, values.size, size):
+        before = current = spread(F(0))
+        for i in range(chains.size - 1):
+            after = load(values, plane + np.int64(chains[i + 1]))
+            vertex = np.int64(chains[i])
+            if vertex == size - 2 * LANES:
+                vertex += LANES
+            store(values, plane + vertex, current + half * (before + after))
+            before, current = current, after
 
 
 @kernel
@@ -254,7 +273,7 @@ def normalise(offsets, weights, values, alpha, norm):
     for p in range(norm.size):
         total = F(0)
         for j in range(offsets.shape[1]):
-            total += weights[p, j] * values[offsets[p, j] * LANES] * alpha
+            total += weights[p, j] * values[offsets[p, j]] * alpha
         norm[p] = F(1 / math.sqrt(total + 1e-20))
 
 
@@ -284,13 +303,13 @@ def larger(a, b):
 
 
 @kernel
-def softmax(logits, tails, count, classes, q, pixel):
-    """Softmax of ``count`` pixels of ``logits`` (planes, TILE, 8), into ``q`` (planes, pixels · 8) from ``pixel`` on.
+def softmax(logits, tails, count, classes, q, part, at):
+    """Softmax of ``count`` pixels of ``logits`` (planes, TILE, 8) into ``q``, planes of ``part`` floats, from ``at`` on.
 
     Step by step over the tile, not pixel by pixel: the steps of one pixel wait for each other. ``tails`` (3 · TILE)
     is scratch space for the exponentials of the last classes % 4 classes.
     """
-    planes = len(q)
+    planes = logits.size // (TILE * LANES)
     fours, whole = classes // 4 * 4, classes // 8
     for r in range(0, count * LANES, LANES):
         top = load(logits, r)
@@ -326,14 +345,16 @@ def softmax(logits, tails, count, classes, q, pixel):
         for k in range(classes - fours):
             divisor += tails[k * TILE + r]
         for b in range(planes):
-            store(q[b], (pixel + r) * LANES, load(logits, (b * TILE + r) * LANES) / spread(divisor))
+            quotient = load(logits, (b * TILE + r) * LANES) / spread(divisor)
+            store(q, b * part + at + r * LANES, quotient)
 
 
 @kernel
 def start(begin, end, source, unary, q, origin):
     """``source`` (classes, pixels) into the planes of ``unary``, and its softmax into ``q``: see ``update``."""
-    planes, classes = len(q), len(source)
+    classes, planes = len(source), len(q)
     logits, tails = np.empty(planes * TILE * LANES, F), np.empty(3 * TILE, F)
+    flat_unary, flat_q = unary.reshape(-1), q.reshape(-1)
     for tile in range(begin, end, TILE):
         count = min(TILE, end - tile)
         for k in range(planes * LANES):
@@ -342,34 +363,8 @@ def start(begin, end, source, unary, q, origin):
                 logits[at + r * LANES] = source[k, tile + r] if k < classes else -np.inf
         for b in range(planes):
             for r in range(0, count * LANES, LANES):
-                store(unary[b], tile * LANES + r, load(logits, b * TILE * LANES + r))
-        softmax(logits, tails, count, classes, q, tile - origin)
-
-
-@kernel
-def slice_tile(offsets, weights, norm, alpha, values, weight, begin, count, classes, logits, at):
-    """Add the sliced ``values`` of one plane, times ``weight``, to ``logits`` from ``at`` on.
-
-    densecrf multiplies by alpha first or last, depending on the number of classes.
-    """
-    for r in range(count):
-        pixel = begin + r
-        total = spread(F(0))
-        for j in range(0, offsets.shape[1], 3):  # three corners or six
-            v_0 = load(values, np.int64(offsets[pixel, j]) * LANES)
-            v_1 = load(values, np.int64(offsets[pixel, j + 1]) * LANES)
-            v_2 = load(values, np.int64(offsets[pixel, j + 2]) * LANES)
-            w_0, w_1, w_2 = weights[pixel, j], weights[pixel, j + 1], weights[pixel, j + 2]
-            if classes > 2:
-                total = total + spread(w_0 * alpha) * v_0
-                total = total + spread(w_1 * alpha) * v_1
-                total = total + spread(w_2 * alpha) * v_2
-            else:
-                total = total + (spread(w_0) * v_0) * spread(alpha)
-                total = total + (spread(w_1) * v_1) * spread(alpha)
-                total = total + (spread(w_2) * v_2) * spread(alpha)
-        place = at + r * LANES
-        store(logits, place, load(logits, place) + spread(weight) * (total * spread(norm[pixel])))
+                store(flat_unary, b * unary.shape[1] + tile * LANES + r, load(logits, b * TILE * LANES + r))
+        softmax(logits, tails, count, classes, flat_q, q.shape[1], (tile - origin) * LANES)
 
 
 @kernel
@@ -379,20 +374,54 @@ def update(begin, end, classes, unary, spatial, bilateral, q, origin):
     ``unary`` (planes, pixels · 8); ``spatial``, ``bilateral``: (offsets, weights, norm, alpha, filtered planes, weight);
     ``q`` (planes, some · 8) begins with pixel ``origin``.
     """
-    s_offsets, s_weights, s_norm, s_alpha, s_values, s_weight = spatial
-    b_offsets, b_weights, b_norm, b_alpha, b_values, b_weight = bilateral
     planes = len(q)
     logits, tails = np.empty(planes * TILE * LANES, F), np.empty(3 * TILE, F)
+    flat_unary, flat_q = unary.reshape(-1), q.reshape(-1)
+    s_offsets, s_weights, s_norm, s_alpha, s_values, s_weight = spatial
+    b_offsets, b_weights, b_norm, b_alpha, b_values, b_weight = bilateral
+    s_flat, b_flat = s_values.reshape(-1), b_values.reshape(-1)
+    # densecrf multiplies the weights by alpha, but for one or two classes the weighted values
+    alpha_first = classes > 2
+    s_factor, b_factor = (s_alpha, b_alpha) if alpha_first else (F(1), F(1))
+    s_after, b_after = spread(s_alpha), spread(b_alpha)
     for tile in range(begin, end, TILE):
         count = min(TILE, end - tile)
-        for b in range(planes):
-            at = b * TILE * LANES
-            for r in range(0, count * LANES, LANES):
-                store(logits, at + r, load(unary[b], tile * LANES + r))
-            part = (tile, count, classes, logits, at)
-            slice_tile(s_offsets, s_weights, s_norm, s_alpha, s_values[b], s_weight, *part)
-            slice_tile(b_offsets, b_weights, b_norm, b_alpha, b_values[b], b_weight, *part)
-        softmax(logits, tails, count, classes, q, tile - origin)
+        for r in range(count):
+            p = tile + r
+            s_0, s_1, s_2 = np.int64(s_offsets[p, 0]), np.int64(s_offsets[p, 1]), np.int64(s_offsets[p, 2])
+            b_0, b_1, b_2 = np.int64(b_offsets[p, 0]), np.int64(b_offsets[p, 1]), np.int64(b_offsets[p, 2])
+            b_3, b_4, b_5 = np.int64(b_offsets[p, 3]), np.int64(b_offsets[p, 4]), np.int64(b_offsets[p, 5])
+            u_0, u_1 = spread(s_weights[p, 0] * s_factor), spread(s_weights[p, 1] * s_factor)
+            u_2 = spread(s_weights[p, 2] * s_factor)
+            w_0, w_1 = spread(b_weights[p, 0] * b_factor), spread(b_weights[p, 1] * b_factor)
+            w_2, w_3 = spread(b_weights[p, 2] * b_factor), spread(b_weights[p, 3] * b_factor)
+            w_4, w_5 = spread(b_weights[p, 4] * b_factor), spread(b_weights[p, 5] * b_factor)
+            for b in range(planes):
+                x, y = b * s_values.shape[1], b * b_values.shape[1]
+                x_0, x_1, x_2 = (
+                    load(s_flat, x + s_0) * u_0,
+                    load(s_flat, x + s_1) * u_1,
+                    load(s_flat, x + s_2) * u_2,
+                )
+                y_0, y_1, y_2 = (
+                    load(b_flat, y + b_0) * w_0,
+                    load(b_flat, y + b_1) * w_1,
+                    load(b_flat, y + b_2) * w_2,
+                )
+                y_3, y_4, y_5 = (
+                    load(b_flat, y + b_3) * w_3,
+                    load(b_flat, y + b_4) * w_4,
+                    load(b_flat, y + b_5) * w_5,
+                )
+                if not alpha_first:
+                    x_0, x_1, x_2 = x_0 * s_after, x_1 * s_after, x_2 * s_after
+                    y_0, y_1, y_2 = y_0 * b_after, y_1 * b_after, y_2 * b_after
+                    y_3, y_4, y_5 = y_3 * b_after, y_4 * b_after, y_5 * b_after
+                logit = load(flat_unary, b * unary.shape[1] + p * LANES)
+                logit = logit + spread(s_weight) * ((x_0 + x_1 + x_2) * spread(s_norm[p]))
+                logit = logit + spread(b_weight) * ((y_0 + y_1 + y_2 + y_3 + y_4 + y_5) * spread(b_norm[p]))
+                store(logits, (b * TILE + r) * LANES, logit)
+        softmax(logits, tails, count, classes, flat_q, q.shape[1], (tile - origin) * LANES)
 
 
 @kernel
@@ -402,6 +431,49 @@ def finish(begin, end, q, origin, out):
         plane, lane = q[k // LANES], k % LANES
         for pixel in range(begin, end):
             out[k, pixel] = plane[(pixel - origin) * LANES + lane]
+
+
+@kernel
+def infer_alone(source, spatial, bilateral, s_weight, b_weight, iterations, out):
+    """Mean field of one image in one thread: ``source`` (classes, pixels) to ``out``; the kernels as :class:`Lattice`."""
+    classes, pixels = source.shape
+    planes, part = -(-classes // LANES), min(PART, pixels)
+    unary, q = np.empty((planes, pixels * LANES), F), np.empty((planes, part * LANES), F)
+    # the update reads values[now] while values[next] collect for the next one
+    s_values = np.empty((2, planes, (spatial.vertices + 2) * LANES), F)
+    b_values = np.empty((2, planes, (bilateral.vertices + 2) * LANES), F)
+    for iteration in range(iterations + 1):
+        now, following = iteration % 2, 1 - iteration % 2
+        s_now = (spatial.offsets, spatial.weights, spatial.norm, spatial.alpha, s_values[now], s_weight)
+        b_now = (
+            bilateral.offsets,
+            bilateral.weights,
+            bilateral.norm,
+            bilateral.alpha,
+            b_values[now],
+            b_weight,
+        )
+        s_next, b_next = s_values[following].reshape(-1), b_values[following].reshape(-1)
+        s_next[:] = 0
+        b_next[:] = 0
+        for begin in range(0, pixels, part):
+            end = min(begin + part, pixels)
+            if iteration == 0:
+                start(begin, end, source, unary, q, begin)
+            else:
+                update(begin, end, classes, unary, s_now, b_now, q, begin)
+            if iteration == iterations:
+                finish(begin, end, q, begin, out)
+            else:
+                splat(
+                    begin, end, *s_now[:3], q.reshape(-1), q.shape[1], s_next, s_next.size // planes, planes
+                )
+                splat(
+                    begin, end, *b_now[:3], q.reshape(-1), q.shape[1], b_next, b_next.size // planes, planes
+                )
+        if iteration < iterations:
+            blur(spatial.chains, s_next, s_next.size // planes)
+            blur(bilateral.chains, b_next, b_next.size // planes)
 
 
 def in_turn(function: Callable[..., None], tasks: Sequence[tuple[Any, ...]]) -> None:
@@ -431,8 +503,8 @@ def build(features: Features, image: np.ndarray, run: Run = in_turn) -> Lattice:
     chains = link(vertices, *table_of_vertices, neighbour_steps(features.strides), features.strides[d])
     ones, norm = np.ones(pixels * LANES, F), np.ones(pixels, F)
     values = np.zeros((len(vertices) + 2) * LANES, F)
-    splat(0, pixels, offsets, weights, norm, ones, values)
-    blur(chains, values)
+    splat(0, pixels, offsets, weights, norm, ones, ones.size, values, values.size, 1)
+    blur(chains, values, values.size)
     normalise(offsets, weights, values, features.alpha, norm)
     return Lattice(offsets, weights, chains, norm, len(vertices), features.alpha)
 
@@ -453,11 +525,14 @@ def infer(
     planes = -(-classes // LANES)
     lattices = spatial, build(bilateral_features, image, run)
     # filtered[which] is read by the update while filtered[1 - which] collects for the next one
-    filtered = [[np.empty((planes, (lattice.vertices + 2) * LANES), F) for lattice in lattices] for _ in range(2)]
+    filtered = [
+        [np.empty((planes, (lattice.vertices + 2) * LANES), F) for lattice in lattices] for _ in range(2)
+    ]
     unary = np.empty((planes, pixels * LANES), F)
     part = min(PART * threads, pixels)
     q = np.empty((planes, part * LANES), F)
-    both = [(k, plane) for k in (1, 0) for plane in range(planes)]
+    groups = [(b * planes // threads, (b + 1) * planes // threads) for b in range(threads)]
+    both = [(k, first, last) for k in (1, 0) for first, last in groups if last > first]
     for iteration in range(iterations + 1):
         before, after = filtered[iteration % 2], filtered[1 - iteration % 2]
         of_spatial, of_bilateral = (
@@ -477,15 +552,27 @@ def infer(
                 if last:
                     finish(start_, end_, q, begin, out)
 
-            def splat_plane(k: int, plane: int) -> None:
-                lattice = lattices[k]
-                splat(begin, end, lattice.offsets, lattice.weights, lattice.norm, q[plane], after[k][plane])
+            def splat_planes(k: int, first: int, last: int) -> None:
+                lattice, values = lattices[k], after[k][first:last].reshape(-1)
+                pixel_arrays = (
+                    lattice.offsets,
+                    lattice.weights,
+                    lattice.norm,
+                    q[first:last].reshape(-1),
+                    q.shape[1],
+                )
+                splat(begin, end, *pixel_arrays, values, after[k].shape[1], last - first)
 
             run(update_range, ranges(begin, end, PART))
             if not last:
-                run(splat_plane, both)
+                run(splat_planes, both)
         if not last:
-            run(lambda k, plane: blur(lattices[k].chains, after[k][plane]), both)
+            run(
+                lambda k, first, last: blur(
+                    lattices[k].chains, after[k][first:last].reshape(-1), after[k].shape[1]
+                ),
+                both,
+            )
 
 
 def mean_field_numba(
@@ -520,10 +607,14 @@ def mean_field_numba(
         )
     )
     common = (spatial, bilateral, weights, iterations)
+
+    def alone(image: np.ndarray, source: np.ndarray, out: np.ndarray) -> None:
+        infer_alone(source, spatial, build(bilateral, image), F(weights[0]), F(weights[1]), iterations, out)
+
     # Images side by side where there are enough of them, else the parts of one after the other.
     side_by_side = count >= threads or height * width < 2 * PART
     if threads == 1 or (side_by_side and count == 1):
-        in_turn(lambda *task: infer(*task, *common, in_turn, 1), tasks)
+        in_turn(alone, tasks)
         return marginals
     with ThreadPoolExecutor(threads) as pool:
 
@@ -531,7 +622,7 @@ def mean_field_numba(
             list(pool.map(lambda part: function(*part), parts))
 
         if side_by_side:
-            at_once(lambda *task: infer(*task, *common, in_turn, 1), tasks)
+            at_once(alone, tasks)
         else:
             in_turn(lambda *task: infer(*task, *common, at_once, threads), tasks)
     return marginals
