@@ -23,7 +23,15 @@ FULL_VAL = 1449
 
 
 def write_run(
-    root: Path, run: str, method: str, *, seed=0, dataset="voc2012-val", images=FULL_VAL, missed=False
+    root: Path,
+    run: str,
+    method: str,
+    *,
+    seed=0,
+    dataset="voc2012-val",
+    images=FULL_VAL,
+    missed=False,
+    experiment="any",
 ):
     """A run's folder with scores that depend on its name; ``missed``: the last class has no correct pixel."""
     classes = list(MINI_CLASSES) if dataset == "mini" else VOC_CLASSES
@@ -37,7 +45,7 @@ def write_run(
         "images": images,
         "seed": seed,
         "method": method,
-        "profile": "any",
+        "experiment": experiment,
         "classes": classes,
         "pretrained": True,
         "scores": summarize(matrix, images),
@@ -233,3 +241,18 @@ def test_runs_on_different_images_are_refused(tmp_path):
     runs = [write_run(tmp_path, "a", "+BSL")[0], write_run(tmp_path, "b", "+DSRG", images=80)[0]]
     with pytest.raises(InputError, match="b: images differs from a's"):
         write_tables(runs, tmp_path / "out")
+
+
+def test_every_experiment_gets_its_folder(tmp_path):
+    runs = tmp_path / "runs"
+    write_run(runs, "a", "baseline", experiment="one")
+    write_run(runs, "b", "+BSL", experiment="one")
+    write_run(runs, "c", "+DSRG", dataset="mini", images=40, experiment="two")
+    (runs / "unfinished").mkdir()
+    written = tables.write_all_tables(runs, tmp_path / "results")
+    assert {path.parent.name for path in written} == {"one", "two"}
+    assert {row["method"]: row["runs"] for row in rows_of(tmp_path / "results" / "one" / "table2.csv")}[
+        "+BSL"
+    ] == "b"
+    with pytest.raises(InputError, match="no finished run in it"):
+        tables.write_all_tables(runs / "unfinished", tmp_path / "results")

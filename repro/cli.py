@@ -15,7 +15,7 @@ from repro.data import convert_cues, read_id_list
 from repro.data.mini import build_mini
 from repro.errors import InputError
 from repro.models import CaffeNet, build_model
-from repro.report.tables import write_tables
+from repro.report import write_all_tables, write_tables
 from repro.stages.datasets import open_experiment
 from repro.stages.evaluate import evaluate_folder
 from repro.stages.infer import predict_folder
@@ -158,13 +158,25 @@ def reproduce(
             typer.echo("\n" + path.read_text(encoding="utf-8"))
 
 
-@app.command(epilog="Example: repro tables results/runs/mini* --out results/mini")
+@app.command(
+    epilog="Example: repro tables        repro tables results/runs/a results/runs/b --out results/ab"
+)
 def tables(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders with scores_*.json.")],
-    out: Annotated[Path, typer.Option(help="Folder for the tables.")],
+    runs: Annotated[
+        list[Path] | None, typer.Argument(help="Run folders; all of results/runs by default.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the tables of the runs named.")] = None,
 ) -> None:
-    """Write the Markdown and CSV tables of some runs, the paper's numbers beside them."""
-    for path in write_tables(runs, out):
+    """Write the Markdown and CSV tables of finished runs, the paper's numbers beside them.
+
+    Without arguments: of every experiment in results/runs, each in results/<name>.
+    """
+    if bool(runs) != bool(out):
+        raise InputError("tables: run folders and --out go together; give both or none")
+    written = (
+        write_tables(runs, out) if runs and out else write_all_tables(Path("results/runs"), Path("results"))
+    )
+    for path in written:
         typer.echo(path)
 
 

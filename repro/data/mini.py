@@ -57,7 +57,7 @@ Points = npt.NDArray[np.float64]
 Texture = Callable[[np.random.Generator, npt.NDArray[Any], npt.NDArray[Any]], npt.NDArray[Any]]
 
 
-def build_mini(root: str | Path, *, seed: int = 0, train: int = 100, val: int = 40) -> VocLayout:
+def build_mini(root: str | Path, *, seed: int = 0, train: int = 200, val: int = 40) -> VocLayout:
     """Build the embedded set under ``root`` unless it is there already, in a few seconds.
 
     The same arguments give the same images, masks and cues, and an image depends on the seed and its number

@@ -1,18 +1,17 @@
-"""The dense CRF's mean field on the CPU, compiled by Numba (formulas: ``permutohedral.py``, ``mean_field_engine.py``).
+"""The dense CRF's mean field on the CPU, compiled by Numba (the formulas: ``permutohedral.py``, ``mean_field_engine.py``).
 
-Layout. Classes are padded to a multiple of eight and kept as *planes* of eight, (planes, pixels or vertices, 8) flat:
-eight classes of a vertex are one register and half a cache line, and a plane of a lattice fits into a core's cache.
+Layout. Classes are padded to a multiple of eight and kept in *planes* of eight, (planes, pixels or vertices, 8): eight
+classes of a vertex are one register and half a cache line, and a plane of a lattice fits into a core's cache.
 The unary of a padding class is -inf, so it never takes part.
 
-A mean-field update is two rounds of tasks that know nothing of each other:
-
-    filter    a kernel and a plane: splat in the order of the pixels, then blur in place. Along an axis the vertices
-              form chains; walking one, the value before the current stays in a register, and a vertex without
-              neighbours on that axis is not touched at all.
-    update    a range of pixels: slice both kernels, add the unary, softmax.
+A mean-field iteration goes over the image once, a part of the pixels at a time, so that the part's marginals are
+still in the cache when they are splatted: slice both kernels, softmax, splat into the lattices of the next iteration.
+Then those are blurred, in place: along an axis the vertices form chains, and walking a chain the old value of the
+vertex before stays in a register. A vertex without neighbours on an axis is not touched.
 
 Every sum is taken in densecrf's order and the exponential is the one it calls (Eigen's for classes four at a time,
-the C library's for the rest), so that on x86-64 the marginals agree with it bit for bit.
+the C library's for those left over), so that on x86-64 the marginals equal its own bit for bit.
+Threads share the batch image by image; an image's arithmetic does not depend on their number.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -20,7 +19,7 @@ the C library's for the rest), so that on x86-64 the marginals agree with it bit
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -43,12 +42,9 @@ from repro.layers.permutohedral_lanes import (
 )
 
 F = np.float32
+PART = 4096  # pixels whose marginals, with the vertices they touch, stay in the second-level cache
 TILE = 32  # pixels whose logits stay in the first-level cache between slice and softmax
-PART = (
-    4096  # pixels of a task: fewer are not worth handing to another thread, more leave the second-level cache
-)
 HASH = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: Fibonacci hashing
-Run = Callable[[Callable[..., None], Sequence[tuple[Any, ...]]], None]
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -59,39 +55,51 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
         return njit(nogil=True, error_model="numpy")(function)
 
 
+class Layout(NamedTuple):
+    """:class:`Features` as the kernels take them: ``tables`` (d, longest), ``steps`` of ``neighbour_steps``."""
+
+    pixels: int
+    points: int
+    width: int
+    tables: np.ndarray
+    lows: np.ndarray
+    strides: np.ndarray
+    steps: np.ndarray
+    alpha: np.float32
+
+
 class Lattice(NamedTuple):
     """The lattice of one image and one kernel, M vertices.
 
     Attributes:
-        offsets, weights: (pixels, d + 1) int32 and float32, where each pixel's vertices begin in a plane (their
-            numbers times 8) and its barycentric weights.
-        chains: int32, axis after axis: the vertices of each chain in order (times 8), those without neighbours left
-            out; the absent vertex M stands before, between and after the chains.
+        offsets: (pixels, d + 1) int32, where each pixel's vertices begin in a plane: their numbers times 8.
+        weights: (pixels, d + 1) float32, their barycentric weights.
         norm: (pixels) float32, 1 / sqrt(K·1).
-        vertices: M.
         alpha: slicing's factor.
+        chains: int32, axis after axis the vertices of each chain in order (times 8), those without neighbours left
+            out; the absent vertex M stands before, between and after the chains.
+        size: floats in a plane, (M + 2)·8. Vertex M is always 0, M + 1 takes what is written to M.
     """
 
     offsets: np.ndarray
     weights: np.ndarray
-    chains: np.ndarray
     norm: np.ndarray
-    vertices: int
     alpha: np.float32
+    chains: np.ndarray
+    size: int
 
 
 @kernel
-def locate(begin, end, pixels, width, image, tables, lows, strides, keys, weights):
-    """Keys and weights (points, d + 1) of the points from ``begin`` to ``end``; those past ``pixels`` are the origin.
-
-    ``image`` (pixels, 3) uint8, ``tables`` (d, longest) float32 as in :class:`Features`.
-    """
+def locate(layout, image):
+    """Keys and weights (points, d + 1) of an image (pixels, 3); points past its pixels are at the origin."""
+    pixels, points, width, tables, lows, strides, _, _ = layout
     d = lows.size
+    keys, weights = np.empty((points, d + 1), np.int64), np.empty((points, d + 1), F)
     c = np.empty(d * LANES, F)
     e, v, rest, rank, at = np.empty((5, (d + 1) * LANES), F)
     step = np.empty(d + 1, np.int64)
     zero, one, size, inverse = spread(F(0)), spread(F(1)), spread(F(d + 1)), spread(F(1) / F(d + 1))
-    for start in range(begin, end, LANES):
+    for start in range(0, points, LANES):
         for lane in range(LANES):
             p = start + lane
             inside = p < pixels
@@ -131,7 +139,7 @@ def locate(begin, end, pixels, width, image, tables, lows, strides, keys, weight
         store(rest, 0, load(at, d * LANES) + (one - load(at, 0)))
         for s in range(1, d + 1):
             store(rest, s * LANES, load(at, (d - s) * LANES) - load(at, (d - s + 1) * LANES))
-        for lane in range(min(LANES, end - start)):
+        for lane in range(min(LANES, points - start)):
             key = np.int64(0)
             step[np.int64(rank[d * LANES + lane])] = 0
             for i in range(d):
@@ -142,6 +150,7 @@ def locate(begin, end, pixels, width, image, tables, lows, strides, keys, weight
                     key += strides[d] - step[d - s + 1]
                 keys[start + lane, s] = key
                 weights[start + lane, s] = rest[s * LANES + lane]
+    return keys, weights
 
 
 @kernel
@@ -154,12 +163,13 @@ def find(table, key, bits):
 
 
 @kernel
-def number(keys, offsets):
-    """Number the vertices as they turn up: ``offsets`` (pixels, d + 1) from ``keys`` (points, d + 1).
+def number(keys, pixels):
+    """Number the vertices as they turn up.
 
-    Returns the vertices' keys and the hash table (keys, numbers, bits).
+    Returns offsets (pixels, d + 1), the vertices' keys, and the hash table (keys, numbers, bits).
     """
     points, corners = keys.shape
+    offsets = np.empty((points, corners), np.int32)
     bits, count = 10, 0
     table, numbers = np.full(1 << bits, -1, np.int64), np.empty(1 << bits, np.int32)
     vertices = np.empty(1 << bits, np.int64)
@@ -167,8 +177,7 @@ def number(keys, offsets):
         for j in range(corners):
             key = keys[p, j]
             if p > 0 and key == keys[p - 1, j]:  # neighbouring pixels often share vertices
-                if p < len(offsets):
-                    offsets[p, j] = offsets[p - 1, j]
+                offsets[p, j] = offsets[p - 1, j]
                 continue
             place = find(table, key, bits)
             if table[place] < 0:
@@ -185,14 +194,13 @@ def number(keys, offsets):
                 table[place], numbers[place] = key, count
                 vertices[count] = key
                 count += 1
-            if p < len(offsets):
-                offsets[p, j] = numbers[place] * LANES
-    return vertices[:count], table, numbers, bits
+            offsets[p, j] = numbers[place] * LANES
+    return offsets[:pixels], vertices[:count], table, numbers, bits
 
 
 @kernel
 def link(vertices, table, numbers, bits, steps, remainder_stride):
-    """The lattice's chains (see :class:`Lattice`); ``steps`` are ``neighbour_steps``."""
+    """The chains of :class:`Lattice`."""
     count, axes = vertices.size, steps.shape[1]
     chains = np.empty(axes * (count + count // 2) + 2, np.int32)
     after, leads = np.empty(count, np.int32), np.empty(count, np.bool_)
@@ -268,13 +276,23 @@ def blur(chains, values, size):
 
 
 @kernel
-def normalise(offsets, weights, values, alpha, norm):
-    """1 / sqrt(K·1) from the filtered ones in ``values``."""
-    for p in range(norm.size):
+def build(layout, image):
+    """The lattice of an image (pixels, 3) uint8, as the fields of :class:`Lattice`; the spatial one ignores the image."""
+    pixels, alpha = layout.pixels, layout.alpha
+    keys, weights = locate(layout, image)
+    offsets, vertices, table, numbers, bits = number(keys, pixels)
+    weights = weights[:pixels]
+    chains = link(vertices, table, numbers, bits, layout.steps, layout.strides[-1])
+    ones, norm = np.ones(pixels * LANES, F), np.ones(pixels, F)
+    values = np.zeros((vertices.size + 2) * LANES, F)
+    splat(0, pixels, offsets, weights, norm, ones, ones.size, values, values.size, 1)
+    blur(chains, values, values.size)
+    for p in range(pixels):
         total = F(0)
         for j in range(offsets.shape[1]):
             total += weights[p, j] * values[offsets[p, j]] * alpha
         norm[p] = F(1 / math.sqrt(total + 1e-20))
+    return offsets, weights, norm, alpha, chains, values.size
 
 
 @kernel
@@ -350,7 +368,7 @@ def softmax(logits, tails, count, classes, q, part, at):
 
 
 @kernel
-def start(begin, end, source, unary, q, origin):
+def start(begin, end, source, unary, q):
     """``source`` (classes, pixels) into the planes of ``unary``, and its softmax into ``q``: see ``update``."""
     classes, planes = len(source), len(q)
     logits, tails = np.empty(planes * TILE * LANES, F), np.empty(3 * TILE, F)
@@ -364,21 +382,21 @@ def start(begin, end, source, unary, q, origin):
         for b in range(planes):
             for r in range(0, count * LANES, LANES):
                 store(flat_unary, b * unary.shape[1] + tile * LANES + r, load(logits, b * TILE * LANES + r))
-        softmax(logits, tails, count, classes, flat_q, q.shape[1], (tile - origin) * LANES)
+        softmax(logits, tails, count, classes, flat_q, q.shape[1], (tile - begin) * LANES)
 
 
 @kernel
-def update(begin, end, classes, unary, spatial, bilateral, q, origin):
+def update(begin, end, classes, unary, spatial, s_values, s_weight, bilateral, b_values, b_weight, q):
     """``q`` = softmax(unary + weighted, filtered q of both kernels) for the pixels from ``begin`` to ``end``.
 
-    ``unary`` (planes, pixels · 8); ``spatial``, ``bilateral``: (offsets, weights, norm, alpha, filtered planes, weight);
-    ``q`` (planes, some · 8) begins with pixel ``origin``.
+    ``unary`` (planes, pixels · 8); ``q`` (planes, some · 8) from pixel ``begin`` on; ``spatial`` and ``bilateral`` as
+    :class:`Lattice`, ``s_values`` and ``b_values`` (planes, size) what they filtered, with the kernels' weights.
     """
     planes = len(q)
     logits, tails = np.empty(planes * TILE * LANES, F), np.empty(3 * TILE, F)
     flat_unary, flat_q = unary.reshape(-1), q.reshape(-1)
-    s_offsets, s_weights, s_norm, s_alpha, s_values, s_weight = spatial
-    b_offsets, b_weights, b_norm, b_alpha, b_values, b_weight = bilateral
+    s_offsets, s_weights, s_norm, s_alpha, _, _ = spatial
+    b_offsets, b_weights, b_norm, b_alpha, _, _ = bilateral
     s_flat, b_flat = s_values.reshape(-1), b_values.reshape(-1)
     # densecrf multiplies the weights by alpha, but for one or two classes the weighted values
     alpha_first = classes > 2
@@ -421,158 +439,62 @@ def update(begin, end, classes, unary, spatial, bilateral, q, origin):
                 logit = logit + spread(s_weight) * ((x_0 + x_1 + x_2) * spread(s_norm[p]))
                 logit = logit + spread(b_weight) * ((y_0 + y_1 + y_2 + y_3 + y_4 + y_5) * spread(b_norm[p]))
                 store(logits, (b * TILE + r) * LANES, logit)
-        softmax(logits, tails, count, classes, flat_q, q.shape[1], (tile - origin) * LANES)
+        softmax(logits, tails, count, classes, flat_q, q.shape[1], (tile - begin) * LANES)
 
 
 @kernel
-def finish(begin, end, q, origin, out):
+def finish(begin, end, q, out):
     """The planes of ``q`` into ``out`` (classes, pixels)."""
     for k in range(len(out)):
         plane, lane = q[k // LANES], k % LANES
         for pixel in range(begin, end):
-            out[k, pixel] = plane[(pixel - origin) * LANES + lane]
+            out[k, pixel] = plane[(pixel - begin) * LANES + lane]
 
 
 @kernel
-def infer_alone(source, spatial, bilateral, s_weight, b_weight, iterations, out):
-    """Mean field of one image in one thread: ``source`` (classes, pixels) to ``out``; the kernels as :class:`Lattice`."""
+def infer(image, source, spatial, bilateral_layout, s_weight, b_weight, iterations, out):
+    """Mean field of one image: ``image`` (pixels, 3), ``source`` and ``out`` (classes, pixels), ``spatial`` a lattice."""
+    bilateral = build(bilateral_layout, image)
     classes, pixels = source.shape
     planes, part = -(-classes // LANES), min(PART, pixels)
+    s_size, b_size = spatial[5], bilateral[5]
     unary, q = np.empty((planes, pixels * LANES), F), np.empty((planes, part * LANES), F)
-    # the update reads values[now] while values[next] collect for the next one
-    s_values = np.empty((2, planes, (spatial.vertices + 2) * LANES), F)
-    b_values = np.empty((2, planes, (bilateral.vertices + 2) * LANES), F)
+    # An iteration reads values[now] and collects values[later] for the next.
+    s_values, b_values = np.empty((2, planes, s_size), F), np.empty((2, planes, b_size), F)
     for iteration in range(iterations + 1):
-        now, following = iteration % 2, 1 - iteration % 2
-        s_now = (spatial.offsets, spatial.weights, spatial.norm, spatial.alpha, s_values[now], s_weight)
-        b_now = (
-            bilateral.offsets,
-            bilateral.weights,
-            bilateral.norm,
-            bilateral.alpha,
-            b_values[now],
-            b_weight,
-        )
-        s_next, b_next = s_values[following].reshape(-1), b_values[following].reshape(-1)
-        s_next[:] = 0
-        b_next[:] = 0
+        now, later = iteration % 2, 1 - iteration % 2
+        s_later, b_later = s_values[later].reshape(-1), b_values[later].reshape(-1)
+        s_later[:] = 0
+        b_later[:] = 0
         for begin in range(0, pixels, part):
             end = min(begin + part, pixels)
             if iteration == 0:
-                start(begin, end, source, unary, q, begin)
+                start(begin, end, source, unary, q)
             else:
-                update(begin, end, classes, unary, s_now, b_now, q, begin)
+                kernels = (spatial, s_values[now], s_weight, bilateral, b_values[now], b_weight)
+                update(begin, end, classes, unary, *kernels, q)
             if iteration == iterations:
-                finish(begin, end, q, begin, out)
+                finish(begin, end, q, out)
             else:
-                splat(
-                    begin, end, *s_now[:3], q.reshape(-1), q.shape[1], s_next, s_next.size // planes, planes
-                )
-                splat(
-                    begin, end, *b_now[:3], q.reshape(-1), q.shape[1], b_next, b_next.size // planes, planes
-                )
+                splat(begin, end, *spatial[:3], q.reshape(-1), q.shape[1], s_later, s_size, planes)
+                splat(begin, end, *bilateral[:3], q.reshape(-1), q.shape[1], b_later, b_size, planes)
         if iteration < iterations:
-            blur(spatial.chains, s_next, s_next.size // planes)
-            blur(bilateral.chains, b_next, b_next.size // planes)
+            blur(spatial[4], s_later, s_size)
+            blur(bilateral[4], b_later, b_size)
 
 
-def in_turn(function: Callable[..., None], tasks: Sequence[tuple[Any, ...]]) -> None:
-    for task in tasks:
-        function(*task)
-
-
-def ranges(begin: int, end: int, length: int) -> list[tuple[int, int]]:
-    return [(at, min(at + length, end)) for at in range(begin, end, length)]
-
-
-def build(features: Features, image: np.ndarray, run: Run = in_turn) -> Lattice:
-    """The lattice of ``image`` (pixels, 3) uint8; the spatial kernel takes no notice of it."""
-    d, pixels, points = features.dimension, features.pixels, features.points
-    tables = np.zeros((d, max(len(table) for table in features.tables)), F)
+def layout_of(features: Features) -> Layout:
+    tables = np.zeros((features.dimension, max(len(table) for table in features.tables)), F)
     for row, table in zip(tables, features.tables, strict=True):
         row[: len(table)] = table
-    keys, weights = np.empty((points, d + 1), np.int64), np.empty((points, d + 1), F)
-
-    def locate_range(begin: int, end: int) -> None:
-        layout = (features.lows, features.strides)
-        locate(begin, end, pixels, features.width, image, tables, *layout, keys, weights)
-
-    run(locate_range, ranges(0, points, PART))
-    offsets, weights = np.empty((pixels, d + 1), np.int32), weights[:pixels]
-    vertices, *table_of_vertices = number(keys, offsets)
-    chains = link(vertices, *table_of_vertices, neighbour_steps(features.strides), features.strides[d])
-    ones, norm = np.ones(pixels * LANES, F), np.ones(pixels, F)
-    values = np.zeros((len(vertices) + 2) * LANES, F)
-    splat(0, pixels, offsets, weights, norm, ones, ones.size, values, values.size, 1)
-    blur(chains, values, values.size)
-    normalise(offsets, weights, values, features.alpha, norm)
-    return Lattice(offsets, weights, chains, norm, len(vertices), features.alpha)
+    steps = neighbour_steps(features.strides)
+    fixed = (features.pixels, features.points, features.width)
+    return Layout(*fixed, tables, features.lows, features.strides, steps, features.alpha)
 
 
-def infer(
-    image: np.ndarray,
-    source: np.ndarray,
-    out: np.ndarray,
-    spatial: Lattice,
-    bilateral_features: Features,
-    weights: tuple[float, float],
-    iterations: int,
-    run: Run,
-    threads: int,
-) -> None:
-    """The marginals of one image (pixels, 3) with the unary ``source`` (classes, pixels), into ``out``."""
-    classes, pixels = source.shape
-    planes = -(-classes // LANES)
-    lattices = spatial, build(bilateral_features, image, run)
-    # filtered[which] is read by the update while filtered[1 - which] collects for the next one
-    filtered = [
-        [np.empty((planes, (lattice.vertices + 2) * LANES), F) for lattice in lattices] for _ in range(2)
-    ]
-    unary = np.empty((planes, pixels * LANES), F)
-    part = min(PART * threads, pixels)
-    q = np.empty((planes, part * LANES), F)
-    groups = [(b * planes // threads, (b + 1) * planes // threads) for b in range(threads)]
-    both = [(k, first, last) for k in (1, 0) for first, last in groups if last > first]
-    for iteration in range(iterations + 1):
-        before, after = filtered[iteration % 2], filtered[1 - iteration % 2]
-        of_spatial, of_bilateral = (
-            (lattice.offsets, lattice.weights, lattice.norm, lattice.alpha, values, F(weight))
-            for lattice, values, weight in zip(lattices, before, weights, strict=True)
-        )
-        last = iteration == iterations
-        for values in after:
-            values[:] = 0
-        for begin, end in ranges(0, pixels, part):
-
-            def update_range(start_, end_: int) -> None:
-                if iteration == 0:
-                    start(start_, end_, source, unary, q, begin)
-                else:
-                    update(start_, end_, classes, unary, of_spatial, of_bilateral, q, begin)
-                if last:
-                    finish(start_, end_, q, begin, out)
-
-            def splat_planes(k: int, first: int, last: int) -> None:
-                lattice, values = lattices[k], after[k][first:last].reshape(-1)
-                pixel_arrays = (
-                    lattice.offsets,
-                    lattice.weights,
-                    lattice.norm,
-                    q[first:last].reshape(-1),
-                    q.shape[1],
-                )
-                splat(begin, end, *pixel_arrays, values, after[k].shape[1], last - first)
-
-            run(update_range, ranges(begin, end, PART))
-            if not last:
-                run(splat_planes, both)
-        if not last:
-            run(
-                lambda k, first, last: blur(
-                    lattices[k].chains, after[k][first:last].reshape(-1), after[k].shape[1]
-                ),
-                both,
-            )
+def spatial_lattice(features: Features) -> Lattice:
+    """The lattice of the spatial kernel, the same for every image of a size."""
+    return Lattice(*build(layout_of(features), np.empty((0, 3), np.uint8)))
 
 
 def mean_field_numba(
@@ -591,38 +513,23 @@ def mean_field_numba(
         unary: (N, C, H, W) float32, contiguous.
         spatial: lattice of the spatial kernel; ``bilateral``: features of the other.
         weights: of the spatial and of the bilateral kernel.
-        threads: at most so many; the result does not depend on it.
+        threads: at most so many images side by side.
 
     Returns:
         (N, C, H, W) float32.
     """
-    count, classes, height, width = unary.shape
+    count, classes = unary.shape[:2]
     marginals = np.empty(unary.shape, F)
-    tasks = list(
-        zip(
-            images.reshape(count, -1, 3),
-            unary.reshape(count, classes, -1),
-            marginals.reshape(count, classes, -1),
-            strict=True,
-        )
-    )
-    common = (spatial, bilateral, weights, iterations)
+    sources, outs = unary.reshape(count, classes, -1), marginals.reshape(count, classes, -1)
+    common = (spatial, layout_of(bilateral), F(weights[0]), F(weights[1]), iterations)
 
-    def alone(image: np.ndarray, source: np.ndarray, out: np.ndarray) -> None:
-        infer_alone(source, spatial, build(bilateral, image), F(weights[0]), F(weights[1]), iterations, out)
+    def infer_image(n: int) -> None:
+        infer(images[n].reshape(-1, 3), sources[n], *common, outs[n])
 
-    # Images side by side where there are enough of them, else the parts of one after the other.
-    side_by_side = count >= threads or height * width < 2 * PART
-    if threads == 1 or (side_by_side and count == 1):
-        in_turn(alone, tasks)
-        return marginals
-    with ThreadPoolExecutor(threads) as pool:
-
-        def at_once(function: Callable[..., None], parts: Sequence[tuple[Any, ...]]) -> None:
-            list(pool.map(lambda part: function(*part), parts))
-
-        if side_by_side:
-            at_once(alone, tasks)
-        else:
-            in_turn(lambda *task: infer(*task, *common, at_once, threads), tasks)
+    if min(threads, count) == 1:
+        for n in range(count):
+            infer_image(n)
+    else:
+        with ThreadPoolExecutor(min(threads, count)) as pool:
+            list(pool.map(infer_image, range(count)))
     return marginals

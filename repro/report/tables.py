@@ -24,7 +24,7 @@ from repro.files import write_text
 
 METHODS = ("baseline", "+BSL", "+DSRG", "+Retrain", "SEC")
 _FULL_VAL = 1449  # images of VOC 2012 val, which the papers' numbers are measured on
-_KEYS = {"run", "dataset", "images", "seed", "method", "classes", "scores", "pretrained"}
+_KEYS = {"run", "experiment", "dataset", "images", "seed", "method", "classes", "scores", "pretrained"}
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,23 @@ def write_tables(runs: Iterable[Path], out_dir: Path) -> list[Path]:
     for path, text in zip(paths, contents.values(), strict=True):
         write_text(path, text)
     return paths
+
+
+def write_all_tables(runs_dir: Path, results_dir: Path) -> list[Path]:
+    """The tables of every experiment that has a finished run in ``runs_dir``, in ``results_dir/<experiment>``.
+
+    Raises:
+        InputError: no finished run, or as :func:`write_tables`.
+    """
+    experiments: dict[str, list[Path]] = {}
+    for file in sorted(runs_dir.glob("*/scores_*.json")):
+        (entry,) = _read_scores([file])
+        experiments.setdefault(entry["experiment"], []).append(file)
+    if not experiments:
+        raise InputError(
+            f"{runs_dir}: no finished run in it; make reproduce-mini or make reproduce-voc makes one"
+        )
+    return [path for name, files in experiments.items() for path in write_tables(files, results_dir / name)]
 
 
 @cache

@@ -167,7 +167,6 @@ class _Steps:
                 "train_images": len(experiment.train),
                 "seed": self.config.seed,
                 "method": method,
-                "profile": self.config.name,
                 "model": self.config.model.model_dump(),
                 "classes": classes,
                 "pretrained": self.config.stage1.init.weights is not None,

@@ -91,7 +91,8 @@ class Run:
         yield step
         seconds = round(time.time() - started, 3)
         write_json(step.folder / "done.json", {"seconds_last_call": seconds})
-        steps = {**self.manifest().get("steps", {}), name: {"finished": _now(), "seconds_last_call": seconds}}
+        entry = {"finished": _now(), "seconds_last_call": seconds, "settings": step.settings}
+        steps = {**self.manifest().get("steps", {}), name: entry}
         self._update_manifest({"steps": steps})
 
     def manifest(self) -> dict[str, Any]:
@@ -146,7 +147,8 @@ def _provenance(config: Config, device: torch.device) -> dict[str, Any]:
         "seed": config.seed,
         **_git_state(),
         "device": str(device),
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "cpu_threads": torch.get_num_threads(),
         "arithmetic": {
             "dtype": "float64" if config.precision == "double" else "float32",
             "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
