@@ -3,18 +3,18 @@
 Numba leaves vectorising to LLVM, which gives up on rows as short as 21 classes. With this type a kernel says it:
 ``load`` and ``store`` move eight neighbouring floats of a flat array, ``+ - * /`` act lane by lane (IEEE, nothing is
 contracted or reordered, so results do not depend on the instruction set), and the functions below do the rest.
-
-Numba's disk cache looks at the kernel's file only: after a change here, touch ``permutohedral_numba.py``.
 """
 
 from __future__ import annotations
 
+import hashlib
 import operator
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 from numba.core.errors import RequireLiteralValue
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
@@ -26,6 +26,24 @@ _FLOATS = ir.VectorType(ir.FloatType(), LANES)
 _INTS = ir.VectorType(_INT, LANES)
 _ANYTHING = ir.Constant(_FLOATS, ir.Undefined)
 Lowering = tuple[Any, Callable[..., Any]]  # what an intrinsic returns: its signature and its code generator
+Intrinsic: Any = intrinsic  # mypy takes the code generator's signature for the function's
+_SOURCES = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("permutohedral*.py"))]
+DIGEST = hashlib.sha256(b"".join(_SOURCES)).hexdigest()[:12]
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile as a part of the entry that calls it."""
+    return njit(error_model="numpy")(function)
+
+
+def entry(function: Callable[..., Any]) -> Any:
+    """Compile at the first call from Python, and keep the machine code on disk where there is a place for it."""
+    # Numba looks for changes in the entry's file only; with the name goes a digest of all that it is made of.
+    function.__qualname__ += f"_{DIGEST}"
+    try:
+        return njit(nogil=True, error_model="numpy", cache=True)(function)
+    except RuntimeError:  # neither the package's folder nor the user's cache can be written
+        return njit(nogil=True, error_model="numpy")(function)
 
 
 class LanesType(types.Type):
@@ -78,7 +96,7 @@ def _in_every_lane(builder: Any, scalar: Any, kind: Any) -> Any:
     return builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), ir.Constant(_INTS, None))
 
 
-@intrinsic
+@Intrinsic
 def load(typingctx: Any, array: Any, index: Any) -> Lowering:
     """The lanes ``array[index : index + 8]``; bounds are the caller's business."""
 
@@ -88,7 +106,7 @@ def load(typingctx: Any, array: Any, index: Any) -> Lowering:
     return lanes(array, index), generate
 
 
-@intrinsic
+@Intrinsic
 def store(typingctx: Any, array: Any, index: Any, value: Any) -> Lowering:
     """``array[index : index + 8] = value``."""
 
@@ -99,7 +117,7 @@ def store(typingctx: Any, array: Any, index: Any, value: Any) -> Lowering:
     return types.void(array, index, lanes), generate
 
 
-@intrinsic
+@Intrinsic
 def spread(typingctx: Any, scalar: Any) -> Lowering:
     """A float32 in every lane."""
 
@@ -109,7 +127,7 @@ def spread(typingctx: Any, scalar: Any) -> Lowering:
     return lanes(types.float32), generate
 
 
-@intrinsic
+@Intrinsic
 def first(typingctx: Any, value: Any) -> Lowering:
     """Lane 0 as a float32."""
 
@@ -119,7 +137,7 @@ def first(typingctx: Any, value: Any) -> Lowering:
     return types.float32(lanes), generate
 
 
-@intrinsic
+@Intrinsic
 def rotate(typingctx: Any, value: Any, count: Any) -> Lowering:
     """Lane k of the result is lane k + count of ``value``, round the end; ``count`` is a literal."""
     if not isinstance(count, types.IntegerLiteral):
@@ -132,7 +150,7 @@ def rotate(typingctx: Any, value: Any, count: Any) -> Lowering:
     return lanes(lanes, count), generate
 
 
-@intrinsic
+@Intrinsic
 def where_less(typingctx: Any, a: Any, b: Any, then: Any, otherwise: Any) -> Lowering:
     """``then`` where a < b, ``otherwise`` elsewhere."""
 
@@ -142,7 +160,7 @@ def where_less(typingctx: Any, a: Any, b: Any, then: Any, otherwise: Any) -> Low
     return lanes(lanes, lanes, lanes, lanes), generate
 
 
-@intrinsic
+@Intrinsic
 def where_equal(typingctx: Any, a: Any, b: Any, then: Any, otherwise: Any) -> Lowering:
     """``then`` where a == b, ``otherwise`` elsewhere."""
 
@@ -159,7 +177,7 @@ def _call(builder: Any, name: str, value: Any) -> Any:
     return builder.call(function, [value])
 
 
-@intrinsic
+@Intrinsic
 def floor(typingctx: Any, value: Any) -> Lowering:
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return _call(builder, "floor", args[0])
@@ -167,7 +185,7 @@ def floor(typingctx: Any, value: Any) -> Lowering:
     return lanes(lanes), generate
 
 
-@intrinsic
+@Intrinsic
 def nearest(typingctx: Any, value: Any) -> Lowering:
     """The nearest whole number, ties to even."""
 
@@ -177,7 +195,7 @@ def nearest(typingctx: Any, value: Any) -> Lowering:
     return lanes(lanes), generate
 
 
-@intrinsic
+@Intrinsic
 def two_to_the(typingctx: Any, exponent: Any) -> Lowering:
     """2 to a whole power from -127 (which gives 0) to 127, written into the exponent's bits."""
 
