@@ -48,7 +48,7 @@ format: $(STAMP)  ## Let ruff format and mend what it can
 
 reproduce-mini: $(STAMP)  ## Build the embedded set and run every stage on it (SEEDS=0,1,2 for a spread)
 	$(REPRO) reproduce --config mini --device $(DEVICE) $(if $(SEEDS),--seeds $(SEEDS)) \
-	  $(if $(RUN),output=$(RUN)) $(ARGS)
+	  $(if $(RUN),"output=$(RUN)") $(ARGS)
 
 reproduce-voc: $(STAMP)  ## Run the whole experiment on PASCAL VOC 2012
 	$(REPRO) reproduce --config $(PROFILE) --device $(DEVICE) $(if $(SEEDS),--seeds $(SEEDS)) \

@@ -18,7 +18,7 @@ from parity_tests.recorded_files import write_retrain_inputs, write_stage1_input
 from repro.cli import run_command
 from repro.data import CueFile, read_mask, write_mask
 
-VERBS = ("train", "predict", "pseudo-labels", "evaluate", "reproduce", "tables", "data")
+VERBS = ("convert", "inspect", "train", "predict", "pseudo-labels", "evaluate", "reproduce", "tables", "data")
 
 
 def run(capsys, *arguments) -> tuple[int, str, str]:
@@ -69,6 +69,19 @@ def test_help_shows_every_verb_and_an_example():
             [sys.executable, "-m", "repro", verb, "--help"], capture_output=True, text=True, check=True
         )
         assert "Example: repro" in text.stdout
+
+
+def test_reproduce_wants_imagenet_weights_or_a_filler_that_trains(tmp_path, capsys):
+    assert run(capsys, "data", "mini", tmp_path / "mini")[0] == 0
+    root = f"dataset.root={tmp_path / 'mini'}"
+    line = refused(
+        capsys, "reproduce", "--config", "mini", root, f"output={tmp_path}/run", "init.filler=gaussian"
+    )
+    assert "stage1.init.weights: not given" in line
+    assert "--seeds ,: expected" in refused(capsys, "reproduce", "--config", "mini", root, "--seeds", ",")
+    assert "seeds [0, 0]" in refused(capsys, "reproduce", "--config", "mini", root, "--seeds", "0,0")
+    assert "seeds [0, -1]" in refused(capsys, "reproduce", "--config", "mini", root, "--seeds=0,-1")
+    assert [path.name for path in tmp_path.iterdir()] == ["mini"]
 
 
 def test_no_verb_and_a_wrong_one(capsys):
@@ -284,6 +297,59 @@ def test_predict_refuses(tmp_path, capsys):
     assert not (tmp_path / "masks").exists()
 
 
+def test_masks_of_other_settings_are_not_mixed(tmp_path, capsys):
+    Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(tmp_path / "a.png")
+    arguments = [
+        *("predict", "--config", "dsrg_vgg16_voc", "--weights", CAFFE_FILES / "stage1_init.caffemodel"),
+        *(
+            "--images",
+            tmp_path / "a.png",
+            "--out",
+            tmp_path / "masks",
+            "--device",
+            "cpu",
+            "model.width_divisor=16",
+        ),
+    ]
+    assert run(capsys, *arguments, "inference.protocol=sec")[0] == 0
+    assert "made with protocol = 'sec', now 'dsrg_final'" in refused(capsys, *arguments)
+    Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(tmp_path / "a.jpg")
+    arguments[arguments.index("--images") + 1] = tmp_path
+    assert "a.jpg and a.png would share a mask" in refused(capsys, *arguments)
+
+
+def test_convert_and_inspect(tmp_path, capsys):
+    source = CAFFE_FILES / "vgg16_largefov_v1.caffemodel"
+    target = tmp_path / "mc.safetensors"
+    arguments = [
+        "convert",
+        source,
+        target,
+        "--to",
+        "vgg16_aspp",
+        "--width-divisor",
+        "16",
+        "--spread-branches",
+    ]
+    status, out, _ = run(capsys, *arguments)
+    assert status == 0
+    assert "fc6 -> fc6_1" in out
+    first = target.read_bytes()
+    assert run(capsys, *arguments)[0] == 0
+    assert target.read_bytes() == first
+    back = tmp_path / "mc.caffemodel"
+    assert run(capsys, "convert", target, back, "--to", "vgg16_aspp", "--width-divisor", "16")[0] == 0
+    status, out, _ = run(capsys, "inspect", back)
+    assert status == 0
+    assert "fc8-SEC_4" in out
+    assert "4x3x3x3" in out
+    assert "expected a name that ends in" in refused(
+        capsys, "convert", back, tmp_path / "x.pth", "--to", "vgg16_aspp"
+    )
+    assert "conv1_1" in refused(capsys, "convert", back, tmp_path / "x.safetensors", "--to", "vgg16_aspp")
+    assert not (tmp_path / "x.safetensors").exists()
+
+
 def test_data_verbs(tmp_path, inputs, capsys):
     packed = tmp_path / "cues.pickle.gz"
     packed.write_bytes(gzip.compress((inputs / "localization_cues.pickle").read_bytes()))
@@ -298,14 +364,14 @@ def test_data_verbs(tmp_path, inputs, capsys):
 def test_reproduce_says_what_is_missing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     base = ["reproduce", "--config", "dsrg_vgg16_voc"]
-    assert "stage1.init.weights: not given" in refused(capsys, *base)
-    line = refused(capsys, *base, "init.filler=msra")
+    line = refused(capsys, *base)
     assert "no VOC 2012 given" in line
     assert "curl -LO" in line
-    assert "no such folder: VOC2012" in refused(capsys, *base, "init.filler=msra", "dataset.root=VOC2012")
+    assert "no such folder: VOC2012" in refused(capsys, *base, "dataset.root=VOC2012")
     for folder in ("JPEGImages", "ImageSets/Segmentation"):
         (tmp_path / "VOCdevkit/VOC2012" / folder).mkdir(parents=True)
-    line = refused(capsys, *base, "init.filler=msra", "dataset.root=VOCdevkit/VOC2012")
+    assert "such as VOCdevkit/VOC2012" in refused(capsys, *base, "dataset.root=VOCdevkit")
+    line = refused(capsys, *base, "dataset.root=VOCdevkit/VOC2012")
     assert "no localization_cues.h5 or localization_cues.pickle" in line
     assert "--seeds 0,a" in refused(capsys, *base, "--seeds", "0,a")
     assert [path.name for path in tmp_path.iterdir()] == ["VOCdevkit"]

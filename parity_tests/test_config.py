@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from repro.config import load_config, profile_names
+from repro.config import changed_from_profile, load_config, profile_names
 from repro.errors import InputError
 from repro.solver import learning_rate
 
@@ -54,6 +54,33 @@ def test_a_short_key_goes_to_the_stages_at_hand():
     assert only.stage2.solver.power == 0.5
 
 
+def test_what_a_stage_begins_with_is_stage_1s_where_both_run():
+    config = load_config(
+        "dsrg_vgg16_voc", ["init.weights=a.caffemodel", "data.list=l.txt", "stage2.init.filler=msra"]
+    )
+    assert (config.stage1.init.weights, config.stage2.init.weights) == ("a.caffemodel", None)
+    assert (config.stage1.data.list, config.stage2.data.list) == ("l.txt", None)
+    assert config.stage2.init.filler == "msra"
+    alone = load_config("dsrg_vgg16_voc", ["init.weights=a.caffemodel"], stages=("stage2",))
+    assert (alone.stage1.init.weights, alone.stage2.init.weights) == (None, "a.caffemodel")
+
+
+@pytest.mark.parametrize("text", ["2024-01-01", "123", "/data/my #1 set", "a: b", "010", "{x}", "on", "1e3"])
+def test_text_needs_no_quotes(text):
+    assert load_config("dsrg_vgg16_voc", [f"output={text}"]).output == text
+
+
+def test_changes_from_the_profile_are_told():
+    assert changed_from_profile(load_config("dsrg_vgg16_voc", ["output=a", "seed=4", "data.workers=0"])) == {}
+    narrow = load_config("dsrg_vgg16_voc", ["model.width_divisor=16", "stage1.solver.max_iter=3"])
+    assert changed_from_profile(narrow) == {"model.width_divisor": 16, "stage1.solver.max_iter": 3}
+
+
+def test_numbers_are_decimal():
+    assert load_config("dsrg_vgg16_voc", ["seed=08"]).seed == 8
+    assert load_config("dsrg_vgg16_voc", ["stage1.data.batch_size=010"]).stage1.data.batch_size == 10
+
+
 def test_values_are_yaml_with_plain_numbers():
     config = load_config("dsrg_vgg16_voc", ["solver.base_lr=1e-5", "data.mirror=false"])
     assert config.stage1.solver.base_lr == 1e-5
@@ -75,8 +102,12 @@ def test_values_are_yaml_with_plain_numbers():
         ("solver.lr_policy=cosine", "lr_policy: .*'fixed', 'step'.*found 'cosine'"),
         ("solver.base_lr=-1", "base_lr: .*greater than 0.*found -1"),
         ("model.num_classes=3", "model.num_classes is 3, dataset.classes lists 21"),
-        ("rows=[SEC]", r"rows \['SEC'\] do not go with"),
+        ("rows=[SEC]", "rows: SEC means stage1.loss.variant=sec, here it is dsrg"),
+        ("loss.cues=fixed", r"rows: \+DSRG means stage1.loss.cues=grown, here it is fixed"),
+        ("solver.base_lr=.inf", "base_lr: .*finite number"),
+        ("inference.use_labels=true", "unknown key 'inference.use_labels'"),
         ("solver.max_iter", "expected key=value"),
+        ("seed=99999999999999999999", "seed: "),
         ("seed.x=1", "seed is a value, not a section"),
         ("name=../up", "name: "),
         ("device=tpu", "device: "),

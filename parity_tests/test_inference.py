@@ -90,13 +90,19 @@ def test_a_folder_resumes(golden, model, tmp_path):
     for name in IMAGES:
         images[name] = tmp_path / f"{name}.png"
         Image.fromarray(recorded[name]["image_rgb"][()]).save(images[name])
-    settings = PredictConfig(protocol="sec", crf=False, use_labels=True)
+    settings, described = PredictConfig(protocol="sec", crf=False), {"weights": "a"}
     labels = {name: recorded[name]["labels"][()].tolist() for name in IMAGES}
     out = tmp_path / "masks"
-    assert predict_folder(model, images, out, settings=settings, labels=labels.__getitem__) == 2
+    assert (
+        predict_folder(model, images, out, settings=settings, described=described, labels=labels.__getitem__)
+        == 2
+    )
     for name in IMAGES:
         assert_close(read_mask(out / f"{name}.png"), recorded[name]["train_gt_raw"], 0, name)
     (out / "image0.png").unlink()
-    assert predict_folder(model, images, out, settings=settings, labels=labels.__getitem__) == 1
-    with pytest.raises(InputError, match="use_labels"):
-        predict_folder(model, images, out, settings=settings)
+    assert (
+        predict_folder(model, images, out, settings=settings, described=described, labels=labels.__getitem__)
+        == 1
+    )
+    with pytest.raises(InputError, match="made with weights = 'a', now 'b'"):
+        predict_folder(model, images, out, settings=settings, described={"weights": "b"})

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import subprocess
+import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
 
-from parity_tests.conftest import assert_close
+from parity_tests.conftest import HERE, assert_close
 from parity_tests.tolerances import CRF_MARGINALS
 from repro.layers import CRFParams, mean_field_engine, permutohedral, permutohedral_torch
 from repro.layers.dense_crf import MIN_PROB, TRAINING_SCALE, images_for_crf
@@ -268,16 +272,8 @@ def test_compiles_where_nothing_can_be_written():
     assert entry(names["plus_one"])(1) == 2
 
 
-def test_triton_kernels(monkeypatch):
-    """On CUDA, or without it in Triton's interpreter, a few vertices at a time: it is slow."""
-    pytest.importorskip("triton", reason="Triton is not installed (it comes with the CUDA builds of PyTorch)")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu":
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
-        from repro.layers import permutohedral_triton
-
-        for name, value in (("PROGRAMS", 2), ("VERTICES", 256), ("PIXELS", 64)):
-            monkeypatch.setattr(permutohedral_triton, name, value)
+def check_triton(device: str) -> None:
+    """Triton's kernels against torch's operations."""
     for classes, height, width, count in (
         (21, 7, 9, 2),
         (2, 5, 6, 3),
@@ -290,6 +286,30 @@ def test_triton_kernels(monkeypatch):
         got = mean_field_lattice(images, unary, params, path="triton")
         want = mean_field_lattice(images, unary, params, path="torch")
         assert_close(got, want, CRF_MARGINALS, f"{classes} classes, {count} of {height}x{width}")
+
+
+def check_triton_interpreted() -> None:
+    from repro.layers import permutohedral_triton
+
+    # the interpreter is slow, program by program: a few large ones
+    permutohedral_triton.PROGRAMS, permutohedral_triton.VERTICES, permutohedral_triton.PIXELS = 2, 256, 64
+    check_triton("cpu")
+
+
+def test_triton_kernels_in_the_interpreter():
+    if find_spec("triton") is None:
+        pytest.skip("Triton is not installed (it comes with the CUDA builds of PyTorch)")
+    # Triton reads the variable when it is first imported, which may have been long ago here
+    script = "from parity_tests.test_permutohedral import check_triton_interpreted as check; check()"
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run([sys.executable, "-c", script], env=environment, cwd=HERE.parent, check=True)
+
+
+@pytest.mark.cuda
+def test_triton_kernels():
+    if not (torch.cuda.is_available() and find_spec("triton")):
+        pytest.skip("no CUDA device with Triton")
+    check_triton("cuda")
 
 
 @pytest.mark.cuda

@@ -46,6 +46,10 @@ def arguments(mini_root, tmp_path) -> list[str]:
     ]
 
 
+TABLES = {f"r-tables/{name}.{kind}" for name in ("table2", "per_class") for kind in ("md", "csv")}
+RUNS = (("r-baseline", "stage1"), ("r-bsl", "stage1"), ("r", "stage1"), ("r", "stage2"))
+
+
 def files_of(folder: Path) -> dict[str, int]:
     """Every file below ``folder`` with its time of writing."""
     return {
@@ -86,11 +90,23 @@ def test_every_row_of_table_2(arguments, tmp_path, capsys):
     assert run_command(arguments) == 0
     after = files_of(tmp_path)
     redone = {name for name in before if after[name] != before[name]}
-    assert not {
-        name
-        for name in redone
-        if not name.startswith("r-tables") and "scores" not in name and "list" not in name
+    scores = {f"{run}/scores_{stage}.json" for run, stage in RUNS}  # counted again from the masks
+    assert redone <= scores | {
+        f"r-tables/{name}" for name in ("table2.md", "table2.csv", "per_class.md", "per_class.csv")
     }
+    assert after.keys() == before.keys()
+
+
+def test_bad_input_past_the_data_leaves_nothing(arguments, tmp_path, capsys):
+    for override, message in (
+        ("init.weights=/nowhere.caffemodel", "stage1.init.weights: no such file: /nowhere.caffemodel"),
+        ("model.name=vgg19", "model.name 'vgg19'"),
+        ("dataset.train=trian", "dataset.train 'trian': no such list"),
+        ("dataset.val=vla", "vla.txt"),
+    ):
+        assert run_command([*arguments, override]) == 2
+        assert message in capsys.readouterr().err
+        assert not list(tmp_path.iterdir())
 
 
 def test_what_is_half_done_is_finished_to_the_same_end(arguments, tmp_path):

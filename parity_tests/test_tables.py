@@ -46,8 +46,10 @@ def write_run(
         "seed": seed,
         "method": method,
         "experiment": experiment,
+        "settings_sha256": "0",
         "classes": classes,
         "pretrained": True,
+        "changed": {},
         "scores": summarize(matrix, images),
     }
     folder = root / run
@@ -167,7 +169,7 @@ def test_mean_and_spread_over_seeds(tmp_path):
     assert (row["seeds"], row["runs"]) == ("0 1 2", "r0 r1 r2")
     text = (tmp_path / "out/table2.md").read_text(encoding="utf-8")
     assert f"{np.mean(means):.1f} ± {np.std(means, ddof=1):.1f}" in text
-    assert "standard deviation over the runs" in text
+    assert "standard deviation over the seeds" in text
 
 
 def test_a_run_named_twice_counts_once(tmp_path):

@@ -240,11 +240,71 @@ def test_the_run_folder_says_what_made_it(stage1_run):
     assert manifest["device"] == "cpu"
     assert manifest["arithmetic"] == {"dtype": "float32", "tf32": False, "deterministic": False}
     assert manifest["seed"] == 0
-    assert manifest["steps"]["stage1"]["seconds_last_call"] > 0
+    step = manifest["steps"]["stage1"]
+    assert step["seconds_last_call"] > 0
+    assert {"commit", "dirty", "command", "versions", "device", "seed", "started", "finished"} <= step.keys()
+    assert step["settings"]["inputs_sha256"].keys() == {"list", "cues", "weights"}
     settings = json.loads((stage1_run / "stage1" / "settings.json").read_text())
     assert len(settings["inputs_sha256"]["weights"]) == 64
     config = load_config(str(stage1_run / "config.yaml"))
     assert config.stage1.solver.base_lr == 1e-5
+
+
+def test_each_step_keeps_what_made_it(stage1_run, retrain_inputs, tmp_path):
+    """A later call that does another step leaves the earlier step's record alone."""
+    run = tmp_path / "run"
+    shutil.copytree(stage1_run, run)
+    before = json.loads((run / "manifest.json").read_text())
+    assert run_command(retrain_arguments(retrain_inputs, run, "solver.max_iter=1")) == 0
+    after = json.loads((run / "manifest.json").read_text())
+    assert after["steps"]["stage1"] == before["steps"]["stage1"]
+    assert after["steps"].keys() == {"stage1", "stage2"}
+
+
+@pytest.mark.parametrize("change", ["labels", "precision=double", "data.crop_size=329"])
+def test_stage_2_is_not_reused_when_something_changed(retrain_inputs, tmp_path, capsys, change):
+    labels = tmp_path / "labels"
+    shutil.copytree(retrain_inputs / "labels", labels)
+    arguments = retrain_arguments(
+        retrain_inputs, tmp_path / "run", f"data.label_root={labels}", "solver.max_iter=1"
+    )
+    assert run_command(arguments) == 0
+    if change == "labels":
+        shutil.copyfile(labels / "0.png", labels / "2.png")
+    assert run_command(arguments if change == "labels" else [*arguments, change]) == 2
+    assert "made with " in capsys.readouterr().err
+
+
+def test_iter_size_sums_mini_batches(stage1_inputs, tmp_path):
+    """Two mini-batches of 3 an iteration see the images of one of 6, cut and resumed or not."""
+    more = (
+        "solver.iter_size=2",
+        "solver.max_iter=4",
+        "solver.snapshot=2",
+        "data.workers=0",
+        "data.shuffle=true",
+    )
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert run_command(stage1_arguments(stage1_inputs, whole, *more)) == 0
+    shutil.copytree(whole, cut)
+    for name in ("iter_4.safetensors", "iter_4.state", "done.json"):
+        (cut / "stage1" / name).unlink()
+    assert run_command(stage1_arguments(stage1_inputs, cut, *more)) == 0
+    assert (cut / "stage1/iter_4.safetensors").read_bytes() == (
+        whole / "stage1/iter_4.safetensors"
+    ).read_bytes()
+    wide = tmp_path / "wide"
+    fixed = (
+        "loss.seed=seed",
+        "loss.cues=fixed",
+        "rows=[baseline]",
+        "loss.constrain=false",
+    )  # a mean over images
+    for output, batch in ((wide, 6), (tmp_path / "narrow", 3)):
+        sizes = (f"data.batch_size={batch}", f"solver.iter_size={6 // batch}")
+        assert run_command(stage1_arguments(stage1_inputs, output, *more, *sizes, *fixed)) == 0
+    wide_log, narrow_log = (read_log(tmp_path / name / "stage1") for name in ("wide", "narrow"))
+    assert_close(narrow_log["loss"], wide_log["loss"], 1e-5, "loss of two halves")
 
 
 def test_another_setting_in_the_same_folder_is_refused(stage1_inputs, stage1_run, capsys):

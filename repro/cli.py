@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
-from repro.config import Config, load_config, profile_names
+from repro.config import Config, PredictConfig, load_config, profile_names
 from repro.data import convert_cues, read_id_list
 from repro.data.mini import build_mini
 from repro.errors import InputError
-from repro.models import CaffeNet, build_model
+from repro.files import write_text
+from repro.models import build_model
 from repro.report import write_all_tables, write_tables
 from repro.stages.datasets import open_experiment
 from repro.stages.evaluate import evaluate_folder
-from repro.stages.infer import predict_folder
+from repro.stages.infer import describe, load_model, predict_folder
 from repro.stages.reproduce import reproduce as reproduce_experiment
-from repro.stages.runs import Run, faithful_arithmetic, resolve_device, write_json
+from repro.stages.runs import Run, resolve_device, write_json
 from repro.stages.train import train as train_stage
-from weights_conversion import load_weights
+from weights_conversion import load_weights, read_caffemodel, save_safetensors, write_caffemodel
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -81,9 +83,7 @@ def predict(
     """Segment images with the profile's test protocol; masks that are there already are kept."""
     settings = _load(config, overrides, device, None)
     found = _images(images, ids)
-    model = _model(settings, weights)
-    count = predict_folder(model, found, out, settings=settings.inference)
-    typer.echo(f"{out}: {count} masks written, {len(found) - count} were there")
+    _predict(settings, weights, found, out, settings.inference)
 
 
 @app.command(
@@ -105,11 +105,9 @@ def pseudo_labels(
     experiment = open_experiment(settings)
     labels = experiment.labels().__getitem__ if settings.pseudo_labels.use_labels else None
     found = {name: experiment.layout.image(name) for name in experiment.train}
-    model = _model(settings, weights)
-    count = predict_folder(
-        model, found, out, settings=settings.pseudo_labels, labels=labels, title="pseudo labels"
-    )
-    typer.echo(f"{out}: {count} masks written, {len(found) - count} were there")
+    _predict(settings, weights, found, out, settings.pseudo_labels, labels)
+    write_text(out / "list.txt", "".join(f"{name}.jpg {name}.png\n" for name in found))
+    typer.echo(f"{out / 'list.txt'}: the list for stage 2")
 
 
 @app.command(
@@ -119,7 +117,7 @@ def evaluate(
     pred: Annotated[Path, typer.Option(help="Folder of predicted masks, <id>.png.")],
     gt: Annotated[Path, typer.Option(help="Folder of ground-truth masks, <id>.png (indices; 255 is void).")],
     ids: Annotated[Path, typer.Option("--list", help="Ids, one a line.")],
-    num_classes: Annotated[int, typer.Option(help="Classes, background included.")] = 21,
+    num_classes: Annotated[int, typer.Option(min=2, max=255, help="Classes, background included.")] = 21,
     out: Annotated[Path | None, typer.Option(help="Write the scores as JSON, too.")] = None,
 ) -> None:
     """Score masks: mean IoU by both averaging rules, pixel accuracy, every class."""
@@ -152,6 +150,8 @@ def reproduce(
         several = [int(text) for text in seeds.split(",") if text.strip()]
     except ValueError:
         raise InputError(f"--seeds {seeds}: expected whole numbers with commas between") from None
+    if seeds and not several:
+        raise InputError(f"--seeds {seeds}: expected whole numbers with commas between")
     for path in reproduce_experiment(settings, seeds=several):
         typer.echo(path)
         if path.suffix == ".md":
@@ -180,6 +180,50 @@ def tables(
         typer.echo(path)
 
 
+@app.command(
+    epilog="Example: repro convert vgg16_20M.caffemodel vgg16_20M_mc.safetensors --to vgg16_aspp --spread-branches"
+)
+def convert(
+    source: Annotated[Path, typer.Argument(help=".caffemodel, .caffemodel.h5 or .safetensors")],
+    target: Annotated[Path, typer.Argument(help="The same kinds, by its ending.")],
+    to: Annotated[str, typer.Option(help="The net that the weights are for.")],
+    num_classes: Annotated[int, typer.Option(help="Classes of the net, background included.")] = 21,
+    width_divisor: Annotated[int, typer.Option(help="Divides the width of every hidden layer.")] = 1,
+    spread_branches: Annotated[
+        bool, typer.Option(help="Copy single fc6, fc7 into each ASPP branch.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the filler of layers that the source lacks.")] = 0,
+) -> None:
+    """Carry weights from one kind of file to another, by layer name, and say what was done with each layer."""
+    endings = {".caffemodel": write_caffemodel, ".h5": write_caffemodel, ".safetensors": save_safetensors}
+    if target.suffix not in endings:
+        raise InputError(f"{target}: expected a name that ends in {', '.join(endings)}")
+    model = build_model(to, num_classes=num_classes, width_divisor=width_divisor)
+    model.fill("gaussian", torch.Generator().manual_seed(seed))
+    report = load_weights(model, source, spread_branches=spread_branches)
+    if not report.loaded:
+        raise InputError(f"{source}: none of its layers is in {to}; it holds {', '.join(report.unused)}")
+    endings[target.suffix](model, target)
+    typer.echo(f"{report}\n{target}")
+
+
+@app.command(epilog="Example: repro inspect vgg16_20M.caffemodel")
+def inspect(
+    file: Annotated[Path, typer.Argument(help=".caffemodel (current or V1) or .caffemodel.h5")],
+) -> None:
+    """List a Caffe weight file: layers, shapes, parameters, ranges of values."""
+    content = read_caffemodel(file)
+    typer.echo(f"{content.name or file.name}: {len(content.layers)} layers")
+    total = 0
+    for name, layer in content.layers.items():
+        for index, blob in enumerate(layer.blobs):
+            total += blob.size
+            shape = "x".join(map(str, blob.shape))
+            span = f"{blob.min():.4g} to {blob.max():.4g}" if blob.size else "empty"
+            typer.echo(f"  {name:<16}{layer.type:<16}{index}  {shape:<18}{blob.size:>10}  {span}")
+    typer.echo(f"{total} parameters")
+
+
 @data_app.command("mini", epilog="Example: repro data mini data/mini")
 def data_mini(
     root: Annotated[Path, typer.Argument(help="Folder to build it in.")],
@@ -202,11 +246,13 @@ def data_cues(
 def run_command(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status; bad input is one line on standard error and status 2."""
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-    faithful_arithmetic()
     try:
         app(arguments, prog_name="repro")
     except SystemExit as stop:  # how typer ends every command, usage errors with status 2 among them
-        return int(stop.code or 0)
+        status = int(stop.code or 0)
+        if status == 130:
+            print("repro: interrupted; the same command goes on from what is done", file=sys.stderr)
+        return status
     except InputError as error:
         print(f"repro: {error}", file=sys.stderr)
         return 2
@@ -223,21 +269,32 @@ def _load(
     return load_config(profile, [*(overrides or []), *options], **stages)
 
 
-def _model(settings: Config, weights: Path) -> CaffeNet:
-    fields = settings.model
-    model = build_model(fields.name, num_classes=fields.num_classes, width_divisor=fields.width_divisor)
-    report = load_weights(model, weights)
-    if report.missing:
-        raise InputError(f"{weights}: has no weights for {', '.join(report.missing)} of {fields.name}")
-    return model.to(resolve_device(settings.device))
+def _predict(
+    settings: Config,
+    weights: Path,
+    images: dict[str, Path],
+    out: Path,
+    script: PredictConfig,
+    labels: Callable[[str], Sequence[int]] | None = None,
+) -> None:
+    model = load_model(settings, weights, resolve_device(settings.device))
+    described = describe(settings, weights, script)
+    count = predict_folder(model, images, out, settings=script, described=described, labels=labels)
+    typer.echo(f"{out}: {count} masks written, {len(images) - count} were there")
 
 
 def _images(source: Path, ids: Path | None) -> dict[str, Path]:
-    if source.is_file():
-        return {source.stem: source}
-    if not source.is_dir():
+    if not source.exists():
         raise InputError(f"--images {source}: no such file or folder")
-    files = {path.stem: path for path in sorted(source.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES}
+    paths = sorted(source.iterdir()) if source.is_dir() else [source]
+    files: dict[str, Path] = {}
+    for path in paths:
+        if path.suffix.lower() in IMAGE_SUFFIXES or path == source:
+            if path.stem in files:
+                raise InputError(
+                    f"--images {source}: {files[path.stem].name} and {path.name} would share a mask"
+                )
+            files[path.stem] = path
     names = read_id_list(ids) if ids else list(files)
     if not names:
         raise InputError(f"--images {source}: no image ({', '.join(sorted(IMAGE_SUFFIXES))}) in it")

@@ -1,19 +1,21 @@
 """The run as one strict model: YAML profile plus ``key=value`` overrides, Caffe's own names.
 
-Unknown keys and wrong types are errors that name the key. Where two stages have a section of the same name
-(``data``, ``solver``, ``init``), a key without its stage means every stage that the verb runs:
-``repro train --stage 1 … solver.max_iter=30`` is ``stage1.solver.max_iter=30``.
+Unknown keys and wrong types are errors that name the key. A key of a stage's section without the stage means each
+stage that the verb runs: ``repro train --stage 1 … solver.max_iter=30`` is ``stage1.solver.max_iter=30``. Where both
+run, ``init.*`` and the files in ``data`` are stage 1's.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
+import typing
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
+import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -23,6 +25,7 @@ from repro.models.base import Filler
 
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
+MAX_SEED = 2**63 - 1
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -31,7 +34,10 @@ class Section(BaseModel):
 
 
 class SolverConfig(Section):
-    """Caffe's ``SolverParameter``, the fields that matter here; defaults are Caffe's where it has one."""
+    """Caffe's ``SolverParameter``, the fields that matter here; defaults are Caffe's but for ``display``, which
+    shows and logs every iteration."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     base_lr: float = Field(gt=0)
     lr_policy: Literal["fixed", "step", "exp", "inv", "multistep", "poly", "sigmoid"]
@@ -152,26 +158,42 @@ class Stage2Config(Section):
 
 
 class PredictConfig(Section):
-    """One of the releases' test scripts. ``use_labels`` restricts the argmax to the image's labels."""
+    """One of the releases' test scripts."""
 
     protocol: Literal["dsrg_stage1", "dsrg_final", "sec"]
     crf: bool = True
+
+
+class PseudoLabelConfig(PredictConfig):
+    """As above; ``use_labels`` restricts the argmax to the training image's labels, which its cues know."""
+
     use_labels: bool = False
+
+
+# What each row of DSRG's Table 2, and SEC's own, minimises in stage 1
+ROW_LOSSES: dict[str, dict[str, Any]] = {
+    "baseline": {"variant": "dsrg", "seed": "seed", "cues": "fixed", "constrain": True, "expand": False},
+    "+BSL": {"variant": "dsrg", "seed": "balanced", "cues": "fixed", "constrain": True, "expand": False},
+    "+DSRG": {"variant": "dsrg", "seed": "balanced", "cues": "grown", "constrain": True, "expand": False},
+    "+Retrain": {"variant": "dsrg", "seed": "balanced", "cues": "grown", "constrain": True, "expand": False},
+    "SEC": {"variant": "sec", "seed": "seed", "cues": "fixed", "constrain": True, "expand": True},
+}
 
 
 class Config(Section):
     """One experiment; see ``repro/profiles`` for examples whose every value cites its source."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
-    seed: NonNegative = 0
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    # faithful: float32, TF32 off. double: float64, to tell a difference in the arithmetic from one in the rounding
     precision: Literal["faithful", "double"] = "faithful"
     output: str | None = None
     rows: list[Literal["baseline", "+BSL", "+DSRG", "+Retrain", "SEC"]]
     dataset: DatasetConfig = DatasetConfig()
     model: ModelConfig
     stage1: Stage1Config
-    pseudo_labels: PredictConfig | None = None
+    pseudo_labels: PseudoLabelConfig | None = None
     stage2: Stage2Config | None = None
     inference: PredictConfig
 
@@ -183,13 +205,23 @@ class Config(Section):
             )
         if "+Retrain" in self.rows and (self.stage2 is None or self.pseudo_labels is None):
             raise ValueError("row +Retrain needs the sections pseudo_labels and stage2")
-        if ("SEC" in self.rows) != (self.stage1.loss.variant == "sec") or (
-            len(self.rows) > 1 and "SEC" in self.rows
-        ):
-            raise ValueError(
-                f"rows {self.rows} do not go with stage1.loss.variant {self.stage1.loss.variant}"
-            )
+        if "SEC" in self.rows and len(self.rows) > 1:
+            raise ValueError(f"rows {self.rows}: SEC goes alone")
+        for row in self.rows:
+            if row in ("baseline", "+BSL"):
+                continue  # made from the others by reproduce
+            for key, value in ROW_LOSSES[row].items():
+                if getattr(self.stage1.loss, key) != value:
+                    raise ValueError(
+                        f"rows: {row} means stage1.loss.{key}={_yaml(value)}, here it is "
+                        f"{_yaml(getattr(self.stage1.loss, key))}"
+                    )
         return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and blobs, by ``precision``."""
+        return torch.float64 if self.precision == "double" else torch.float32
 
     @property
     def run_dir(self) -> Path:
@@ -206,6 +238,7 @@ _Yaml12Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag not in _REPLACED_TAGS]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_STAGE1_FILES = ("image_root", "list", "cues")
 _Yaml12Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
@@ -217,6 +250,16 @@ _Yaml12Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$"),
     list("-+.0123456789"),
 )
+
+
+# YAML 1.1 reads 010 as octal and 2024-01-01 as a date
+_Yaml12Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(str(node.value)))
+for _resolvers in _Yaml12Loader.yaml_implicit_resolvers.values():
+    _resolvers[:] = [entry for entry in _resolvers if entry[0] != "tag:yaml.org,2002:timestamp"]
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value).partition("\n")[0]
 
 
 def profile_names() -> list[str]:
@@ -245,15 +288,45 @@ def load_config(
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise InputError(f"override {override!r}: expected key=value, for example solver.max_iter=100")
-        try:
-            value = yaml.load(text, _Yaml12Loader)
-        except yaml.YAMLError:
-            value = text
-        if isinstance(value, dict):
-            value = text  # a path with a character that YAML reserves, not a section
         for path in _targets(key, fields, list(stages)):
-            _set(fields, path, value)
+            _set(fields, path, _value(text, path))
     return validated(Config, fields, profile)
+
+
+def changed_from_profile(config: Config) -> dict[str, Any]:
+    """The keys that shape the numbers and differ from the packaged profile of the config's name, with their values.
+
+    Where the images lie, the run's name, seed and rows do not count; a profile of one's own has no other to differ
+    from.
+    """
+    if config.name not in profile_names():
+        return {}
+    apart = {"name", "seed", "device", "output", "rows", "dataset"}
+    profile = load_config(config.name)
+    row = {
+        key: value
+        for key, value in ROW_LOSSES[config.rows[0]].items()
+        if config.rows[0] in ("baseline", "+BSL")
+    }
+    changed = {}
+    before, now = (flattened(fields.model_dump(exclude=apart)) for fields in (profile, config))
+    for key, value in now.items():
+        part = key.rpartition(".")[2]
+        if part in ("image_root", "label_root", "list", "cues", "workers", "display", "snapshot", "weights"):
+            continue
+        if value != before.get(key) and not (key.startswith("stage1.loss.") and row.get(part) == value):
+            changed[key] = value
+    return changed
+
+
+def flattened(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, the keys joined with dots."""
+    if not isinstance(node, dict):
+        return {prefix: node}
+    flat = {}
+    for name, child in node.items():
+        flat.update(flattened(child, f"{prefix}.{name}" if prefix else name))
+    return flat
 
 
 def validated(model: type[M], fields: dict[str, Any], where: str) -> M:
@@ -291,28 +364,40 @@ def _read_profile(profile: str) -> dict[str, Any]:
     return fields
 
 
+def _value(text: str, path: list[str]) -> Any:
+    """An override's text as YAML; as it stands where the key takes text, so that no path needs quotes."""
+    if _field_type(Config, path) in (str, str | None):
+        return None if text in ("null", "~", "") else text
+    try:
+        return yaml.load(text, _Yaml12Loader)
+    except yaml.YAMLError:
+        return text
+
+
+def _field_type(model: Any, path: list[str]) -> Any:
+    """The annotation of a dotted key, None where there is no such key."""
+    for part in path:
+        model = next((m for m in (model, *typing.get_args(model)) if hasattr(m, "model_fields")), None)
+        if model is None or part not in model.model_fields:
+            return None
+        model = model.model_fields[part].annotation
+    return model
+
+
 def _targets(key: str, fields: dict[str, Any], stages: list[str]) -> list[list[str]]:
-    """The full paths that an override's key means."""
+    """The full paths that an override's key means.
+
+    A key of a stage's section without the stage goes to each stage that runs and has it. Where both run, the
+    weights and files to begin with are stage 1's: stage 2 gets its own from it, unless spelt out.
+    """
     path = key.split(".")
-    shared = [
-        stage
-        for stage in stages
-        if fields.get(stage) is not None and path[0] in ("data", "solver", "init", "loss")
-    ]
-    if not shared:
+    running = [stage for stage in stages if fields.get(stage) is not None]
+    having = [stage for stage in running if _field_type(Config, [stage, *path]) is not None]
+    if path[0] not in ("data", "solver", "init", "loss") or not running:
         return [path]
-    # `loss` is stage 1's alone, and a stage that lacks the last key would make an error of a key that fits another
-    models: dict[str, type[Section]] = {"stage1": Stage1Config, "stage2": Stage2Config}
-    fitting = [stage for stage in shared if _has_key(models[stage], path)]
-    return [[stage, *path] for stage in (fitting or shared)]
-
-
-def _has_key(model: type[BaseModel], path: list[str]) -> bool:
-    field = model.model_fields.get(path[0])
-    if field is None or len(path) == 1:
-        return field is not None
-    inner = field.annotation
-    return isinstance(inner, type) and issubclass(inner, BaseModel) and _has_key(inner, path[1:])
+    if path[0] == "init" or (path[0] == "data" and path[-1] in _STAGE1_FILES):
+        having = having[:1]
+    return [[stage, *path] for stage in (having or running[:1])]
 
 
 def _set(fields: dict[str, Any], path: list[str], value: Any) -> None:
@@ -328,13 +413,10 @@ def _set(fields: dict[str, Any], path: list[str], value: Any) -> None:
 
 def _similar(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
     """A hint for a misspelt key: the keys that its section does have."""
-    section: Any = model
-    for part in loc[:-1]:
-        annotation = section.model_fields[str(part)].annotation
-        candidates = [a for a in (annotation, *getattr(annotation, "__args__", ())) if isinstance(a, type)]
-        section = next((a for a in candidates if issubclass(a, BaseModel)), None)
-        if section is None:
-            return ""
+    section = _field_type(model, [str(part) for part in loc[:-1]]) if len(loc) > 1 else model
+    section = next((m for m in (section, *typing.get_args(section)) if hasattr(m, "model_fields")), None)
+    if section is None:
+        return ""
     names = list(section.model_fields)
     close = difflib.get_close_matches(str(loc[-1]), names, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; expected one of {', '.join(names)}"

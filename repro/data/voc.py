@@ -47,7 +47,9 @@ class VocLayout:
         """The layout of an existing data set. Raises InputError when ``root`` has no folder JPEGImages."""
         layout = cls(Path(root))
         if not layout.images.is_dir():
-            raise InputError(f"{layout.root}: no VOC data set, a folder with JPEGImages in it expected")
+            raise InputError(
+                f"{layout.root}: no VOC data set, a folder with JPEGImages in it expected, such as VOCdevkit/VOC2012"
+            )
         return layout
 
     @property

@@ -102,7 +102,13 @@ def images_for_crf(images: torch.Tensor, height: int, width: int) -> torch.Tenso
     """
     zoomed = zoom_to(images.detach(), height, width)
     mean = torch.tensor(MEAN_BGR, dtype=zoomed.dtype, device=zoomed.device).reshape(1, 3, 1, 1)
-    return (zoomed + mean).round().to(torch.uint8).permute(0, 2, 3, 1)
+    # pictures stay within 0–255; the clamp is for blobs that never were one, whose cast would differ by device
+    return (zoomed + mean).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def _check(variant: str) -> None:
+    if variant not in ("dsrg", "sec"):
+        raise ValueError(f"CRF variant {variant!r}: expected 'dsrg' or 'sec'")
 
 
 @torch.no_grad()
@@ -118,8 +124,7 @@ def refine(x: torch.Tensor, images: torch.Tensor, *, variant: Variant) -> torch.
     Returns:
         (N, C, H, W) in ``x``'s dtype, marginals raised to at least ``MIN_PROB`` and divided by their sum; no gradient.
     """
-    if variant not in ("dsrg", "sec"):
-        raise ValueError(f"CRF variant {variant!r}: expected 'dsrg' or 'sec'")
+    _check(variant)
     unary = x.clamp_min(MIN_PROB) if variant == "dsrg" else x
     pictures = images_for_crf(images, *x.shape[-2:])
     marginals = mean_field(pictures, unary, CRFParams(scale=TRAINING_SCALE)).to(x.dtype).clamp_min(MIN_PROB)
@@ -157,6 +162,7 @@ def crf_log(
         ``log_result`` (N, C, H, W), differentiable with respect to ``x`` as the original is, and ``x_raised``:
         for ``dsrg`` the probabilities raised to ``MIN_PROB`` (their gradient passes unchanged), for ``sec`` ``x``.
     """
+    _check(variant)
     x_raised = RaiseToFloor.apply(x) if variant == "dsrg" else x
     if refined is None:
         refined = refine(x, images, variant=variant)

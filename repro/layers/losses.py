@@ -58,7 +58,8 @@ def expand_loss(probs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
     Args:
         probs: (N, C, H, W).
-        labels: (N, C) in {0, 1}; entry 0 (background) is not read.
+        labels: (N, C) in {0, 1}; entry 0 (background) is not read. An image with no foreground class, or with
+            all of them, makes the loss NaN, as in the original: one of the averages is over nothing.
     """
     cells = probs.flatten(2)
     present = labels.reshape(cells.shape[:2])[:, 1:].to(cells.dtype)

@@ -47,7 +47,7 @@ class CaffeNet(nn.Module):
                     std = GAUSSIAN_STD / 10 if filler == "looks_linear" else GAUSSIAN_STD
                     weight.normal_(0.0, std, generator=generator)
                 elif filler == "looks_linear":
-                    _looks_linear_(weight, generator)
+                    _looks_linear_(weight, generator, reads_image=name == "conv1_1")
                 else:
                     std = GAUSSIAN_STD if filler == "gaussian" else (2.0 / weight[0].numel()) ** 0.5
                     weight.normal_(0.0, std, generator=generator)
@@ -68,21 +68,18 @@ class CaffeNet(nn.Module):
         return groups
 
 
-def _looks_linear_(weight: torch.Tensor, generator: torch.Generator | None) -> None:
+def _looks_linear_(weight: torch.Tensor, generator: torch.Generator | None, *, reads_image: bool) -> None:
     """Filters in pairs w, -w that read their input in pairs likewise, around an orthogonal map at the centre tap.
 
     ReLU(x) - ReLU(-x) = x, so that a net of such layers is linear at first. Noise of half the msra size on all
     taps lets filters of one orientation differ; the gain keeps 8-bit images from growing on their way up.
     """
     outputs, inputs, height, width = weight.shape
-    images = inputs == 3
-    half, sources = max(outputs // 2, 1), inputs if images else max(inputs // 2, 1)
+    half, sources = (outputs + 1) // 2, inputs if reads_image else (inputs + 1) // 2
     side = max(half, sources)
     square = torch.randn(side, side, generator=generator, dtype=weight.dtype, device="cpu")
     filters = torch.randn(half, sources, height, width, generator=generator, dtype=weight.dtype, device="cpu")
     filters *= _LOOKS_LINEAR_NOISE / (sources * height * width) ** 0.5
     filters[:, :, height // 2, width // 2] += torch.linalg.qr(square)[0][:half, :sources]
-    paired = filters if images else torch.cat([filters, -filters], dim=1)
-    paired = torch.cat([paired, -paired])[:outputs, :inputs]
-    weight.zero_()
-    weight[: paired.shape[0], : paired.shape[1]] = _LOOKS_LINEAR_GAIN * paired.to(weight.device)
+    paired = filters if reads_image else torch.cat([filters, -filters], dim=1)[:, :inputs]
+    weight.copy_(_LOOKS_LINEAR_GAIN * torch.cat([paired, -paired])[:outputs])

@@ -24,7 +24,10 @@ from repro.files import write_text
 
 METHODS = ("baseline", "+BSL", "+DSRG", "+Retrain", "SEC")
 _FULL_VAL = 1449  # images of VOC 2012 val, which the papers' numbers are measured on
-_KEYS = {"run", "experiment", "dataset", "images", "seed", "method", "classes", "scores", "pretrained"}
+_KEYS = {
+    *("run", "experiment", "settings_sha256", "changed", "seed", "method", "pretrained"),
+    *("dataset", "images", "classes", "scores"),
+}
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,16 @@ def write_tables(runs: Iterable[Path], out_dir: Path) -> list[Path]:
     """
     scores = _read_scores(runs)
     first = scores[0]
+    for method in METHODS:
+        repeated = _of(scores, method)
+        for entry in repeated:
+            if entry["settings_sha256"] != repeated[0]["settings_sha256"] or (
+                entry is not repeated[0] and entry["seed"] == repeated[0]["seed"]
+            ):
+                raise InputError(
+                    f"{entry['run']} and {repeated[0]['run']} are both {method} but no repetitions of each other "
+                    "(other settings, or the same seed); name the runs to set side by side"
+                )
     for entry in scores:
         for key in ("dataset", "images", "classes"):
             if entry[key] != first[key]:
@@ -185,7 +198,7 @@ def _table2_markdown(scores: Sequence[dict[str, Any]]) -> str:
     differ = any(
         len({f"{100 * v:.4f}" for v in entry["scores"]["mean_iou"].values()}) > 1 for entry in scores
     )
-    rules = ("released", "voc") if differ else ("voc",)
+    rules = ("voc", "released") if differ else ("voc",)
     header = ["method", "paper", *(f"ours ({rule})" if differ else "ours" for rule in rules)]
     header += ["difference", "pixel accuracy", "images", "runs"]
     body = []
@@ -208,10 +221,15 @@ def _table2_markdown(scores: Sequence[dict[str, Any]]) -> str:
             ]
         )
     notes = [_measured_on(scores), _averaging(scores, differ)]
+    changes = {f"{key}={value}" for entry in scores for key, value in entry["changed"].items()}
+    if changes:
+        notes.append(
+            f"Changed from the profile, so **not the paper's experiment**: {', '.join(sorted(changes))}."
+        )
     if not all(entry["pretrained"] for entry in scores):
         notes.append("Stage 1 began with random weights, not with ImageNet's VGG16 as in the paper.")
     if any(len(_of(scores, method)) > 1 for method in METHODS):
-        notes.append("± is the standard deviation over the runs (seeds) named in the last column.")
+        notes.append("± is the standard deviation over the seeds of the runs named in the last column.")
     return "\n\n".join(["# Mean IoU by method", *notes, _markdown(header, body)]) + "\n"
 
 

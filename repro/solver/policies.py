@@ -39,4 +39,5 @@ def learning_rate(solver_config: SolverConfig | dict, iteration: int) -> float:
         case "poly":
             return base_lr * max(0.0, 1 - t / config.max_iter) ** power
         case "sigmoid":
-            return base_lr / (1 + math.exp(-gamma * (t - config.stepsize)))
+            # 1 / (1 + e^-x) as tanh, which does not overflow
+            return base_lr * 0.5 * (1 + math.tanh(0.5 * gamma * (t - config.stepsize)))

@@ -68,7 +68,7 @@ class CaffeSGD(torch.optim.Optimizer):
                 f"history holds {len(arrays)} arrays, the model has {len(parameters)} parameters"
             )
         for index, (parameter, array) in enumerate(zip(parameters, arrays, strict=True)):
-            if array.numel() != parameter.numel():
+            if _without_leading_ones(array.shape) != _without_leading_ones(parameter.shape):
                 raise ValueError(
                     f"history {index}: expected shape {tuple(parameter.shape)}, found {tuple(array.shape)}"
                 )
@@ -108,9 +108,27 @@ class CaffeSGD(torch.optim.Optimizer):
         torch._foreach_sub_(weights, histories)
         self.iteration += 1
 
+    def state_dict(self) -> dict[str, Any]:
+        """PyTorch's, with ``iteration``: the rate depends on it."""
+        return {**super().state_dict(), "iteration": self.iteration}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what ``state_dict`` gave."""
+        state = dict(state_dict)
+        self.iteration = state.pop("iteration")
+        super().load_state_dict(state)
+
     def _history(self, parameter: torch.Tensor) -> torch.Tensor:
         state = self.state[parameter]
         if "history" not in state:
             state["history"] = torch.zeros_like(parameter)
         history: torch.Tensor = state["history"]
         return history
+
+
+def _without_leading_ones(shape: torch.Size) -> list[int]:
+    """Caffe's old solver states store every shape with four axes, filled up with 1 in front."""
+    sizes = list(shape)
+    while len(sizes) > 1 and sizes[0] == 1:
+        sizes.pop(0)
+    return sizes

@@ -75,6 +75,10 @@ def open_experiment(config: Config) -> Experiment:
         names = read_id_list(train_list)
         if unknown := [name for name in names if name not in indices]:
             raise InputError(f"{train_list}: {unknown[0]} is not in {input_list}, so it has no cues")
+    elif (
+        dataset.train != "train_aug"
+    ):  # VOC's own archive has no train_aug list: its images are those with cues
+        raise InputError(f"dataset.train {dataset.train!r}: no such list: {train_list}")
     else:
         log.info("%s is not there: training on all %d images of %s", train_list, len(indices), input_list)
         names = list(indices)

@@ -12,19 +12,23 @@ restricted to the image's labels and background; here any protocol takes ``label
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from repro.config import PredictConfig
+from repro.config import Config, PredictConfig
 from repro.data import preprocess_zoomed, read_image_rgb, write_mask, zoom_to
 from repro.errors import InputError
 from repro.layers import CRFParams, mean_field
-from repro.models import CaffeNet
+from repro.models import CaffeNet, build_model
+from repro.stages.runs import check_settings, file_sha256, write_json
+from weights_conversion import load_weights
 
 FLOOR = 1e-5  # `probs[probs < 0.00001] = 0.00001` in every test script
 
@@ -61,7 +65,7 @@ def predict_probs(model: CaffeNet, image_rgb: np.ndarray, *, protocol: str) -> t
         protocol: a key of ``PROTOCOLS``.
 
     Returns:
-        (C, H, W) float32 on the model's device.
+        (C, H, W) in the model's dtype, on its device.
 
     Raises:
         InputError: an unknown protocol, or an image of another type or shape.
@@ -72,13 +76,13 @@ def predict_probs(model: CaffeNet, image_rgb: np.ndarray, *, protocol: str) -> t
         raise InputError(f"image: expected uint8 (H, W, 3), found {image_rgb.dtype} {image_rgb.shape}")
     script = PROTOCOLS[protocol]
     height, width = image_rgb.shape[:2]
-    device = next(model.parameters()).device
+    parameter = next(model.parameters())
     was_training = model.training
     model.eval()
     try:
         total: torch.Tensor | None = None
         for factors in script.zooms(height, width):
-            blob = torch.from_numpy(preprocess_zoomed(image_rgb, factors)[None]).to(device)
+            blob = torch.from_numpy(preprocess_zoomed(image_rgb, factors)[None]).to(parameter)
             blob = blob.contiguous(memory_format=torch.channels_last)  # faster; the same float32 sums
             grid = model(blob)
             if script.zooms_probabilities:
@@ -136,6 +140,7 @@ def predict_folder(
     out_dir: Path,
     *,
     settings: PredictConfig,
+    described: dict[str, Any],
     labels: Callable[[str], Sequence[int]] | None = None,
     title: str = "predict",
 ) -> int:
@@ -145,18 +150,19 @@ def predict_folder(
         model: on the device to use.
         images: id -> path of the image.
         out_dir: made when the first mask is ready.
-        settings: protocol, CRF and whether ``labels`` restricts the argmax.
-        labels: class ids of an image, by its id; needed for ``use_labels``.
+        settings: protocol and CRF.
+        described: what shapes the masks (see ``describe``); kept in the folder, and another one is refused there.
+        labels: class ids of an image, by its id; where given, they restrict the argmax.
         title: of the progress bar.
 
     Returns:
         How many images were segmented now.
 
     Raises:
-        InputError: an image that cannot be read, or ``use_labels`` without labels.
+        InputError: an image that cannot be read, or a folder of masks made with other settings.
     """
-    if settings.use_labels and labels is None:
-        raise InputError("use_labels: the labels of these images are not known here")
+    described = json.loads(json.dumps(described))
+    check_settings(out_dir, described)
     missing = {name: path for name, path in images.items() if not (out_dir / f"{name}.png").exists()}
     bar = tqdm(
         missing.items(),
@@ -173,7 +179,33 @@ def predict_folder(
             read_image_rgb(path),
             protocol=settings.protocol,
             crf=settings.crf,
-            labels=labels(name) if settings.use_labels and labels else None,
+            labels=labels(name) if labels else None,
         )
+        if not (out_dir / "settings.json").exists():
+            write_json(out_dir / "settings.json", described)
         write_mask(out_dir / f"{name}.png", mask)
     return len(missing)
+
+
+def describe(config: Config, weights: Path, settings: PredictConfig) -> dict[str, Any]:
+    """All that shapes an image's mask: the net, its weights, the protocol."""
+    return {
+        "model": config.model.model_dump(exclude={"dropout"}),
+        "weights_sha256": file_sha256(weights),
+        "precision": config.precision,
+        **settings.model_dump(),
+    }
+
+
+def load_model(config: Config, weights: Path, device: torch.device) -> CaffeNet:
+    """The config's net with all its weights from a file, on a device, in evaluation mode.
+
+    Raises:
+        InputError: a file that cannot be read, does not fit, or lacks a layer.
+    """
+    fields = config.model
+    model = build_model(fields.name, num_classes=fields.num_classes, width_divisor=fields.width_divisor)
+    report = load_weights(model, weights)
+    if report.missing:
+        raise InputError(f"{weights}: has no weights for {', '.join(report.missing)} of {fields.name}")
+    return model.to(device, config.dtype).eval()

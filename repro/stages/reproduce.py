@@ -12,29 +12,33 @@ first); ``baseline`` and ``+BSL`` are runs of their own beside it, with the loss
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
-from repro.config import Config, PredictConfig, Stage1Data, Stage2Data
+from repro.config import (
+    MAX_SEED,
+    ROW_LOSSES,
+    Config,
+    PredictConfig,
+    Stage1Data,
+    Stage2Data,
+    changed_from_profile,
+)
 from repro.errors import InputError
-from repro.files import write_text
-from repro.models import build_model
 from repro.report.tables import write_tables
 from repro.stages.datasets import Experiment, open_experiment
 from repro.stages.evaluate import evaluate_folder
-from repro.stages.infer import predict_folder
+from repro.stages.infer import describe, load_model, predict_folder
 from repro.stages.runs import Run, file_sha256, resolve_device, write_json
 from repro.stages.train import train
-from weights_conversion import load_weights
 
 DataT = TypeVar("DataT", Stage1Data, Stage2Data)
-ROW_LOSSES: dict[str, dict[str, Any]] = {
-    "baseline": {"seed": "seed", "cues": "fixed"},
-    "+BSL": {"seed": "balanced", "cues": "fixed"},
-}
 
 
 def reproduce(config: Config, *, seeds: Sequence[int] = ()) -> list[Path]:
@@ -50,16 +54,22 @@ def reproduce(config: Config, *, seeds: Sequence[int] = ()) -> list[Path]:
     Raises:
         InputError: anything missing or malformed in the inputs, before anything is written.
     """
+    if not config.rows:
+        raise InputError("rows: expected at least one row, such as rows=[+DSRG]")
+    seeds = seeds or (config.seed,)
+    if len(set(seeds)) != len(seeds) or min(seeds) < 0 or max(seeds) > MAX_SEED:
+        raise InputError(f"seeds {list(seeds)}: expected different whole numbers from 0 to {MAX_SEED}")
+    device = resolve_device(config.device)
+    experiment = open_experiment(config)
     init = config.stage1.init
     if init.weights is None and init.filler == "gaussian":
         raise InputError(
-            "stage1.init.weights: not given; the experiment starts from ImageNet's VGG16: pass "
-            "stage1.init.weights=vgg16_20M.caffemodel, or stage1.init.filler=msra to train from scratch"
+            "stage1.init.weights: not given; the experiment starts from ImageNet's VGG16, vgg16_20M.caffemodel of the "
+            "SEC and DSRG releases: pass stage1.init.weights=FILE, or stage1.init.filler=looks_linear to train "
+            "from scratch"
         )
-    device = resolve_device(config.device)
-    experiment = open_experiment(config)
     scores: list[Path] = []
-    for seed in seeds or (config.seed,):
+    for seed in seeds:
         for row in ("baseline", "+BSL"):
             if row in config.rows:
                 scores += _run_row(config, experiment, seed, row, device)
@@ -80,7 +90,7 @@ def tables_dir(config: Config) -> Path:
 def _run_row(config: Config, experiment: Experiment, seed: int, row: str, device: torch.device) -> list[Path]:
     loss = config.stage1.loss.model_copy(update=ROW_LOSSES[row])
     stage1 = config.stage1.model_copy(update={"loss": loss})
-    varied = config.model_copy(update={"stage1": stage1, "seed": seed})
+    varied = config.model_copy(update={"stage1": stage1, "seed": seed, "rows": [row]})
     steps = _Steps(varied, experiment, device, row.strip("+").lower())
     weights = steps.train_stage1()
     return [steps.predict_and_score("stage1", weights, row)]
@@ -106,7 +116,8 @@ class _Steps:
     ) -> None:
         base = config.run_dir
         parts = [base.name, *([suffix] if suffix else []), *([f"seed{config.seed}"] if config.seed else [])]
-        self.config, self.experiment = config, experiment
+        self.config, self.experiment, self.base = config, experiment, base.name
+        self._lists = tempfile.TemporaryDirectory()
         self.run = Run(config, device, base.parent / "-".join(parts))
 
     def train_stage1(self) -> Path:
@@ -115,7 +126,7 @@ class _Steps:
         data = _filled(
             section.data,
             image_root=lambda: str(experiment.layout.images),
-            list=lambda: self._list("stage1", lines),
+            list=lambda: self._list(lines),
             cues=lambda: str(experiment.cues),
         )
         config = self.config.model_copy(update={"stage1": section.model_copy(update={"data": data})})
@@ -137,7 +148,7 @@ class _Steps:
             section.data,
             image_root=lambda: str(experiment.layout.images),
             label_root=lambda: str(masks),
-            list=lambda: self._list("stage2", (f"{name}.jpg {name}.png" for name in experiment.train)),
+            list=lambda: self._list(f"{name}.jpg {name}.png" for name in experiment.train),
         )
         init = (
             section.init
@@ -161,7 +172,8 @@ class _Steps:
             path,
             {
                 "run": self.run.folder.name,
-                "experiment": self.config.name,
+                "experiment": self.base,
+                "settings_sha256": self._settings_sha256(),
                 "dataset": experiment.name,
                 "images": len(experiment.val),
                 "train_images": len(experiment.train),
@@ -169,6 +181,7 @@ class _Steps:
                 "method": method,
                 "model": self.config.model.model_dump(),
                 "classes": classes,
+                "changed": changed_from_profile(self.config),
                 "pretrained": self.config.stage1.init.weights is not None,
                 "weights_sha256": file_sha256(weights),
                 "scores": evaluate_folder(folder, truth, experiment.val, len(classes)),
@@ -185,32 +198,34 @@ class _Steps:
         labels: Callable[[str], Sequence[int]] | None = None,
     ) -> Path:
         described = {
-            "weights_sha256": file_sha256(weights),
-            "images_sha256": hashlib.sha256("\n".join(ids).encode()).hexdigest(),
-            **settings.model_dump(),
+            **describe(self.config, weights, settings),
+            "ids_sha256": hashlib.sha256("\n".join(ids).encode()).hexdigest(),
         }
         with self.run.step(name, described) as step:
             if not step.done:
-                fields = self.config.model
-                model = build_model(
-                    fields.name, num_classes=fields.num_classes, width_divisor=fields.width_divisor
-                )
-                load_weights(model, weights)
+                model = load_model(self.config, weights, self.run.device)
                 step.begin()
                 images = {image: self.experiment.layout.image(image) for image in ids}
                 predict_folder(
-                    model.to(self.run.device),
+                    model,
                     images,
                     step.folder,
                     settings=settings,
+                    described=described,
                     labels=labels,
                     title=name,
                 )
             return step.folder
 
-    def _list(self, stage: str, lines: Any) -> str:
-        path = self.run.folder / f"{stage}_list.txt"
-        write_text(path, "".join(f"{line}\n" for line in lines))
+    def _settings_sha256(self) -> str:
+        """Of all that shapes the run but its seed: runs with equal ones are repetitions of each other."""
+        kept = self.config.model_dump(exclude={"seed", "output", "device", "name", "rows"})
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+    def _list(self, lines: Iterable[str]) -> str:
+        """A list file for a stage, in a temporary place: the stage keeps a copy once it begins."""
+        path = Path(self._lists.name) / f"{len(os.listdir(self._lists.name))}.txt"
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         return str(path)
 
 

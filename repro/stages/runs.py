@@ -1,8 +1,9 @@
 """A run on disk: its resolved configuration, its manifest, and step folders that know whether they are done.
 
 results/runs/<name>/
-    config.yaml      the resolved configuration
-    manifest.json    what made the numbers: commit, command, versions, device, seed, times
+    config.yaml      the resolved configuration of the latest call
+    manifest.json    commit, command, versions, device, seed, time of the latest call that did work, and of the
+                     call that finished each step, with the step's settings and input hashes
     stage1/          each step: settings.json (what shaped it), its files, done.json written last
     predictions/…
 """
@@ -26,7 +27,7 @@ from typing import Any
 import torch
 import yaml
 
-from repro.config import Config
+from repro.config import Config, flattened
 from repro.errors import InputError
 from repro.files import write_text
 
@@ -41,12 +42,6 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
     return device
-
-
-def faithful_arithmetic() -> None:
-    """Float32 everywhere, as Caffe: no TF32 in products or convolutions."""
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
@@ -64,7 +59,7 @@ class Run:
         self._begun = False
 
     def begin(self) -> None:
-        """Write ``config.yaml`` and this call's part of the manifest. Raises InputError if that cannot be done."""
+        """Make the folder, write ``config.yaml`` and start the manifest. Raises InputError if that cannot be done."""
         if self._begun:
             return
         try:
@@ -91,7 +86,12 @@ class Run:
         yield step
         seconds = round(time.time() - started, 3)
         write_json(step.folder / "done.json", {"seconds_last_call": seconds})
-        entry = {"finished": _now(), "seconds_last_call": seconds, "settings": step.settings}
+        entry = {
+            "finished": _now(),
+            "seconds_last_call": seconds,
+            "settings": step.settings,
+            **_provenance(self.config, self.device),
+        }
         steps = {**self.manifest().get("steps", {}), name: entry}
         self._update_manifest({"steps": steps})
 
@@ -108,16 +108,8 @@ class Step:
 
     def __init__(self, run: Run, folder: Path, settings: dict[str, Any]) -> None:
         self.run, self.folder = run, folder
-        self.settings = json.loads(json.dumps(settings))
-        recorded = folder / "settings.json"
-        if recorded.exists():
-            before, now = _flat(json.loads(recorded.read_text(encoding="utf-8"))), _flat(self.settings)
-            for key in sorted(before.keys() | now.keys()):
-                if before.get(key) != now.get(key):
-                    raise InputError(
-                        f"{folder}: made with {key} = {before.get(key)!r}, now {now.get(key)!r}; "
-                        "choose another output= or remove that folder"
-                    )
+        self.settings: dict[str, Any] = json.loads(json.dumps(settings))
+        check_settings(folder, self.settings)
         self.done = (folder / "done.json").exists()
 
     def begin(self) -> None:
@@ -126,18 +118,23 @@ class Step:
         write_json(self.folder / "settings.json", self.settings)
 
 
+def check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Refuse to go on in a folder whose ``settings.json`` differs. Raises InputError naming the first key."""
+    recorded = folder / "settings.json"
+    if not recorded.exists():
+        return
+    before, now = flattened(json.loads(recorded.read_text(encoding="utf-8"))), flattened(settings)
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            raise InputError(
+                f"{folder}: made with {key} = {before.get(key)!r}, now {now.get(key)!r}; "
+                "choose another folder or remove that one"
+            )
+
+
 def write_json(path: Path, content: Any) -> None:
     """JSON with a final newline, atomically."""
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, dict):
-        return {prefix: node}
-    flat = {}
-    for name, child in node.items():
-        flat.update(_flat(child, f"{prefix}.{name}" if prefix else name))
-    return flat
 
 
 def _provenance(config: Config, device: torch.device) -> dict[str, Any]:

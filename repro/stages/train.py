@@ -10,11 +10,13 @@ position, so a resumed run sees the same batches.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import itertools
 import logging
 import math
 import re
+import shutil
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +26,7 @@ import torch
 from tqdm import tqdm
 
 from repro.config import Config, InitConfig, Stage1Config, Stage2Config
-from repro.data import ImageData, ImageSegData, make_loader
+from repro.data import ImageData, ImageSegData, make_loader, read_label_list
 from repro.errors import InputError
 from repro.files import atomic_path, write_text
 from repro.models import CaffeNet, build_model
@@ -65,21 +67,29 @@ def train(config: Config, stage: int, run: Run) -> Path:
         raise InputError(f"stage{stage}.solver.max_iter: expected at least 1 iteration")
     files = _files(section, stage)
     hashes = {key: file_sha256(path) for key, path in files.items() if Path(path).is_file()}
+    if "label_root" in files:
+        hashes["labels"] = labels_sha256(files["label_root"], files["list"])
     with run.step(f"stage{stage}", _settings(config, stage, section, hashes)) as step:
         if not step.done:
-            model = _initial_model(config, section.init, stage)
+            model = _initial_model(config, section.init)
             objective: Objective = (
                 Stage1Objective(section.loss)
                 if isinstance(section, Stage1Config)
                 else Stage2Objective(section.data.label_shrink)
             )
-            dataset = _dataset(section, files, config.model.num_classes, model)
-            dtype = torch.float64 if config.precision == "double" else torch.float32
-            model.to(run.device, dtype).to(memory_format=LAYOUT)  # type: ignore[call-overload]
+            dataset = _dataset(section, stage, files, config.model.num_classes, model)
+            model.to(run.device, config.dtype).to(memory_format=LAYOUT)  # type: ignore[call-overload]
             solver = CaffeSGD(model, section.solver)
+            if not section.init.weights and not _snapshots(step.folder):
+                log.warning(
+                    "stage%d.init.weights is not given: every layer starts from its filler (%s); "
+                    "the papers start from ImageNet's VGG16 (vgg16_20M.caffemodel)",
+                    stage,
+                    section.init.filler,
+                )
             if section.init.solverstate:
                 _take_over(solver, section.init.solverstate)
-            _Loop(config.seed, section, stage, model, solver, objective, dataset, step).run()
+            _Loop(config.seed, section, stage, model, solver, objective, dataset, files["list"], step).run()
         return step.folder / f"iter_{section.solver.max_iter}.safetensors"
 
 
@@ -93,8 +103,10 @@ class _Loop:
         solver: CaffeSGD,
         objective: Objective,
         dataset: ImageData | ImageSegData,
+        list_path: str,
         step: Step,
     ) -> None:
+        self.list_path = list_path
         self.seed, self.section, self.stage = seed, section, stage
         self.model, self.solver, self.objective = model, solver, objective
         self.dataset, self.step, self.folder = dataset, step, step.folder
@@ -113,13 +125,15 @@ class _Loop:
             start_iteration=self.solver.iteration * config.iter_size,
             iterations=(config.max_iter - self.solver.iteration) * config.iter_size,
             workers=data.workers,
+            pin_memory=self.device.type == "cuda",
         )
         batches: Iterator[Batch] = iter(loader)
         if self.solver.iteration < config.max_iter:
             batches = itertools.chain([next(batches)], batches)  # bad input shows before anything is written
         self.step.begin()
+        shutil.copyfile(self.list_path, self.folder / "list.txt")
         self.model.train()
-        smoothed: deque[float] = deque(maxlen=config.average_loss)
+        latest: deque[torch.Tensor] = deque(maxlen=config.average_loss)  # on the device until they are shown
         bar = tqdm(
             total=config.max_iter,
             initial=self.solver.iteration,
@@ -132,25 +146,30 @@ class _Loop:
             while self.solver.iteration < config.max_iter:
                 iteration, rate = self.solver.iteration, self.solver.rate
                 figures = self._update(batches)
+                latest.append(figures["loss"])
                 if config.display and iteration % config.display == 0:
                     row = {name: float(value) for name, value in figures.items()}
-                    if not math.isfinite(row["loss"]):
-                        raise InputError(
-                            f"{self.log_path}: the loss is {row['loss']} at iteration {iteration} "
-                            f"({', '.join(f'{k} {v:g}' for k, v in row.items())}); a lower base_lr may help"
-                        )
+                    self._check_finite(row)
                     rows.write(iteration, rate, row)
-                    smoothed.append(row["loss"])
                     images = data.batch_size * config.iter_size * (bar.format_dict["rate"] or 0)
                     shown = {k: f"{v:.4g}" for k, v in row.items() if k != "loss"}
-                    mean = sum(smoothed) / len(smoothed)
+                    mean = float(torch.stack(list(latest)).mean())
                     bar.set_postfix(
                         {"lr": f"{rate:.2g}", "loss": f"{mean:.4g}", **shown, "images/s": f"{images:.1f}"}
                     )
                 bar.update()
                 done = self.solver.iteration
                 if (config.snapshot and done % config.snapshot == 0) or done == config.max_iter:
+                    self._check_finite({name: float(value) for name, value in figures.items()})
                     self._snapshot()
+
+    def _check_finite(self, row: dict[str, float]) -> None:
+        """Stop before a loss that is no number gets into a snapshot."""
+        if not math.isfinite(row["loss"]):
+            raise InputError(
+                f"{self.folder}: the loss is {row['loss']} at iteration {self.solver.iteration - 1} "
+                f"({', '.join(f'{name} {value:g}' for name, value in row.items())}); a lower base_lr may help"
+            )
 
     def _update(self, batches: Iterator[Batch]) -> dict[str, torch.Tensor]:
         """``iter_size`` mini-batches and one step; the figures are means over the mini-batches."""
@@ -193,12 +212,7 @@ class _Loop:
 
     def _resume(self) -> None:
         """Go on from the newest snapshot in the folder, where there is one."""
-        iterations = [
-            int(match[1])
-            for path in self.folder.glob("iter_*.state")
-            if (match := re.fullmatch(r"iter_(\d+)\.state", path.name))
-            and path.with_suffix(".safetensors").exists()
-        ]
+        iterations = _snapshots(self.folder)
         if not iterations:
             return
         newest = self.folder / f"iter_{max(iterations)}.state"
@@ -207,6 +221,13 @@ class _Loop:
         self.solver.load_history(state["history"], state["iteration"])
         _restore_random_state(state["random"], self.device)
         log.info("stage %d goes on from iteration %d (%s)", self.stage, state["iteration"], newest)
+
+
+def _snapshots(folder: Path) -> list[int]:
+    """The iterations that a folder holds a whole snapshot of."""
+    names = (re.fullmatch(r"iter_(\d+)\.state", path.name) for path in folder.glob("iter_*.state"))
+    iterations = (int(name[1]) for name in names if name)
+    return [iteration for iteration in iterations if (folder / f"iter_{iteration}.safetensors").exists()]
 
 
 class _LogRows:
@@ -257,11 +278,11 @@ def _files(section: Stage1Config | Stage2Config, stage: int) -> dict[str, str]:
 
 
 def _dataset(
-    section: Stage1Config | Stage2Config, files: dict[str, str], num_classes: int, model: CaffeNet
+    section: Stage1Config | Stage2Config, stage: int, files: dict[str, str], num_classes: int, model: CaffeNet
 ) -> ImageData | ImageSegData:
     if isinstance(section, Stage1Config):
         data = section.data
-        return ImageData(
+        dataset = ImageData(
             files["image_root"],
             files["list"],
             files["cues"],
@@ -271,6 +292,21 @@ def _dataset(
             new_height=data.new_height,
             new_width=data.new_width,
             mirror=data.mirror,
+        )
+        if section.loss.seed == "seed":
+            for line in dataset.lines:  # its loss divides by the number of cues
+                if not dataset.cues.cues(line.cue_index).size:
+                    raise InputError(
+                        f"{files['cues']}: image {line.cue_index} ({line.image}) has no cue cell; "
+                        "loss.seed=seed needs at least one in every image, loss.seed=balanced does not"
+                    )
+        return dataset
+    crop, shrink = section.data.crop_size, section.data.label_shrink
+    grid = model.grid_size(crop, crop)[0]
+    if (crop - 1) % shrink or (crop - 1) // shrink + 1 != grid:
+        raise InputError(
+            f"stage{stage}.data.crop_size {crop}: expected a multiple of 8 plus 1 with label_shrink 8, so that the "
+            f"shrunk labels are sampled on the net's {grid}x{grid} grid"
         )
     return ImageSegData(
         files["image_root"],
@@ -282,7 +318,7 @@ def _dataset(
     )
 
 
-def _initial_model(config: Config, init: InitConfig, stage: int) -> CaffeNet:
+def _initial_model(config: Config, init: InitConfig) -> CaffeNet:
     model = build_model(
         config.model.name,
         num_classes=config.model.num_classes,
@@ -297,13 +333,6 @@ def _initial_model(config: Config, init: InitConfig, stage: int) -> CaffeNet:
             raise InputError(
                 f"{init.weights}: none of its layers is in {config.model.name}; it holds {report.unused}"
             )
-    else:
-        log.warning(
-            "stage%d.init.weights is not given: every layer starts from its filler (%s); the papers start from "
-            "ImageNet's VGG16 (vgg16_20M.caffemodel)",
-            stage,
-            init.filler,
-        )
     return model
 
 
@@ -313,6 +342,19 @@ def _take_over(solver: CaffeSGD, path: str) -> None:
         solver.load_history(state.history, state.iter)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
+    if state.iter >= solver.config.max_iter:
+        raise InputError(
+            f"{path}: its iteration {state.iter} is not below solver.max_iter {solver.config.max_iter}"
+        )
+
+
+def labels_sha256(root: str, list_path: str) -> str:
+    """One hash over the label files that a list names, in its order; a missing one counts as empty."""
+    digest = hashlib.sha256()
+    for line in read_label_list(list_path):
+        path = Path(root) / line.label.lstrip("/")
+        digest.update(file_sha256(path).encode() if path.is_file() else b"-")
+    return digest.hexdigest()
 
 
 def _settings(
@@ -325,6 +367,7 @@ def _settings(
     fields["init"] = {key: fields["init"][key] for key in ("filler", "spread_branches")}
     return {
         "seed": config.seed,
+        "precision": config.precision,
         "model": config.model.model_dump(),
         f"stage{stage}": fields,
         "inputs_sha256": hashes,
