@@ -73,6 +73,24 @@ def test_fillers_and_multipliers():
     assert list(groups) == [name for name, _ in model.named_parameters()]
 
 
+@pytest.mark.parametrize("divisor", [1, 16, 21])
+def test_looks_linear_starts_as_a_linear_map(divisor):
+    """Up to the first pooling the pairs w, -w make the net linear: f(2x) = 2 f(x) would hold for ReLU too, but the
+    difference of a pair does not lose sign. And no filter is left at zero, at odd widths either."""
+    model = build_model("vgg16_largefov", width_divisor=divisor)
+    model.fill("looks_linear", torch.Generator().manual_seed(0))
+    for name, module in model.named_children():
+        if hasattr(module, "weight"):
+            assert module.weight.flatten(1).any(dim=1).all(), name
+    if divisor != 16:
+        return
+    images = torch.randn(1, 3, 9, 9, generator=torch.Generator().manual_seed(1))
+    first, second = (model.forward_blobs(x)["conv1_2"] for x in (images, -images))
+    half = first.shape[1] // 2
+    signed = [blob[:, :half] - blob[:, half:] for blob in (first, second)]
+    assert_close(signed[1], -signed[0], 1e-5, "linear in the image")
+
+
 def test_dropout_only_trains():
     model = build_model("vgg16_largefov", width_divisor=16, dropout=0.5)
     images = torch.randn(1, 3, 33, 33, generator=torch.Generator().manual_seed(0)) * 50

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -273,6 +274,20 @@ def test_stage_2_is_not_reused_when_something_changed(retrain_inputs, tmp_path, 
         shutil.copyfile(labels / "0.png", labels / "2.png")
     assert run_command(arguments if change == "labels" else [*arguments, change]) == 2
     assert "made with " in capsys.readouterr().err
+
+
+def test_a_plain_seed_loss_wants_cues_in_every_image(stage1_inputs, tmp_path, capsys):
+    inputs = tmp_path / "inputs"
+    shutil.copytree(stage1_inputs, inputs)
+    path = inputs / "localization_cues.pickle"
+    content = pickle.loads(path.read_bytes())
+    content["2_cues"] = np.zeros((3, 0), np.int64)
+    path.write_bytes(pickle.dumps(content, protocol=2))
+    plain = ("loss.seed=seed", "loss.cues=fixed", "rows=[baseline]", "solver.max_iter=1")
+    assert run_command(stage1_arguments(inputs, tmp_path / "run", *plain)) == 2
+    assert "image 2 (2.png) has no cue cell" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert run_command(stage1_arguments(inputs, tmp_path / "run", "solver.max_iter=1")) == 0
 
 
 def test_iter_size_sums_mini_batches(stage1_inputs, tmp_path):

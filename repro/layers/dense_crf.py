@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from repro.data.images import MEAN_BGR, zoom_to
+from repro.layers.mean_field_engine import mean_field_lattice
 from repro.layers.softmax import MIN_PROB, RaiseToFloor
 
 Variant = Literal["dsrg", "sec"]
@@ -49,31 +50,45 @@ class CRFParams:
 
 
 @torch.no_grad()
-def mean_field(images_u8: torch.Tensor, unary: torch.Tensor, params: CRFParams) -> torch.Tensor:
+def mean_field(
+    images_u8: torch.Tensor,
+    unary: torch.Tensor,
+    params: CRFParams,
+    *,
+    engine: Literal["lattice", "pydensecrf"] = "lattice",
+) -> torch.Tensor:
     """Mean-field marginals of the dense CRF.
 
     Args:
         images_u8: (N, H, W, 3) uint8, any colour order.
         unary: (N, C, H, W) float, log-potentials (minus the energies); they need not be normalised.
         params: see :class:`CRFParams`.
+        engine: our own (:mod:`repro.layers.mean_field_engine`), on the device of ``unary``; or ``pydensecrf``, the
+            library that it is held to, on the CPU (package pydensecrf2, the extra of that name).
 
     Returns:
         Marginals (N, C, H, W) float32 on the device of ``unary``, summing to 1 over C; no gradient.
 
     Raises:
         ValueError: shapes or dtype that do not fit.
+        ImportError: ``pydensecrf`` is not installed.
     """
-    count, classes, height, width = unary.shape
+    count, _, height, width = unary.shape
     if images_u8.dtype != torch.uint8 or images_u8.shape != (count, height, width, 3):
         raise ValueError(
             f"mean_field: images must be uint8 {(count, height, width, 3)} for a unary of shape "
             f"{tuple(unary.shape)}, got {images_u8.dtype} {tuple(images_u8.shape)}"
         )
-    # the package is compiled; everything else in the project works without it
+    run = mean_field_lattice if engine == "lattice" else _mean_field_pydensecrf
+    return run(images_u8, unary, params)
+
+
+def _mean_field_pydensecrf(images_u8: torch.Tensor, unary: torch.Tensor, params: CRFParams) -> torch.Tensor:
     from pydensecrf import densecrf
 
+    count, classes, height, width = unary.shape
     images = np.ascontiguousarray(images_u8.cpu().numpy())
-    energies = np.ascontiguousarray(-unary.detach().float().cpu().numpy().reshape(count, classes, -1))
+    energies = np.ascontiguousarray(-unary.float().cpu().numpy().reshape(count, classes, -1))
     kernel = {"kernel": densecrf.DIAG_KERNEL, "normalization": densecrf.NORMALIZE_SYMMETRIC}
     marginals = np.empty((count, classes, height, width), dtype=np.float32)
     for image, energy, out in zip(images, energies, marginals, strict=True):

@@ -30,11 +30,20 @@ EXP2_CUBIC = float.fromhex("0x1.c6af84b912394p-5") / 32**3
 
 
 class Geometry(NamedTuple):
-    """:class:`Features` on a device: ``tables`` as there, ``strides`` with 0 for the last axis; ``roots`` 2^(i/32)."""
+    """:class:`Features` on a device.
+
+    Attributes:
+        features: themselves.
+        tables: as there.
+        strides: (d + 1) int64, with 0 for the last axis, which has no digit.
+        steps: (2, d + 1) int64, ``neighbour_steps``.
+        roots: (32) float64, 2^(i/32), for the exponential.
+    """
 
     features: Features
     tables: tuple[torch.Tensor, ...]
     strides: torch.Tensor
+    steps: torch.Tensor
     roots: torch.Tensor
 
 
@@ -79,8 +88,9 @@ def geometry(features: Features, device: torch.device) -> Geometry:
     """Copy a kernel's features to a device."""
     tables = tuple(torch.from_numpy(table).to(device) for table in features.tables)
     strides = torch.tensor([*features.strides[:-1].tolist(), 0], device=device)
+    steps = torch.from_numpy(neighbour_steps(features.strides)).to(device)
     roots = torch.tensor([2 ** (i / 32) for i in range(32)], dtype=torch.float64, device=device)
-    return Geometry(features, tables, strides, roots)
+    return Geometry(features, tables, strides, steps, roots)
 
 
 def locate(geometry: Geometry, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,19 +99,18 @@ def locate(geometry: Geometry, pictures: torch.Tensor) -> tuple[torch.Tensor, to
     One operation per rounding: a fused multiply-add, or a division by a Python number, which CUDA turns into a
     product, would move points across the borders of simplices.
     """
-    features, tables, strides, _ = geometry
+    features, tables, strides, _, _ = geometry
     d, pixels, images = features.dimension, features.pixels, pictures.shape[1]
     size = (features.height, features.width, images)
     x, y = tables[0][None, :, None].expand(size), tables[1][:, None, None].expand(size)
     colours = [table[pictures[..., k].long()] for k, table in enumerate(tables[2:])]
-    c = torch.stack([x.reshape(pixels, images), y.reshape(pixels, images), *colours], dim=-1)
-    c = torch.cat([c, c.new_zeros(features.points - pixels, images, d)])
-    total = torch.zeros_like(c[..., 0])
-    e = c.new_empty(*total.shape, d + 1)
+    c = torch.stack([x.reshape(pixels, images), y.reshape(pixels, images), *colours])
+    c = torch.cat([c, c.new_zeros(d, features.points - pixels, images)], dim=1)
+    total, elevated = torch.zeros_like(c[0]), []
     for j in range(d, 0, -1):
-        e[..., j] = total - c[..., j - 1] * j
-        total = total + c[..., j - 1]
-    e[..., 0] = total
+        elevated.append(total - c[j - 1] * j)
+        total = total + c[j - 1]
+    e = torch.stack([total, *reversed(elevated)], dim=-1)
     inverse = float(np.float32(1) / np.float32(d + 1))
     v = (e * inverse).round()
     rest = e - v * (d + 1)
@@ -113,27 +122,26 @@ def locate(geometry: Geometry, pictures: torch.Tensor) -> tuple[torch.Tensor, to
     falling = ((e - v * (d + 1)) * inverse).gather(-1, order).flip(-1)
     first = falling[..., :1] + (1 - falling[..., -1:])
     weights = torch.cat([first, falling[..., 1:] - falling[..., :-1]], dim=-1)
-    base = torch.arange(images, device=c.device) * features.keys
-    for i in range(d):
-        base = base + (v[..., i].long() - int(features.lows[i])) * int(features.strides[i])
+    base = (v.long() * strides).sum(-1) - int((features.lows * features.strides[:d]).sum())
+    base = base + torch.arange(images, device=base.device) * features.keys
     # from remainder r - 1 to r the coordinate of rank d - r + 1 takes a step down
     steps = int(features.strides[d]) - strides[order].flip(-1)[..., :-1]
     keys = torch.cat([torch.zeros_like(steps[..., :1]), steps.cumsum(-1)], dim=-1) + base.unsqueeze(-1)
     return keys, weights
 
 
-def find_neighbours(features: Features, vertices: torch.Tensor) -> torch.Tensor:
+def find_neighbours(geometry: Geometry, vertices: torch.Tensor) -> torch.Tensor:
     """``neighbours`` of :class:`TorchLattice` for the sorted keys ``vertices`` (M)."""
-    d, count = features.dimension, len(vertices)
-    remainder = vertices % features.keys // int(features.strides[d])
-    neighbours = vertices.new_full((d + 1, 2, count + 1), count)
-    for axis, (wrapping, plain) in enumerate(neighbour_steps(features.strides).T.tolist()):
-        before = vertices + torch.where(remainder == 0, wrapping, plain)
-        after = vertices - torch.where(remainder == d, wrapping, plain)
-        for side, wanted in enumerate((before, after)):
-            place = torch.searchsorted(vertices, wanted).clamp_max(count - 1)
-            neighbours[axis, side, :count] = torch.where(vertices[place] == wanted, place, count)
-    return neighbours
+    features, absent = geometry.features, len(vertices)
+    remainder = vertices % features.keys // int(features.strides[-1])
+    wrapping, plain = geometry.steps.unsqueeze(-1)
+    before = vertices + torch.where(remainder == 0, wrapping, plain)
+    after = vertices - torch.where(remainder == features.dimension, wrapping, plain)
+    wanted = torch.stack([before, after], dim=1)
+    place = torch.searchsorted(vertices, wanted).clamp_max(absent - 1)
+    return torch.nn.functional.pad(
+        torch.where(vertices[place] == wanted, place, absent), (0, 1), value=absent
+    )
 
 
 def build(geometry: Geometry, pictures: torch.Tensor, *, trim: bool = False) -> TorchLattice:
@@ -166,7 +174,7 @@ def build(geometry: Geometry, pictures: torch.Tensor, *, trim: bool = False) -> 
         starts=torch.searchsorted(number, torch.arange(count + 2, device=keys.device)),
         rows=torch.where(rows < used, rows, 0),
         shares=shares,
-        neighbours=find_neighbours(features, vertices),
+        neighbours=find_neighbours(geometry, vertices),
         norm=weights.new_ones(used, 1),
         alpha=float(features.alpha),
         present=number[-1:] + 1,
@@ -181,20 +189,18 @@ def splat_and_blur(lattice: TorchLattice, q: torch.Tensor, classes: int) -> torc
     values = torch.segment_reduce(
         contributions, "sum", offsets=lattice.starts, axis=0, unsafe=True, initial=0
     )
-    for before, after in lattice.neighbours:
-        values = values + (values[before] + values[after]) * 0.5
+    for sides in lattice.neighbours:
+        before, after = values[sides]
+        values = values + (before + after) * 0.5
     return values
 
 
 def collect(lattice: TorchLattice, values: torch.Tensor, classes: int) -> torch.Tensor:
     """Slice ``values`` (M + 1, columns): (R, columns). densecrf multiplies by alpha last for one or two classes."""
-    alpha_first = classes > 2
-    weights = lattice.weights * lattice.alpha if alpha_first else lattice.weights
-    total = values.new_zeros(len(weights), values.shape[1])
-    for corner in range(weights.shape[1]):
-        part = values[lattice.offsets[:, corner]] * weights[:, corner, None]
-        total = total + (part if alpha_first else part * lattice.alpha)
-    return total
+    weights = lattice.weights.unsqueeze(-1)
+    parts = values[lattice.offsets]
+    parts = parts * (weights * lattice.alpha) if classes > 2 else parts * weights * lattice.alpha
+    return reduce(add, parts.unbind(1))
 
 
 def eigen_exp(x: torch.Tensor) -> torch.Tensor:

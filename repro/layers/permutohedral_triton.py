@@ -41,7 +41,7 @@ def splat(
     used = lane < classes
     total = tl.load(count)
     for first in range(tl.program_id(0) * V, total, tl.num_programs(0) * V):
-        vertex = first + tl.arange(0, V)
+        vertex = first + tl.arange(0, V).to(tl.int64)
         begin = tl.load(starts + vertex, mask=vertex < total, other=0)
         length = tl.load(starts + vertex + 1, mask=vertex < total, other=0) - begin
         value = tl.zeros((V, L), tl.float32)
@@ -63,11 +63,11 @@ def blur(values, blurred, before, after, count, columns, classes, V: tl.constexp
     column = tl.program_id(1) * classes + lane
     total = tl.load(count)
     for first in range(tl.program_id(0) * V, total, tl.num_programs(0) * V):
-        vertex = first + tl.arange(0, V)
+        vertex = first + tl.arange(0, V).to(tl.int64)
         mask = (vertex < total)[:, None] & (lane < classes)
         side_1 = tl.load(before + vertex, mask=vertex < total, other=0)[:, None] * columns + column
         side_2 = tl.load(after + vertex, mask=vertex < total, other=0)[:, None] * columns + column
-        place = vertex[:, None].to(tl.int64) * columns + column
+        place = vertex[:, None] * columns + column
         sides = tl.load(values + side_1, mask=mask, other=0.0) + tl.load(
             values + side_2, mask=mask, other=0.0
         )

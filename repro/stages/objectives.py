@@ -118,7 +118,7 @@ def _seg_accuracy(scores: torch.Tensor, label: torch.Tensor) -> dict[str, torch.
     occurs neither in the labels nor in the prediction counts as 1."""
     classes = scores.shape[1]
     valid = label != IGNORE_LABEL
-    # void goes into a row of its own that is cut off: no boolean indexing, so no wait for the device
+    # void goes into a row of its own that is cut off
     truth = torch.where(valid, label, classes)
     counts = torch.bincount(
         (truth * classes + scores.argmax(dim=1)).flatten(), minlength=(classes + 1) * classes
