@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Path = Literal["numba", "torch", "triton"]
 LATTICES_KEPT = 8  # sizes; the largest, of a 375x500 image, takes 5 MB on the CPU
-CORNERS_AT_ONCE = 2**21  # of pixels' simplices in one lattice on a device: 0.4 kB each with 21 classes
+CORNERS_AT_ONCE = 2**21  # of pixels' simplices in one lattice on a device: 0.6 kB each with 21 classes
 
 
 def mean_field_lattice(

@@ -1,9 +1,9 @@
 """The dense CRF's mean field on the CPU, compiled by Numba (the formulas: ``mean_field_engine.py``).
 
 Classes are padded to a multiple of eight and kept in planes of eight, (planes, pixels, 8); the unary of a padding
-class is -inf, so it never takes part. An iteration goes over the image once, a part of the pixels at a time, so that
-the part's marginals are still in the cache when they are splatted: slice both kernels, softmax, splat into the
-lattices of the next iteration, which are then blurred.
+class is -inf, so it never takes part. An iteration goes over the image once, a part of the pixels at a time: slice
+both kernels, softmax, splat into the lattices of the next iteration. Then those are blurred. The marginals are thus
+never held for more than a part of the image.
 
 Every sum is taken in densecrf's order and the exponential is the one it calls (Eigen's for classes four at a time,
 the C library's for those left over), so that on x86-64 the marginals equal its own bit for bit.
@@ -36,7 +36,7 @@ from repro.layers.permutohedral_lanes import (
 from repro.layers.permutohedral_numba import Lattice, blur, build, layout_of, splat
 
 F = np.float32
-PART = 4096  # pixels whose marginals, with the vertices they touch, stay in the second-level cache
+PART = 4096  # pixels; anything from 512 to 16384 takes the same time
 TILE = 32  # pixels whose logits stay in the first-level cache between slice and softmax
 
 
