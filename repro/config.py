@@ -238,7 +238,6 @@ _Yaml12Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag not in _REPLACED_TAGS]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_STAGE1_FILES = ("image_root", "list", "cues")
 _Yaml12Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
@@ -382,6 +381,9 @@ def _field_type(model: Any, path: list[str]) -> Any:
             return None
         model = model.model_fields[part].annotation
     return model
+
+
+_STAGE1_FILES = ("image_root", "list", "cues")  # of `data`: those that stage 2 gets from stage 1
 
 
 def _targets(key: str, fields: dict[str, Any], stages: list[str]) -> list[list[str]]:

@@ -56,19 +56,19 @@ class Run:
     def __init__(self, config: Config, device: torch.device, folder: Path | None = None) -> None:
         self.config, self.device = config, device
         self.folder = folder or config.run_dir
-        self._begun = False
+        self._provenance: dict[str, Any] | None = None  # of this call, once it has begun
 
     def begin(self) -> None:
         """Make the folder, write ``config.yaml`` and start the manifest. Raises InputError if that cannot be done."""
-        if self._begun:
+        if self._provenance is not None:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.folder / "config.yaml", yaml.safe_dump(self.config.model_dump(), sort_keys=False))
         except OSError as error:
             raise InputError(f"output {self.folder}: cannot be written ({error.strerror})") from None
-        self._update_manifest(_provenance(self.config, self.device))
-        self._begun = True
+        self._provenance = _provenance(self.config, self.device)
+        self._update_manifest({"started": _now(), **self._provenance})
 
     @contextlib.contextmanager
     def step(self, name: str, settings: dict[str, Any]) -> Iterator[Step]:
@@ -82,15 +82,16 @@ class Run:
         if step.done:
             yield step
             return
-        started = time.time()
+        started, clock = _now(), time.time()
         yield step
-        seconds = round(time.time() - started, 3)
+        seconds = round(time.time() - clock, 3)
         write_json(step.folder / "done.json", {"seconds_last_call": seconds})
         entry = {
+            "started": started,
             "finished": _now(),
             "seconds_last_call": seconds,
             "settings": step.settings,
-            **_provenance(self.config, self.device),
+            **(self._provenance or {}),
         }
         steps = {**self.manifest().get("steps", {}), name: entry}
         self._update_manifest({"steps": steps})
@@ -140,7 +141,6 @@ def write_json(path: Path, content: Any) -> None:
 def _provenance(config: Config, device: torch.device) -> dict[str, Any]:
     return {
         "command": sys.argv,
-        "started": _now(),
         "seed": config.seed,
         **_git_state(),
         "device": str(device),

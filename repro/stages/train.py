@@ -36,9 +36,8 @@ from repro.stages.runs import Run, Step, file_sha256
 from weights_conversion import load_weights, read_solverstate, save_safetensors
 
 log = logging.getLogger(__name__)
-LAYOUT = (
-    torch.channels_last
-)  # the same float32 sums in an order that CPUs and GPUs are about twice as fast at
+# the same float32 sums in an order that CPUs and GPUs are about twice as fast at
+LAYOUT = torch.channels_last
 # what a stage's files and speed depend on, but not its numbers
 _SHAPELESS = {
     "data": {"workers", "image_root", "label_root", "list", "cues"},
