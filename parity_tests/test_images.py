@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
+
 import cv2
 import numpy as np
 import pytest
@@ -346,6 +349,22 @@ def test_absurd_sizes_are_refused_from_the_header(tmp_path, monkeypatch, pixels)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pixels)
     path = tmp_path / "huge.png"
     Image.fromarray(np.zeros((100, 150, 3), np.uint8)).save(path)
-    with pytest.raises(InputError, match="at most 1000") as caught:
+    with pytest.raises(InputError, match="150x100 pixels claimed, at most 1000") as caught:
         read_image_bgr(path)
     assert str(path) in str(caught.value)
+    assert pixels == Image.MAX_IMAGE_PIXELS
+
+
+def test_a_huge_image_is_refused_with_its_size_before_it_is_decoded(tmp_path):
+    path = tmp_path / "huge.png"
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            for kind, data in chunks
+        )
+    )
+    with pytest.raises(InputError, match=f"20000x20000 pixels claimed, at most {images.MAX_PIXELS} in all"):
+        read_image_rgb(path)

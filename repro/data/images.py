@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
+import threading
 from collections.abc import Sequence
 from functools import lru_cache, reduce
 from typing import TypeVar
@@ -32,6 +32,8 @@ _FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF")
 # Modes that Pillow turns into RGB without a loss of range; 16-bit and float images are not among them.
 _COLOUR_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
 
+_OPENING = threading.Lock()
+
 ArrayT = TypeVar("ArrayT", np.ndarray, torch.Tensor)
 
 
@@ -47,15 +49,10 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     if os.path.getsize(name) == 0:
         raise InputError(f"{name}: the image file is empty (0 bytes)")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is the stricter one
-            image = Image.open(name, formats=_FORMATS)
-        with image:
+        with _open_header(name) as image:
             width, height = image.size
             if width * height <= MAX_PIXELS:
                 image.load()
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{name}: {error} (at most {MAX_PIXELS} pixels expected)") from error
     except Image.UnidentifiedImageError as error:
         raise InputError(
             f"{name}: not an image of a known format ({', '.join(_FORMATS)} expected)"
@@ -66,6 +63,17 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     if width * height > MAX_PIXELS:
         raise InputError(f"{name}: {width}x{height} pixels claimed, at most {MAX_PIXELS} in all expected")
     return image
+
+
+def _open_header(name: str) -> Image.Image:
+    """An image whose pixels are still in the file. `MAX_PIXELS` is stricter than Pillow's own limit, and its
+    refusal names width and height, so Pillow's is lifted here; the lock is for readers in several threads."""
+    with _OPENING:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(name, formats=_FORMATS)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def read_image_rgb(path: str | os.PathLike[str]) -> np.ndarray:
