@@ -13,7 +13,8 @@ from repro.data import preprocess_zoomed, read_mask
 from repro.errors import InputError
 from repro.models import build_model
 from repro.stages import predict_mask
-from repro.stages.infer import PROTOCOLS, predict_folder
+from repro.stages.folder import predict_folder
+from repro.stages.infer import PROTOCOLS, TorchSegmenter
 from weights_conversion import load_caffe_weights
 
 # recorded script -> our protocol, and whether it was restricted to the image's labels
@@ -90,19 +91,15 @@ def test_a_folder_resumes(golden, model, tmp_path):
     for name in IMAGES:
         images[name] = tmp_path / f"{name}.png"
         Image.fromarray(recorded[name]["image_rgb"][()]).save(images[name])
-    settings, described = PredictConfig(protocol="sec", crf=False), {"weights": "a"}
+    segmenter, described = TorchSegmenter(model, PredictConfig(protocol="sec", crf=False)), {"weights": "a"}
     labels = {name: recorded[name]["labels"][()].tolist() for name in IMAGES}
     out = tmp_path / "masks"
-    assert (
-        predict_folder(model, images, out, settings=settings, described=described, labels=labels.__getitem__)
-        == 2
-    )
+    result = predict_folder(segmenter, images, out, described=described, labels=labels.__getitem__)
+    assert (result.written, result.kept, result.failures) == (2, 0, {})
     for name in IMAGES:
         assert_close(read_mask(out / f"{name}.png"), recorded[name]["train_gt_raw"], 0, name)
     (out / "image0.png").unlink()
-    assert (
-        predict_folder(model, images, out, settings=settings, described=described, labels=labels.__getitem__)
-        == 1
-    )
+    result = predict_folder(segmenter, images, out, described=described, labels=labels.__getitem__)
+    assert (result.written, result.kept, result.failures) == (1, 1, {})
     with pytest.raises(InputError, match="made with weights = 'a', now 'b'"):
-        predict_folder(model, images, out, settings=settings, described={"weights": "b"})
+        predict_folder(segmenter, images, out, described={"weights": "b"})

@@ -20,7 +20,8 @@ from repro.models import build_model
 from repro.report import write_all_tables, write_tables
 from repro.stages.datasets import open_experiment
 from repro.stages.evaluate import evaluate_folder
-from repro.stages.infer import describe, load_model, predict_folder
+from repro.stages.folder import predict_folder
+from repro.stages.infer import TorchSegmenter, describe, load_model
 from repro.stages.reproduce import reproduce as reproduce_experiment
 from repro.stages.runs import Run, resolve_device, write_json
 from repro.stages.train import train as train_stage
@@ -80,7 +81,10 @@ def predict(
     ids: Annotated[Path | None, typer.Option("--list", help="Only the ids of this list, one a line.")] = None,
     device: DeviceOption = None,
 ) -> None:
-    """Segment images with the profile's test protocol; masks that are there already are kept."""
+    """Segment images with the profile's test protocol; masks that are there already are kept.
+
+    Images that cannot be used do not stop the others: they are listed at the end, and the exit status is 1.
+    """
     settings = _load(config, overrides, device, None)
     found = _images(images, ids)
     _predict(settings, weights, found, out, settings.inference)
@@ -279,8 +283,15 @@ def _predict(
 ) -> None:
     model = load_model(settings, weights, resolve_device(settings.device))
     described = describe(settings, weights, script)
-    count = predict_folder(model, images, out, settings=script, described=described, labels=labels)
-    typer.echo(f"{out}: {count} masks written, {len(images) - count} were there")
+    result = predict_folder(TorchSegmenter(model, script), images, out, described=described, labels=labels)
+    typer.echo(f"{out}: {result.written} masks written, {result.kept} were there")
+    if result.failures and len(images) == 1:
+        raise InputError(next(iter(result.failures.values())))
+    if result.failures:
+        print(f"repro: {len(result.failures)} of {len(images)} images failed:", file=sys.stderr)
+        for reason in result.failures.values():
+            print(f"  {reason}", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 def _images(source: Path, ids: Path | None) -> dict[str, Path]:

@@ -12,22 +12,20 @@ restricted to the image's labels and background; here any protocol takes ``label
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from repro.config import Config, PredictConfig
-from repro.data import preprocess_zoomed, read_image_rgb, write_mask, zoom_to
+from repro.data import preprocess_zoomed, zoom_to
 from repro.errors import InputError
 from repro.layers import CRFParams, mean_field
 from repro.models import CaffeNet, build_model
-from repro.stages.runs import check_settings, file_sha256, write_json
+from repro.stages.runs import file_sha256
 from weights_conversion import load_weights
 
 FLOOR = 1e-5  # `probs[probs < 0.00001] = 0.00001` in every test script
@@ -109,7 +107,7 @@ def predict_mask(
     Args:
         model: a segmentation net.
         image_rgb: (H, W, 3) uint8.
-        protocol: ``dsrg_stage1``, ``dsrg_final`` or ``sec``.
+        protocol: a key of ``PROTOCOLS``.
         crf: run the dense CRF; without it the argmax of the probabilities.
         labels: class ids of the image; where given, only they and background (0) can win.
 
@@ -119,72 +117,76 @@ def predict_mask(
     Raises:
         InputError: an unknown protocol, an image of another type or shape, a label outside the classes.
     """
-    probs = predict_probs(model, image_rgb, protocol=protocol).clamp_min(FLOOR)
-    if crf:
-        picture = torch.from_numpy(np.ascontiguousarray(image_rgb)).to(probs.device)
-        probs = mean_field(picture[None], probs.log()[None], CRFParams())[0]
-    if labels is not None:
-        allowed = torch.zeros(len(probs), dtype=torch.bool, device=probs.device)
-        allowed[0] = True
-        for label in labels:
-            if not 0 <= label < len(probs):
-                raise InputError(f"label {label}: expected a class of 0 to {len(probs) - 1}")
-            allowed[label] = True
-        probs = probs.masked_fill(~allowed[:, None, None], -1.0)
-    return probs.argmax(dim=0).to(torch.uint8).cpu().numpy()
+    probs = predict_probs(model, image_rgb, protocol=protocol)
+    picture = torch.from_numpy(np.ascontiguousarray(image_rgb))
+    return decide(probs[None], picture[None], crf=crf, labels=None if labels is None else [labels])[0]
 
 
-def predict_folder(
-    model: CaffeNet,
-    images: Mapping[str, Path],
-    out_dir: Path,
+@torch.inference_mode()
+def decide(
+    probs: torch.Tensor,
+    images_u8: torch.Tensor,
     *,
-    settings: PredictConfig,
-    described: dict[str, Any],
-    labels: Callable[[str], Sequence[int]] | None = None,
-    title: str = "predict",
-) -> int:
-    """Segment images into palette PNGs ``<out_dir>/<id>.png``; those already there are kept, so it resumes.
+    crf: bool,
+    labels: Sequence[Sequence[int]] | None = None,
+) -> np.ndarray:
+    """What every test script does with its probabilities: floor, dense CRF on the full-size image, argmax.
 
     Args:
-        model: on the device to use.
-        images: id -> path of the image.
-        out_dir: made when the first mask is ready.
-        settings: protocol and CRF.
-        described: what shapes the masks (see ``describe``); kept in the folder, and another one is refused there.
-        labels: class ids of an image, by its id; where given, they restrict the argmax.
-        title: of the progress bar.
+        probs: (N, C, H, W), on any device; the CRF runs there.
+        images_u8: (N, H, W, 3) uint8 RGB.
+        crf: run the dense CRF; without it the argmax of the probabilities.
+        labels: class ids of each image; where given, only they and background (0) can win.
 
     Returns:
-        How many images were segmented now.
+        (N, H, W) uint8 class indices.
 
     Raises:
-        InputError: an image that cannot be read, or a folder of masks made with other settings.
+        InputError: a label outside the classes.
     """
-    described = json.loads(json.dumps(described))
-    check_settings(out_dir, described)
-    missing = {name: path for name, path in images.items() if not (out_dir / f"{name}.png").exists()}
-    bar = tqdm(
-        missing.items(),
-        desc=title,
-        unit="image",
-        total=len(images),
-        initial=len(images) - len(missing),
-        disable=None,
-        dynamic_ncols=True,
-    )
-    for name, path in bar:
-        mask = predict_mask(
-            model,
-            read_image_rgb(path),
-            protocol=settings.protocol,
-            crf=settings.crf,
-            labels=labels(name) if labels else None,
-        )
-        if not (out_dir / "settings.json").exists():
-            write_json(out_dir / "settings.json", described)
-        write_mask(out_dir / f"{name}.png", mask)
-    return len(missing)
+    probs = probs.clamp_min(FLOOR)
+    if crf:
+        probs = mean_field(images_u8.to(probs.device), probs.log(), CRFParams())
+    if labels is not None:
+        classes = probs.shape[1]
+        allowed = torch.zeros(len(labels), classes, dtype=torch.bool)
+        allowed[:, 0] = True
+        for row, of_image in zip(allowed, labels, strict=True):
+            for label in of_image:
+                if not 0 <= label < classes:
+                    raise InputError(f"label {label}: expected a class of 0 to {classes - 1}")
+                row[label] = True
+        probs = probs.masked_fill(~allowed.to(probs.device)[:, :, None, None], -1.0)
+    return probs.argmax(dim=1).to(torch.uint8).cpu().numpy()
+
+
+@dataclass(frozen=True)
+class TorchSegmenter:
+    """A PyTorch net as an engine of ``predict_folder``, one image at a time."""
+
+    model: CaffeNet
+    settings: PredictConfig
+    batch_size: int = field(default=1, init=False)
+
+    def masks(self, images: np.ndarray, labels: Sequence[Sequence[int]] | None = None) -> np.ndarray:
+        """``predict_mask`` of each image. Raises InputError, for images beyond the device's memory as well."""
+        script = self.settings
+        try:
+            return np.stack(
+                [
+                    predict_mask(
+                        self.model,
+                        image,
+                        protocol=script.protocol,
+                        crf=script.crf,
+                        labels=labels[index] if labels else None,
+                    )
+                    for index, image in enumerate(images)
+                ]
+            )
+        except torch.OutOfMemoryError as error:
+            height, width = images.shape[1:3]
+            raise InputError(f"{width}x{height} pixels do not fit into the device's memory") from error
 
 
 def describe(config: Config, weights: Path, settings: PredictConfig) -> dict[str, Any]:

@@ -34,7 +34,8 @@ from repro.errors import InputError
 from repro.report.tables import write_tables
 from repro.stages.datasets import Experiment, open_experiment
 from repro.stages.evaluate import evaluate_folder
-from repro.stages.infer import describe, load_model, predict_folder
+from repro.stages.folder import predict_folder
+from repro.stages.infer import TorchSegmenter, describe, load_model
 from repro.stages.runs import Run, file_sha256, resolve_device, write_json
 from repro.stages.train import train
 
@@ -206,15 +207,19 @@ class _Steps:
                 model = load_model(self.config, weights, self.run.device)
                 step.begin()
                 images = {image: self.experiment.layout.image(image) for image in ids}
-                predict_folder(
-                    model,
+                result = predict_folder(
+                    TorchSegmenter(model, settings),
                     images,
                     step.folder,
-                    settings=settings,
                     described=described,
                     labels=labels,
                     title=name,
                 )
+                if result.failures:
+                    raise InputError(
+                        f"{name}: {len(result.failures)} of {len(images)} images failed: "
+                        + "; ".join(list(result.failures.values())[:3])
+                    )
             return step.folder
 
     def _settings_sha256(self) -> str:
