@@ -9,6 +9,11 @@ from repro.errors import InputError
 from repro.solver import learning_rate
 
 
+def test_a_stage_without_any_loss_is_refused():
+    with pytest.raises(InputError, match="leaves nothing to minimise"):
+        load_config("sec_vgg16_voc", ["loss.seed=none", "loss.constrain=false", "loss.expand=false"])
+
+
 def test_every_profile_loads():
     assert {"dsrg_vgg16_voc", "dsrg_vgg16_voc_released", "sec_vgg16_voc", "mini"} <= set(profile_names())
     for name in profile_names():
@@ -104,6 +109,7 @@ def test_values_are_yaml_with_plain_numbers():
         ("model.num_classes=3", "model.num_classes is 3, dataset.classes lists 21"),
         ("rows=[SEC]", "rows: SEC means stage1.loss.variant=sec, here it is dsrg"),
         ("loss.cues=fixed", r"rows: \+DSRG means stage1.loss.cues=grown, here it is fixed"),
+        ("loss.pooling=median", "stage1.loss.pooling: .*'weighted_rank', 'max' or 'average'.*found 'median'"),
         ("solver.base_lr=.inf", "base_lr: .*finite number"),
         ("inference.use_labels=true", "unknown key 'inference.use_labels'"),
         ("solver.max_iter", "expected key=value"),

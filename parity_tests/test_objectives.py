@@ -81,6 +81,45 @@ def test_rows(batch, row):
     assert_close(model.scores.grad, twin.scores.grad, 1e-7, "gradient of the scores")
 
 
+ABLATIONS = [
+    LossConfig(variant="sec", seed=seed, cues="fixed", constrain=constrain, expand=expand, pooling=pooling)
+    for seed, constrain, expand, pooling in (
+        ("none", False, True, "weighted_rank"),
+        ("seed", False, False, "weighted_rank"),
+        ("seed", False, True, "weighted_rank"),
+        ("seed", True, False, "weighted_rank"),
+        ("seed", True, True, "max"),
+        ("seed", True, True, "average"),
+    )
+]
+
+
+@pytest.mark.parametrize("config", ABLATIONS, ids=str)
+def test_what_the_ablations_of_sec_minimise(batch, config):
+    """Each of its three losses is there as in SEC itself, or not at all; the pooling is the expand loss's alone."""
+    model = Scores(2, 4, 11, 11)
+    whole = Stage1Objective(ROWS["SEC"])(model, batch).losses
+    objective = Stage1Objective(config)
+    losses = objective(model, batch).losses
+    wanted = {
+        "loss-Seed": config.seed == "seed",
+        "loss-Expand": config.expand,
+        "loss-Constrain": config.constrain,
+    }
+    assert tuple(losses) == objective.columns == tuple(name for name, used in wanted.items() if used)
+    for name, value in losses.items():
+        assert (value == whole[name]) == (name != "loss-Expand" or config.pooling == "weighted_rank"), name
+
+
+@pytest.mark.parametrize(("pooling", "reduce"), [("max", torch.amax), ("average", torch.mean)])
+def test_the_ends_of_rank_pooling(batch, pooling, reduce):
+    probs = caffe_softmax(Scores(2, 4, 11, 11).scores.detach())
+    pooled = reduce(probs.flatten(2), dim=2)
+    absent = torch.log(1 - probs[:, [1, 3]].amax(dim=(2, 3))).mean()
+    expected = -torch.log(pooled[:, 2]).mean() - absent - torch.log(pooled[:, 0]).mean()
+    assert_close(expand_loss(probs, batch["labels"], pooling=pooling), expected, 1e-6, pooling)
+
+
 def test_the_crf_runs_once_an_iteration_and_only_where_needed(batch, monkeypatch):
     calls = []
     from repro.layers import dense_crf

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from repro.data.voc import CLASS_NAMES
 from repro.errors import InputError
+from repro.layers.losses import Pooling
 from repro.models.base import Filler
 
 Positive = Annotated[int, Field(ge=1)]
@@ -135,13 +136,20 @@ class LossConfig(Section):
     """Which layers of the papers stage 1 trains with; Table 2's rows are combinations of these."""
 
     variant: Literal["dsrg", "sec"] = "dsrg"
-    seed: Literal["seed", "balanced"] = "balanced"
+    seed: Literal["seed", "balanced", "none"] = "balanced"
     cues: Literal["fixed", "grown"] = "grown"
     constrain: bool = True
     expand: bool = False
+    pooling: Pooling = "weighted_rank"
     theta_f: float = Field(default=0.85, ge=0)
     theta_b: float = Field(default=0.99, ge=0)
     rule: Literal["released", "paper"] = "released"
+
+    @model_validator(mode="after")
+    def _something_to_minimise(self) -> Self:
+        if self.seed == "none" and not self.constrain and not self.expand:
+            raise ValueError("seed none without constrain and expand leaves nothing to minimise")
+        return self
 
 
 class Stage1Config(Section):
@@ -176,8 +184,23 @@ ROW_LOSSES: dict[str, dict[str, Any]] = {
     "+BSL": {"variant": "dsrg", "seed": "balanced", "cues": "fixed", "constrain": True, "expand": False},
     "+DSRG": {"variant": "dsrg", "seed": "balanced", "cues": "grown", "constrain": True, "expand": False},
     "+Retrain": {"variant": "dsrg", "seed": "balanced", "cues": "grown", "constrain": True, "expand": False},
-    "SEC": {"variant": "sec", "seed": "seed", "cues": "fixed", "constrain": True, "expand": True},
+    "SEC": {
+        "variant": "sec",
+        "cues": "fixed",
+    },  # which of its three losses, and the pooling, is its ablation's matter
 }
+
+
+class ReportConfig(Section):
+    """What the results folder shows of a run; it shapes no number.
+
+    ``pictures: false`` leaves out everything that shows an image of the data set. ``browse`` bounds the images that
+    the page holds, ``growth`` names the training images whose seeds are shown growing (the first four by default).
+    """
+
+    pictures: bool = True
+    browse: NonNegative = 60
+    growth: list[str] | None = None
 
 
 class Config(Section):
@@ -196,6 +219,7 @@ class Config(Section):
     pseudo_labels: PseudoLabelConfig | None = None
     stage2: Stage2Config | None = None
     inference: PredictConfig
+    report: ReportConfig = ReportConfig()
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -300,7 +324,7 @@ def changed_from_profile(config: Config) -> dict[str, Any]:
     """
     if config.name not in profile_names():
         return {}
-    apart = {"name", "seed", "device", "output", "rows", "dataset"}
+    apart = {"name", "seed", "device", "output", "rows", "dataset", "report"}
     profile = load_config(config.name)
     row = {
         key: value

@@ -6,12 +6,20 @@ recordings. Cues are 0/1 maps (N, C, H, W), index 0 = background; log_result is 
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
 from repro.layers.softmax import MIN_PROB
 
-FOREGROUND_DECAY = 0.996  # SEC's rank-pooling weight d for foreground classes (ECCV 2016, sec. 4.1)
-BACKGROUND_DECAY = 0.999
+Pooling = Literal["weighted_rank", "max", "average"]
+# the decay d of rank pooling for foreground classes and background: SEC's own (ECCV 2016, sec. 4.1), and the two
+# ends of its ablation, where d = 0 leaves the largest cell alone and d = 1 weighs all alike (sec. 3.3)
+DECAYS: dict[Pooling, tuple[float, float]] = {
+    "weighted_rank": (0.996, 0.999),
+    "max": (0.0, 0.0),
+    "average": (1.0, 1.0),
+}
 RATIO_MIN, RATIO_MAX = 0.05, 20.0  # DSRG's clip of q/p
 
 
@@ -49,7 +57,9 @@ def constrain_loss(probs: torch.Tensor, log_result: torch.Tensor, *, clip: bool)
     return (q * torch.log(ratio)).sum(dim=1).mean()
 
 
-def expand_loss(probs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def expand_loss(
+    probs: torch.Tensor, labels: torch.Tensor, *, pooling: Pooling = "weighted_rank"
+) -> torch.Tensor:
     """SEC's ``ExpandLossLayer`` with global weighted rank pooling G_c.
 
     G_c = Σ_i d^(n-1-i)·p_(i) / Σ_i d^(n-1-i), p_(i) ascending over the n = H·W cells.
@@ -60,13 +70,16 @@ def expand_loss(probs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         probs: (N, C, H, W).
         labels: (N, C) in {0, 1}; entry 0 (background) is not read. An image with no foreground class, or with
             all of them, makes the loss NaN, as in the original: one of the averages is over nothing.
+        pooling: of present classes and background; ``max`` and ``average`` are those of the paper's ablation. Absent
+            classes are always judged by their maximum.
     """
+    foreground_decay, background_decay = DECAYS[pooling]
     cells = probs.flatten(2)
     present = labels.reshape(cells.shape[:2])[:, 1:].to(cells.dtype)
     absent = 1 - present
-    log_foreground = torch.log(_rank_pooling(cells[:, 1:], FOREGROUND_DECAY))
+    log_foreground = torch.log(_rank_pooling(cells[:, 1:], foreground_decay))
     log_absence = torch.log(1 - cells[:, 1:].amax(dim=2))
-    log_background = torch.log(_rank_pooling(cells[:, 0], BACKGROUND_DECAY))
+    log_background = torch.log(_rank_pooling(cells[:, 0], background_decay))
     loss_present = -((present * log_foreground).sum(dim=1) / present.sum(dim=1)).mean()
     loss_absent = -((absent * log_absence).sum(dim=1) / absent.sum(dim=1)).mean()
     return loss_present + loss_absent - log_background.mean()

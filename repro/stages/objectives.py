@@ -61,7 +61,11 @@ class Stage1Objective:
 
     def __init__(self, config: LossConfig) -> None:
         self.config = config
-        names = {"loss-Seed": True, "loss-Expand": config.expand, "loss-Constrain": config.constrain}
+        names = {
+            "loss-Seed": config.seed != "none",
+            "loss-Expand": config.expand,
+            "loss-Constrain": config.constrain,
+        }
         self.columns = tuple(name for name, used in names.items() if used)
         if config.cues == "grown":
             self.columns += ("seeds",)
@@ -83,9 +87,13 @@ class Stage1Objective:
                     labels, refined, cues, theta_f=config.theta_f, theta_b=config.theta_b, rule=config.rule
                 )
                 figures["seeds"] = cues.sum()
-        losses = {"loss-Seed": (balanced_seed_loss if config.seed == "balanced" else seed_loss)(probs, cues)}
+        losses = {}
+        if config.seed != "none":
+            losses["loss-Seed"] = (balanced_seed_loss if config.seed == "balanced" else seed_loss)(
+                probs, cues
+            )
         if config.expand:
-            losses["loss-Expand"] = expand_loss(probs, labels)
+            losses["loss-Expand"] = expand_loss(probs, labels, pooling=config.pooling)
         if config.constrain:
             losses["loss-Constrain"] = constrain_loss(probs, log_result, clip=config.variant == "dsrg")
         return Outcome(losses, figures)

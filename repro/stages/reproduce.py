@@ -224,7 +224,7 @@ class _Steps:
 
     def _settings_sha256(self) -> str:
         """Of all that shapes the run but its seed: runs with equal ones are repetitions of each other."""
-        kept = self.config.model_dump(exclude={"seed", "output", "device", "name", "rows"})
+        kept = self.config.model_dump(exclude={"seed", "output", "device", "name", "rows", "report"})
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
     def _list(self, lines: Iterable[str]) -> str:
