@@ -429,8 +429,8 @@ HDF5_DAMAGE = {
     external_storage: "/data/c1/0: keeps its values in another file",
     virtual: "/data/c1/0: keeps its values in another file",
     never_written: "more values than the file can hold",
-    partly_written: "only 40 bytes are stored",
-    compressed_bomb: "more values than the file can hold",
+    partly_written: "/data/c1/0: chunked or compressed",
+    compressed_bomb: "/data/c1/0: chunked or compressed",
     linked_often: "more values than the file can hold",
     gap: "expected 0 to 1",
     odd_name: "'weight'",
@@ -453,10 +453,10 @@ def test_damaged_hdf5(tmp_path, damage):
     assert str(path) in str(caught.value)
 
 
-def test_hdf5_doubles_and_compression_are_read(tmp_path):
+def test_hdf5_doubles_are_read(tmp_path):
     values = np.random.default_rng(0).normal(size=(20, 30))
     with h5py.File(tmp_path / "x.h5", "w") as file:
-        file.create_dataset("data/c1/0", data=values, compression="gzip")
+        file["data/c1/0"] = values
     read = read_caffemodel(tmp_path / "x.h5").layers["c1"].blobs[0]
     np.testing.assert_array_equal(read, values.astype(np.float32))
 

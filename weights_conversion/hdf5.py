@@ -15,10 +15,6 @@ from weights_conversion.wire import MAX_AXES
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 
-# Caffe writes plain datasets, whose values take up as much of the file as in memory. Compression, one
-# dataset linked many times and fill values can claim any amount: beyond this they are refused.
-_MOST_TIMES_FILE_SIZE = 4
-
 
 class HDF5Reader:
     """An open file; every method raises ``CaffeFileError`` on what it cannot accept."""
@@ -26,7 +22,8 @@ class HDF5Reader:
     def __init__(self, file: h5py.File, path: str | os.PathLike[str]) -> None:
         self._file = file
         self.path = os.fspath(path)
-        self._left = _MOST_TIMES_FILE_SIZE * os.path.getsize(path)
+        # One dataset linked many times and fill values can claim any amount: beyond the file's size it is refused.
+        self._left = os.path.getsize(path)
 
     def error(self, where: str, reason: str) -> CaffeFileError:
         return CaffeFileError(f"{self.path}: {where}: {reason}" if where else f"{self.path}: {reason}")
@@ -111,8 +108,13 @@ class HDF5Reader:
 
     def _dataset(self, where: str, name: str) -> h5py.Dataset:
         dataset = self._member(where, name, h5py.Dataset)
+        full = f"{where.rstrip('/')}/{name}"
         if dataset.is_virtual or dataset.external:
-            raise self.error(f"{where.rstrip('/')}/{name}", "keeps its values in another file, refused")
+            raise self.error(full, "keeps its values in another file, refused")
+        # Caffe writes plain datasets. Over damaged chunks the library dies of a segmentation fault, and compressed
+        # ones claim any amount.
+        if dataset.id.get_create_plist().get_layout() != h5py.h5d.CONTIGUOUS:
+            raise self.error(full, "chunked or compressed, which Caffe's are not (h5repack -l CONTI -f NONE)")
         return dataset
 
     def _array(self, where: str, name: str) -> np.ndarray:
@@ -124,10 +126,8 @@ class HDF5Reader:
             raise self.error(full, f"{dataset.ndim} axes, at most {MAX_AXES}")
         self._left -= dataset.nbytes
         stored = dataset.id.get_storage_size()
-        if self._left < 0 or (dataset.nbytes and not stored):
+        if self._left < 0 or stored < dataset.nbytes:
             raise self.error(full, f"shape {dataset.shape} claims more values than the file can hold")
-        if dataset.id.get_create_plist().get_nfilters() == 0 and stored < dataset.nbytes:
-            raise self.error(full, f"shape {dataset.shape}, but only {stored} bytes are stored")
         with np.errstate(over="ignore"):  # a double beyond float32 becomes inf, as in Caffe
             return np.asarray(dataset[()], dtype=np.float32)
 

@@ -76,8 +76,11 @@ class WireFile:
         """Name the commonest mistakes: an empty download, a web page, a prototxt."""
         if not self.head:
             raise self.error("", "an empty file")
-        if all(byte >= 32 or byte in b"\t\n\r\f" for byte in self.head):
+        if self.is_text():
             raise self.error("", f"a text file, not a binary {kind}")
+
+    def is_text(self) -> bool:
+        return all(byte >= 32 or byte in b"\t\n\r\f" for byte in self.head)
 
     def fields(self, start: int, stop: int, what: str) -> Iterator[Field]:
         """Walk the message between two offsets. ``what`` names it in errors."""

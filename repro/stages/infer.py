@@ -23,9 +23,9 @@ import torch
 from repro.config import Config, PredictConfig
 from repro.data import preprocess_zoomed, zoom_to
 from repro.errors import InputError
+from repro.files import file_sha256
 from repro.layers import CRFParams, mean_field
 from repro.models import CaffeNet, build_model
-from repro.stages.runs import file_sha256
 from weights_conversion import load_weights
 
 FLOOR = 1e-5  # `probs[probs < 0.00001] = 0.00001` in every test script

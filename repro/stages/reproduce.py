@@ -31,12 +31,13 @@ from repro.config import (
     changed_from_profile,
 )
 from repro.errors import InputError
+from repro.files import file_sha256
 from repro.report.tables import write_tables
 from repro.stages.datasets import Experiment, open_experiment
 from repro.stages.evaluate import evaluate_folder
 from repro.stages.folder import predict_folder
 from repro.stages.infer import TorchSegmenter, describe, load_model
-from repro.stages.runs import Run, file_sha256, resolve_device, write_json
+from repro.stages.runs import Run, resolve_device, write_json
 from repro.stages.train import train
 
 DataT = TypeVar("DataT", Stage1Data, Stage2Data)

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import hashlib
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -42,12 +40,6 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
     return device
-
-
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Run:

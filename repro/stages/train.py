@@ -28,11 +28,11 @@ from tqdm import tqdm
 from repro.config import Config, InitConfig, Stage1Config, Stage2Config
 from repro.data import ImageData, ImageSegData, make_loader, read_label_list
 from repro.errors import InputError
-from repro.files import atomic_path, write_text
+from repro.files import atomic_path, file_sha256, write_text
 from repro.models import CaffeNet, build_model
 from repro.solver import CaffeSGD
 from repro.stages.objectives import Batch, Objective, Stage1Objective, Stage2Objective
-from repro.stages.runs import Run, Step, file_sha256
+from repro.stages.runs import Run, Step
 from weights_conversion import load_weights, read_solverstate, save_safetensors
 
 log = logging.getLogger(__name__)

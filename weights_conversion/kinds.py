@@ -1,0 +1,57 @@
+"""What kind of file a path holds, told from its first bytes as far as they tell."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import h5py
+
+from weights_conversion import hdf5
+from weights_conversion.errors import CaffeFileError
+from weights_conversion.wire import WireFile, open_wire
+
+Kind = Literal["caffemodel", "solverstate", "safetensors", "pth", "prototxt"]
+
+_ZIP = b"PK\x03\x04"
+_PICKLE = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch.save before 1.6: a row of pickles
+
+
+def file_kind(path: str | os.PathLike[str]) -> Kind:
+    """The kind of a file: Caffe's weights or solver state (binary or HDF5), safetensors, ``torch.save``, or text.
+
+    Nothing but the kind is checked: the readers do the rest. Raises ``CaffeFileError`` if the file cannot be
+    opened or is empty.
+    """
+    with open_wire(path) as file:
+        if file.head.startswith(hdf5.MAGIC):
+            return _hdf5_kind(path)
+        if file.head.startswith((_ZIP, *_PICKLE)):
+            return "pth"
+        if _is_safetensors(file):
+            return "safetensors"
+        if not file.head:
+            raise file.error("", "an empty file")
+        if file.is_text():
+            return "prototxt"
+        # A solver state opens with its iteration, a net with a string: its name or its first layer.
+        is_state = file.head[0] == 0x08 or Path(path).suffix == ".solverstate"
+        return "solverstate" if is_state else "caffemodel"
+
+
+def _is_safetensors(file: WireFile) -> bool:
+    """Such a file opens with the length of its JSON header; in Caffe's files these bytes are no such length."""
+    length = int.from_bytes(file.head[:8], "little")
+    return Path(file.path).suffix == ".safetensors" or (length <= file.size - 8 and file.head[8:9] == b"{")
+
+
+def _hdf5_kind(path: str | os.PathLike[str]) -> Kind:
+    try:
+        with h5py.File(path, "r") as file:
+            names = set(file)  # as they stand: looking one up would follow a link out of the file
+            return "solverstate" if "history" in names and "data" not in names else "caffemodel"
+    except Exception as error:  # on a damaged file h5py raises almost anything
+        raise CaffeFileError(
+            f"{os.fspath(path)}: damaged HDF5 file: {' '.join(str(error).split())}"
+        ) from error
