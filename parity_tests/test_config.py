@@ -127,7 +127,7 @@ def test_bad_overrides_name_their_key(override, message):
 
 def test_bad_profiles(tmp_path):
     with pytest.raises(
-        InputError, match=r"nope\.yaml: is not a readable file, nor one of the profiles dsrg_vgg16_voc"
+        InputError, match=r"nope\.yaml: is not a readable file, nor one of the profiles dsrg_vgg16_coco, "
     ):
         load_config(str(tmp_path / "nope.yaml"))
     for text, message in (

@@ -10,9 +10,10 @@ from typing import Annotated
 
 import torch
 import typer
+from tqdm import tqdm
 
 from repro.config import Config, PredictConfig, load_config, profile_names
-from repro.data import convert_cues, read_id_list
+from repro.data import CocoInstances, convert_cues, read_id_list
 from repro.data.mini import build_mini
 from repro.errors import InputError
 from repro.files import write_text
@@ -107,8 +108,8 @@ def pseudo_labels(
     if settings.pseudo_labels is None:
         raise InputError(f"{config}: the profile has no section pseudo_labels")
     experiment = open_experiment(settings)
-    labels = experiment.labels().__getitem__ if settings.pseudo_labels.use_labels else None
-    found = {name: experiment.layout.image(name) for name in experiment.train}
+    labels = experiment.labels() if settings.pseudo_labels.use_labels else None
+    found = {name: experiment.image(name) for name in experiment.train}
     _predict(settings, weights, found, out, settings.pseudo_labels, labels)
     write_text(out / "list.txt", "".join(f"{name}.jpg {name}.png\n" for name in found))
     typer.echo(f"{out / 'list.txt'}: the list for stage 2")
@@ -245,6 +246,21 @@ def data_cues(
     """Convert the originals' cue pickle to HDF5, once, so that runs start at once and no pickle is read again."""
     convert_cues(source, target)
     typer.echo(target)
+
+
+@data_app.command(
+    "coco-masks",
+    epilog="Example: repro data coco-masks coco/annotations/instances_val2014.json coco/masks/val2014",
+)
+def data_coco_masks(
+    annotations: Annotated[Path, typer.Argument(help="COCO's instances_*.json.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the masks, <image>.png.")],
+) -> None:
+    """Draw COCO's objects as masks of 81 classes, to score against; masks that are there already are kept."""
+    instances = CocoInstances(annotations)
+    for _ in tqdm(instances.write_masks(out), total=len(instances.images), unit="image", disable=None):
+        pass
+    typer.echo(f"{out}: {len(instances.images)} masks")
 
 
 def run_command(arguments: Sequence[str] | None = None) -> int:

@@ -80,13 +80,16 @@ class ModelConfig(Section):
 
 
 class DatasetConfig(Section):
-    """A data set in VOC layout; ``reproduce``, ``predict`` and ``evaluate`` find their images through it.
+    """A data set on disk; ``reproduce`` and ``pseudo-labels`` find their images through it.
 
-    ``cues`` and ``input_list`` (image name -> cue index) are looked for beside ``VOCdevkit`` and in ``root``
-    when not given. ``train`` and ``val`` name lists in ``ImageSets/Segmentation``; the limits take the first n.
+    VOC's layout: ``cues`` and ``input_list`` (image name -> cue index) are looked for beside ``VOCdevkit`` and in
+    ``root`` when not given; ``train`` and ``val`` name lists in ``ImageSets/Segmentation``.
+    COCO's: ``train`` and ``val`` name folders of images; ``cues`` is the folder of the cue PNGs, ``cues/<train>`` in
+    ``root`` when not given; the validation masks are in ``<masks>/<val>``.
+    The limits take the first n.
     """
 
-    kind: Literal["voc", "mini"] = "voc"
+    kind: Literal["voc", "coco", "mini"] = "voc"
     root: str | None = None
     train: str = "train_aug"
     val: str = "val"
@@ -108,6 +111,11 @@ class InitConfig(Section):
 
 
 class Stage1Data(Section):
+    """``layer`` is the original that reads the list: ``ImageData`` (with ``Annotation``) lines ``image index`` and
+    a cue file, ``AnnotationCOCO`` lines ``image cue-label`` and a folder of PNGs, both as ``cues``.
+    ``background_label`` is the former's: in COCO background is present where it has a cue."""
+
+    layer: Literal["ImageData", "AnnotationCOCO"] = "ImageData"
     image_root: str | None = None
     list: str | None = None
     cues: str | None = None
@@ -127,6 +135,7 @@ class Stage2Data(Section):
     batch_size: Positive = 10
     crop_size: Positive = 321
     label_shrink: Positive = 8
+    rgb: bool = False  # swap the channels, for a net that has learnt on AnnotationCOCO
     mirror: bool = True
     shuffle: bool = True
     workers: NonNegative = 2
@@ -168,7 +177,7 @@ class Stage2Config(Section):
 class PredictConfig(Section):
     """One of the releases' test scripts."""
 
-    protocol: Literal["dsrg_stage1", "dsrg_final", "sec"]
+    protocol: Literal["dsrg_stage1", "dsrg_final", "sec", "coco_stage1", "coco_final"]
     crf: bool = True
 
 

@@ -1,5 +1,6 @@
 """Images, masks, cues and the data layers of both training stages."""
 
+from repro.data.coco import COCO_CLASS_NAMES, AnnotationCOCO, CocoInstances
 from repro.data.cues import CueFile, convert_cues, write_cues
 from repro.data.datasets import ImageData, ImageSegData
 from repro.data.images import (
@@ -27,9 +28,12 @@ from repro.data.voc import (
 
 __all__ = [
     "CLASS_NAMES",
+    "COCO_CLASS_NAMES",
     "MEAN_BGR",
     "VOID",
+    "AnnotationCOCO",
     "CaffeBatchSampler",
+    "CocoInstances",
     "CueFile",
     "DataLayer",
     "ImageData",

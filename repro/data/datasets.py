@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from repro.data.cues import CueFile
-from repro.data.images import MEAN_BGR, read_image_bgr, resize_bilinear_u8, subtract_mean
+from repro.data.images import MEAN_BGR, read_image_bgr, read_image_rgb, resize_bilinear_u8, subtract_mean
 from repro.data.voc import CLASS_NAMES, VOID, read_label_list, read_mask, read_pairs_list
 from repro.errors import InputError
 
@@ -67,9 +67,9 @@ class ImageData:
         self.mirror = mirror
         self.mean = tuple(mean)
         self._list = os.fspath(list_path)
-        self._paths = [_located(image_root, line.image, f"{self._list}:{line.line}") for line in self.lines]
+        self._paths = [located(image_root, line.image, f"{self._list}:{line.line}") for line in self.lines]
         for line in self.lines:
-            _naming(f"{self._list}:{line.line}", self.cues.check, line.cue_index, num_classes, *grid)
+            naming(f"{self._list}:{line.line}", self.cues.check, line.cue_index, num_classes, *grid)
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -81,16 +81,16 @@ class ImageData:
         ``rng`` decides the mirror. Raises InputError naming the line for an image that cannot be read.
         """
         line = self.lines[index]
-        image = _naming(f"{self._list}:{line.line}", read_image_bgr, self._paths[index])
+        image = naming(f"{self._list}:{line.line}", read_image_bgr, self._paths[index])
         images = subtract_mean(resize_bilinear_u8(image, self.new_height, self.new_width), self.mean)
         cues = self.cues.cues_blob(line.cue_index, self.num_classes, *self.grid)
         if self.mirror and rng.integers(2):
             images, cues = images[:, :, ::-1], cues[:, :, ::-1]
         labels = self.cues.labels_blob(line.cue_index, self.num_classes, self.background_label)
         return {
-            "images": _tensor(images),
-            "labels": _tensor(labels),
-            "cues": _tensor(cues),
+            "images": tensor(images),
+            "labels": tensor(labels),
+            "cues": tensor(cues),
             "index": line.cue_index,
         }
 
@@ -105,6 +105,7 @@ class ImageSegData:
         image_root, label_root: what the two paths of a line are appended to.
         list_path: lines ``image label``; the labels are PNGs of class indices, 255 = ignore.
         crop_size: rows and columns of the result.
+        rgb: swap the channels, as `repro.data.coco.AnnotationCOCO` does; the mean's order stays.
 
     Raises InputError naming the list's line when a file is missing.
     """
@@ -118,18 +119,20 @@ class ImageSegData:
         num_classes: int = len(CLASS_NAMES),
         crop_size: tuple[int, int] = (321, 321),
         mirror: bool = False,
+        rgb: bool = False,
         mean: Sequence[float] = MEAN_BGR,
     ) -> None:
         self.lines = read_label_list(list_path)
         self.num_classes = num_classes
         self.crop_size = crop_size
         self.mirror = mirror
+        self.rgb = rgb
         self.mean = tuple(mean)
         self._list = os.fspath(list_path)
         self._paths = [
             (
-                _located(image_root, line.image, f"{self._list}:{line.line}"),
-                _located(label_root, line.label, f"{self._list}:{line.line}"),
+                located(image_root, line.image, f"{self._list}:{line.line}"),
+                located(label_root, line.label, f"{self._list}:{line.line}"),
             )
             for line in self.lines
         ]
@@ -146,8 +149,8 @@ class ImageSegData:
         """
         where = f"{self._list}:{self.lines[index].line}"
         image_path, label_path = self._paths[index]
-        image = _naming(where, read_image_bgr, image_path)
-        label = _naming(where, read_mask, label_path, self.num_classes)
+        image = naming(where, read_image_rgb if self.rgb else read_image_bgr, image_path)
+        label = naming(where, read_mask, label_path, self.num_classes)
         if label.shape != image.shape[:2]:
             raise InputError(
                 f"{where}: {label_path} is {label.shape[0]}x{label.shape[1]}, "
@@ -163,14 +166,15 @@ class ImageSegData:
         step = -1 if self.mirror and rng.integers(2) else 1
         images = images[:, top : top + rows, left : left + columns][:, :, ::step]
         label = label[top : top + rows, left : left + columns][:, ::step]
-        return {"images": _tensor(images), "label": _tensor(label[None].astype(np.float32))}
+        return {"images": tensor(images), "label": tensor(label[None].astype(np.float32))}
 
 
-def _tensor(array: np.ndarray) -> torch.Tensor:
+def tensor(array: np.ndarray) -> torch.Tensor:
+    """A tensor of the array's values, which may lie in any order."""
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
-def _located(root: PathLike, name: str, where: str) -> str:
+def located(root: PathLike, name: str, where: str) -> str:
     """``root`` + ``name`` as text, which is what Caffe does; a folder need not end in a slash."""
     prefix = os.fspath(root)
     path = os.path.join(prefix, name.lstrip("/")) if os.path.isdir(prefix) else prefix + name
@@ -179,7 +183,7 @@ def _located(root: PathLike, name: str, where: str) -> str:
     return path
 
 
-def _naming(where: str, function: Callable[..., T], *arguments: Any) -> T:
+def naming(where: str, function: Callable[..., T], *arguments: Any) -> T:
     """Call ``function``, putting ``where`` before the message of an InputError."""
     try:
         return function(*arguments)

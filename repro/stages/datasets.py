@@ -1,13 +1,16 @@
-"""Where an experiment's images, lists and cues are: a real VOC tree, or the embedded set built on demand."""
+"""Where an experiment's images, lists, cues and masks are: a VOC tree, the embedded set (built on demand), COCO."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from repro.config import Config
-from repro.data import CueFile, VocLayout, read_id_list, read_pairs_list
+from repro.data import VOID, CueFile, VocLayout, read_id_list, read_mask, read_pairs_list
 from repro.data.mini import build_mini
 from repro.errors import InputError
 
@@ -26,27 +29,50 @@ _CUES_HINT = (
 )
 
 
+_MASKS_HINT = "make the masks with: repro data coco-masks {annotations} {out}"
+
+
 @dataclass(frozen=True)
 class Experiment:
-    """The resolved data set of an experiment.
+    """The resolved data set of an experiment. Images are ``<id>.jpg``, ground-truth masks ``<id>.png``.
 
     Attributes:
-        layout: the VOC tree.
-        train: id -> index of its cues, in list order. val: ids in list order.
-        cues: path of the cue file.
+        train: id -> what stands after the image in stage 1's list: the index of its cues (VOC) or their PNG (COCO).
+        val: ids. Both in list order.
+        train_root, val_root: folders of the images.
+        truth_root: folder of the validation masks.
+        cues: the cue file (VOC) or the folder of the cue PNGs (COCO).
         name: how tables call the validation set.
+        num_classes: of the masks and cues, background included.
     """
 
-    layout: VocLayout
-    train: dict[str, int]
+    train: dict[str, str]
     val: list[str]
+    train_root: Path
+    val_root: Path
+    truth_root: Path
     cues: Path
     name: str
+    num_classes: int
 
-    def labels(self) -> dict[str, list[int]]:
-        """The class ids of each training image, as its cue file lists them."""
+    def image(self, name: str) -> Path:
+        """The image of a training or validation id."""
+        return (self.train_root if name in self.train else self.val_root) / f"{name}.jpg"
+
+    def truth(self, name: str) -> Path:
+        """The ground-truth mask of a validation id."""
+        return self.truth_root / f"{name}.png"
+
+    def labels(self) -> Callable[[str], list[int]]:
+        """A function from a training id to its class ids, as its cues name them."""
+        if self.cues.is_dir():
+            return lambda name: [
+                int(label)
+                for label in np.unique(read_mask(self.cues / self.train[name], self.num_classes))
+                if label != VOID
+            ]
         file = CueFile.open(self.cues)
-        return {name: [int(label) for label in file.labels(index)] for name, index in self.train.items()}
+        return lambda name: [int(label) for label in file.labels(int(self.train[name]))]
 
 
 def open_experiment(config: Config) -> Experiment:
@@ -55,6 +81,24 @@ def open_experiment(config: Config) -> Experiment:
     Raises:
         InputError: what is missing, and how to get it.
     """
+    experiment = _open_coco(config) if config.dataset.kind == "coco" else _open_voc(config)
+    for kind, files in (
+        ("training image", map(experiment.image, experiment.train)),
+        ("validation image", map(experiment.image, experiment.val)),
+        ("validation mask", map(experiment.truth, experiment.val)),
+    ):
+        if absent := next((file for file in files if not file.is_file()), None):
+            hint = ""
+            if config.dataset.kind == "coco" and kind == "validation mask":
+                annotations = f"{config.dataset.root}/annotations/instances_{config.dataset.val}.json"
+                hint = "; " + _MASKS_HINT.format(annotations=annotations, out=experiment.truth_root)
+            raise InputError(
+                f"{absent}: no such {kind}, though the lists of {config.dataset.root} name it{hint}"
+            )
+    return experiment
+
+
+def _open_voc(config: Config) -> Experiment:
     dataset = config.dataset
     if dataset.kind == "mini":
         root = Path(dataset.root) if dataset.root else MINI_ROOT
@@ -69,7 +113,7 @@ def open_experiment(config: Config) -> Experiment:
     cues = _found(dataset.cues, "cues", _CUE_NAMES, root)
     input_list = _found(dataset.input_list, "input_list", ("input_list.txt",), root)
 
-    indices = {Path(line.image).stem: line.cue_index for line in read_pairs_list(input_list)}
+    indices = {Path(line.image).stem: str(line.cue_index) for line in read_pairs_list(input_list)}
     train_list = layout.image_set(dataset.train)
     if train_list.is_file():
         names = read_id_list(train_list)
@@ -82,17 +126,54 @@ def open_experiment(config: Config) -> Experiment:
     else:
         log.info("%s is not there: training on all %d images of %s", train_list, len(indices), input_list)
         names = list(indices)
-    names = names[: dataset.train_limit]
-    val = read_id_list(layout.image_set(dataset.val))[: dataset.val_limit]
-    for kind, files in (
-        ("training image", map(layout.image, names)),
-        ("validation image", map(layout.image, val)),
-        ("validation mask", (layout.root / dataset.masks / f"{name}.png" for name in val)),
+    return Experiment(
+        train={name: indices[name] for name in names[: dataset.train_limit]},
+        val=read_id_list(layout.image_set(dataset.val))[: dataset.val_limit],
+        train_root=layout.images,
+        val_root=layout.images,
+        truth_root=layout.root / dataset.masks,
+        cues=cues,
+        name="mini" if dataset.kind == "mini" else f"voc2012-{dataset.val}",
+        num_classes=config.model.num_classes,
+    )
+
+
+def _open_coco(config: Config) -> Experiment:
+    """COCO's own folders: images in ``<root>/<split>``; beside them cue PNGs and masks, which COCO does not have."""
+    dataset = config.dataset
+    if dataset.root is None or not Path(dataset.root).is_dir():
+        raise InputError(
+            f"dataset.root: no such folder: {dataset.root}; the folder of COCO's train2014, val2014 and annotations "
+            "(cocodataset.org) expected"
+        )
+    if dataset.input_list is not None:
+        raise InputError(
+            "dataset.input_list: COCO's training images are those with a PNG in dataset.cues; leave it out"
+        )
+    root = Path(dataset.root)
+    cues = Path(dataset.cues) if dataset.cues else root / "cues" / dataset.train
+    names = {}
+    for key, folder, suffix in (
+        ("train", cues, ".png"),
+        ("val", root / dataset.val, ".jpg"),
     ):
-        if absent := next((file for file in files if not file.is_file()), None):
-            raise InputError(f"{absent}: no such {kind}, though the lists of {root} name it")
-    name = "mini" if dataset.kind == "mini" else f"voc2012-{dataset.val}"
-    return Experiment(layout, {name: indices[name] for name in names}, val, cues, name)
+        found = (
+            sorted(path.stem for path in folder.iterdir() if path.suffix == suffix) if folder.is_dir() else []
+        )
+        if not found:
+            what = "cues (*.png; repro seeds make --coco makes them)" if key == "train" else "images (*.jpg)"
+            raise InputError(f"dataset.{key}: no {what} in {folder}")
+        names[key] = found
+    return Experiment(
+        train={name: f"{name}.png" for name in names["train"][: dataset.train_limit]},
+        val=names["val"][: dataset.val_limit],
+        train_root=root / dataset.train,
+        val_root=root / dataset.val,
+        truth_root=root / dataset.masks / dataset.val,
+        cues=cues,
+        name=f"coco-{dataset.val}",
+        num_classes=config.model.num_classes,
+    )
 
 
 def _found(given: str | None, key: str, names: tuple[str, ...], root: Path) -> Path:

@@ -4,10 +4,16 @@
     dsrg_stage1   test-ms.py      241, 321, 401 square          scores zoomed to image size, summed
     dsrg_final    test-ms-f.py    0.75, 1, 1.25 of its size     scores zoomed to image size, summed
     sec           demo.py         321 square                    softmax on the grid, probabilities zoomed
+    coco_stage1   test_coco       481 square                    scores zoomed to image size
+    coco_final    test_coco_f     its own size                  scores zoomed to image size
 
 Then: floor of 1e-5; dense CRF with log-probabilities on the full-size RGB image, scale 1; argmax. All zooms are
 SciPy's, order 1. The release's label-restricted script (``train_gt`` in the recordings) is ``sec`` with the argmax
 restricted to the image's labels and background; here any protocol takes ``labels``.
+
+All scripts swap the colours of the image they have read, and hand it unswapped to the CRF. ``coco_final`` reads BGR, so
+that its net sees RGB, as in COCO's training layer, and its CRF BGR; the others read RGB, ``coco_stage1`` among them:
+there the release gives a net that was trained on RGB a BGR image. Both are kept.
 """
 
 from __future__ import annotations
@@ -33,11 +39,16 @@ FLOOR = 1e-5  # `probs[probs < 0.00001] = 0.00001` in every test script
 
 @dataclass(frozen=True)
 class Protocol:
-    """One test script: its ``sizes`` (squares) or ``factors``, and what it zooms back."""
+    """One test script: its ``sizes`` (squares) or ``factors``, what it zooms back, and how it reads the image."""
 
     sizes: tuple[int, ...] = ()
     factors: tuple[float, ...] = ()
     zooms_probabilities: bool = False
+    reads_bgr: bool = False
+
+    def as_read(self, image_rgb: np.ndarray) -> np.ndarray:
+        """The image in the order of colours in which the script holds it."""
+        return np.ascontiguousarray(image_rgb[:, :, ::-1]) if self.reads_bgr else image_rgb
 
     def zooms(self, height: int, width: int) -> list[tuple[float, float]]:
         """The zoom factors of height and width at each scale for an image of this size."""
@@ -50,6 +61,8 @@ PROTOCOLS = {
     "dsrg_stage1": Protocol(sizes=(241, 321, 401)),
     "dsrg_final": Protocol(factors=(0.75, 1.0, 1.25)),
     "sec": Protocol(sizes=(321,), zooms_probabilities=True),
+    "coco_stage1": Protocol(sizes=(481,)),
+    "coco_final": Protocol(factors=(1.0,), reads_bgr=True),
 }
 
 
@@ -73,6 +86,7 @@ def predict_probs(model: CaffeNet, image_rgb: np.ndarray, *, protocol: str) -> t
     if image_rgb.dtype != np.uint8 or image_rgb.ndim != 3 or image_rgb.shape[2] != 3:
         raise InputError(f"image: expected uint8 (H, W, 3), found {image_rgb.dtype} {image_rgb.shape}")
     script = PROTOCOLS[protocol]
+    as_read = script.as_read(image_rgb)
     height, width = image_rgb.shape[:2]
     parameter = next(model.parameters())
     was_training = model.training
@@ -80,7 +94,7 @@ def predict_probs(model: CaffeNet, image_rgb: np.ndarray, *, protocol: str) -> t
     try:
         total: torch.Tensor | None = None
         for factors in script.zooms(height, width):
-            blob = torch.from_numpy(preprocess_zoomed(image_rgb, factors)[None]).to(parameter)
+            blob = torch.from_numpy(preprocess_zoomed(as_read, factors)[None]).to(parameter)
             blob = blob.contiguous(memory_format=torch.channels_last)  # faster; the same float32 sums
             grid = model(blob)
             if script.zooms_probabilities:
@@ -118,7 +132,8 @@ def predict_mask(
         InputError: an unknown protocol, an image of another type or shape, a label outside the classes.
     """
     probs = predict_probs(model, image_rgb, protocol=protocol)
-    picture = torch.from_numpy(np.ascontiguousarray(image_rgb))
+    as_read = PROTOCOLS[protocol].as_read(image_rgb)
+    picture = torch.from_numpy(np.ascontiguousarray(as_read))
     return decide(probs[None], picture[None], crf=crf, labels=None if labels is None else [labels])[0]
 
 
@@ -134,7 +149,7 @@ def decide(
 
     Args:
         probs: (N, C, H, W), on any device; the CRF runs there.
-        images_u8: (N, H, W, 3) uint8 RGB.
+        images_u8: (N, H, W, 3) uint8, colours as the script holds them (``Protocol.as_read``).
         crf: run the dense CRF; without it the argmax of the probabilities.
         labels: class ids of each image; where given, only they and background (0) can win.
 

@@ -124,10 +124,10 @@ class _Steps:
 
     def train_stage1(self) -> Path:
         section, experiment = self.config.stage1, self.experiment
-        lines = (f"{name}.jpg {index}" for name, index in experiment.train.items())
+        lines = (f"{name}.jpg {cues}" for name, cues in experiment.train.items())
         data = _filled(
             section.data,
-            image_root=lambda: str(experiment.layout.images),
+            image_root=lambda: str(experiment.train_root),
             list=lambda: self._list(lines),
             cues=lambda: str(experiment.cues),
         )
@@ -138,7 +138,7 @@ class _Steps:
         section, experiment = self.config.stage2, self.experiment
         assert section is not None  # config.py checks it for this row
         assert self.config.pseudo_labels is not None
-        labels = experiment.labels().__getitem__ if self.config.pseudo_labels.use_labels else None
+        labels = experiment.labels() if self.config.pseudo_labels.use_labels else None
         masks = self._predict(
             "pseudo_labels",
             weights,
@@ -148,7 +148,7 @@ class _Steps:
         )
         data = _filled(
             section.data,
-            image_root=lambda: str(experiment.layout.images),
+            image_root=lambda: str(experiment.train_root),
             label_root=lambda: str(masks),
             list=lambda: self._list(f"{name}.jpg {name}.png" for name in experiment.train),
         )
@@ -166,9 +166,7 @@ class _Steps:
         """Masks of the validation images in ``predictions/<stage>`` and their ``scores.json`` beside them."""
         experiment, classes = self.experiment, self.config.dataset.classes
         folder = self._predict(f"predictions/{stage}", weights, experiment.val, self.config.inference)
-        truth = [
-            experiment.layout.root / self.config.dataset.masks / f"{name}.png" for name in experiment.val
-        ]
+        truth = [experiment.truth(name) for name in experiment.val]
         path = self.run.folder / f"scores_{stage}.json"
         write_json(
             path,
@@ -207,7 +205,7 @@ class _Steps:
             if not step.done:
                 model = load_model(self.config, weights, self.run.device)
                 step.begin()
-                images = {image: self.experiment.layout.image(image) for image in ids}
+                images = {image: self.experiment.image(image) for image in ids}
                 result = predict_folder(
                     TorchSegmenter(model, settings),
                     images,

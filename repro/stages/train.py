@@ -26,7 +26,7 @@ import torch
 from tqdm import tqdm
 
 from repro.config import Config, InitConfig, Stage1Config, Stage2Config
-from repro.data import ImageData, ImageSegData, make_loader, read_label_list
+from repro.data import AnnotationCOCO, DataLayer, ImageData, ImageSegData, make_loader, read_label_list
 from repro.errors import InputError
 from repro.files import atomic_path, file_sha256, write_text
 from repro.models import CaffeNet, build_model
@@ -66,8 +66,8 @@ def train(config: Config, stage: int, run: Run) -> Path:
         raise InputError(f"stage{stage}.solver.max_iter: expected at least 1 iteration")
     files = _files(section, stage)
     hashes = {key: file_sha256(path) for key, path in files.items() if Path(path).is_file()}
-    if "label_root" in files:
-        hashes["labels"] = labels_sha256(files["label_root"], files["list"])
+    if folder := files.get("label_root") or (files["cues"] if _cues_are_pngs(section) else None):
+        hashes["labels"] = labels_sha256(folder, files["list"])
     with run.step(f"stage{stage}", _settings(config, stage, section, hashes)) as step:
         if not step.done:
             model = _initial_model(config, section.init)
@@ -101,7 +101,7 @@ class _Loop:
         model: CaffeNet,
         solver: CaffeSGD,
         objective: Objective,
-        dataset: ImageData | ImageSegData,
+        dataset: DataLayer,
         list_path: str,
         step: Step,
     ) -> None:
@@ -270,17 +270,33 @@ def _files(section: Stage1Config | Stage2Config, stage: int) -> dict[str, str]:
     }
     for key, path in files.items():
         section_name = "init" if key in ("weights", "solverstate") else "data"
-        expected = "folder" if key.endswith("_root") else "file"
+        is_folder = key.endswith("_root") or (key == "cues" and _cues_are_pngs(section))
+        expected = "folder" if is_folder else "file"
         if not (Path(path).is_dir() if expected == "folder" else Path(path).is_file()):
             raise InputError(f"stage{stage}.{section_name}.{key}: no such {expected}: {path}")
     return files
 
 
+def _cues_are_pngs(section: Stage1Config | Stage2Config) -> bool:
+    return isinstance(section, Stage1Config) and section.data.layer == "AnnotationCOCO"
+
+
 def _dataset(
     section: Stage1Config | Stage2Config, stage: int, files: dict[str, str], num_classes: int, model: CaffeNet
-) -> ImageData | ImageSegData:
+) -> ImageData | AnnotationCOCO | ImageSegData:
     if isinstance(section, Stage1Config):
         data = section.data
+        if data.layer == "AnnotationCOCO":
+            return AnnotationCOCO(
+                files["image_root"],
+                files["cues"],
+                files["list"],
+                num_classes=num_classes,
+                grid=model.grid_size(data.new_height, data.new_width),
+                new_height=data.new_height,
+                new_width=data.new_width,
+                mirror=data.mirror,
+            )
         dataset = ImageData(
             files["image_root"],
             files["list"],
@@ -314,6 +330,7 @@ def _dataset(
         num_classes=num_classes,
         crop_size=(section.data.crop_size, section.data.crop_size),
         mirror=section.data.mirror,
+        rgb=section.data.rgb,
     )
 
 

@@ -1,0 +1,261 @@
+"""COCO's data layer and test scripts against golden/coco.h5; its annotation file; the chain on a generated set."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from parity_tests.conftest import CAFFE_FILES, assert_close
+from parity_tests.generated_coco import CATEGORY_IDS, write_coco
+from parity_tests.tolerances import MASK_PIXELS
+from repro.cli import run_command
+from repro.config import load_config
+from repro.data import (
+    COCO_CLASS_NAMES,
+    VOID,
+    AnnotationCOCO,
+    CocoInstances,
+    make_loader,
+    read_mask,
+    write_mask,
+)
+from repro.errors import InputError
+from repro.models import build_model
+from repro.stages import predict_mask
+from repro.stages.datasets import open_experiment
+from weights_conversion import load_caffe_weights
+
+
+@pytest.fixture
+def recorded_files(golden, tmp_path):
+    """The recording's inputs on disk: a root, and the list of lines ``/images/i.png /cues/i.png``."""
+    recorded = golden("coco")
+    (tmp_path / "images").mkdir()
+    for index in range(3):
+        image = recorded[f"image_bgr_{index}"][()]
+        Image.fromarray(image[:, :, ::-1]).save(tmp_path / "images" / f"{index}.png")
+        write_mask(tmp_path / "cues" / f"{index}.png", recorded[f"cue_label_{index}"][()])
+    lines = "".join(f"/images/{index}.png /cues/{index}.png\n" for index in range(3))
+    (tmp_path / "list.txt").write_text(lines)
+    return tmp_path
+
+
+def layer_of(folder, **options) -> AnnotationCOCO:
+    return AnnotationCOCO(folder, folder, folder / "list.txt", **options)
+
+
+def test_annotation_layer(golden, recorded_files):
+    recorded = golden("coco")
+    (batch,) = make_loader(layer_of(recorded_files), 3, shuffle=False, seed=0, iterations=1)
+    assert_close(batch["images"], recorded["images"], 0, "images")
+    assert_close(batch["labels"], recorded["labels"][:, 0, 0], 0, "labels")
+    assert_close(batch["cues"], recorded["cues"], 0, "cues")
+    assert batch["cues"].dtype == torch.float32
+
+
+def test_mirror_flips_image_and_cues_together(golden, recorded_files):
+    recorded = golden("coco")
+    flipped = 0
+    loader = make_loader(layer_of(recorded_files, mirror=True), 3, shuffle=False, seed=1, iterations=4)
+    for batch in loader:
+        for index, (images, cues) in enumerate(zip(batch["images"], batch["cues"], strict=True)):
+            images, cues = images.numpy(), cues.numpy()
+            if not np.array_equal(images, recorded["images"][index]):
+                images, cues, flipped = images[:, :, ::-1], cues[:, :, ::-1], flipped + 1
+            assert_close(images, recorded["images"][index], 0, "images")
+            assert_close(cues, recorded["cues"][index], 0, "cues")
+    assert 0 < flipped < 12
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "message"),
+    [
+        (np.full((41, 41), 90, np.uint8), "list.txt:2: .*class 90"),
+        (np.zeros((40, 41), np.uint8), "list.txt:2: .*is 40x41, cues on the net's 41x41 grid"),
+        (np.full((41, 41), VOID, np.uint8), "list.txt:2: .*has no cue"),
+    ],
+)
+def test_bad_cue_labels(recorded_files, spoiled, message):
+    write_mask(recorded_files / "cues" / "1.png", spoiled)
+    with pytest.raises(InputError, match=message):
+        next(iter(make_loader(layer_of(recorded_files), 3, shuffle=False, seed=0, iterations=1)))
+    (recorded_files / "cues" / "1.png").unlink()
+    with pytest.raises(InputError, match=r"list\.txt:2: no such file"):
+        layer_of(recorded_files)
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = build_model("vgg16_aspp", num_classes=81, width_divisor=16)
+    load_caffe_weights(model, CAFFE_FILES / "vgg16_aspp_coco.caffemodel")
+    return model.eval()
+
+
+@pytest.mark.parametrize("crf", [True, False], ids=["crf", "raw"])
+@pytest.mark.parametrize(
+    ("script", "protocol"), [("test_coco", "coco_stage1"), ("test_coco_f", "coco_final")]
+)
+@pytest.mark.parametrize("image", [0, 2])
+def test_masks(golden, model, image, script, protocol, crf):
+    recorded = golden("coco")
+    picture = np.ascontiguousarray(recorded[f"image_bgr_{image}"][()][:, :, ::-1])
+    mask = predict_mask(model, picture, protocol=protocol, crf=crf)
+    want = recorded[f"{script}_{'crf' if crf else 'raw'}_{image}"][()]
+    assert (mask != want).mean() <= MASK_PIXELS
+
+
+# --- the annotation file -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory):
+    root = tmp_path_factory.mktemp("coco")
+    write_coco(root)
+    return root
+
+
+def test_classes_are_contiguous(coco):
+    assert len(COCO_CLASS_NAMES) == 81
+    instances = CocoInstances(coco / "annotations" / "instances_train2014.json")
+    assert [instances.class_of[number] for number in CATEGORY_IDS] == list(range(1, 81))
+    # from COCO's own list of categories
+    known = {1: "person", 13: "stop sign", 44: "bottle", 67: "dining table", 90: "toothbrush"}
+    assert {number: COCO_CLASS_NAMES[instances.class_of[number]] for number in known} == known
+
+
+def test_labels_of_the_annotation_file(coco):
+    labels = CocoInstances(coco / "annotations" / "instances_train2014.json").labels()
+    assert len(labels) == 40
+    assert labels["COCO_train2014_000000000003"] == [1, 2]
+    assert labels["COCO_train2014_000000000010"] == [3, 4]
+    assert {label for found in labels.values() for label in found} == set(range(1, 81))
+
+
+def test_masks_of_the_annotation_file(coco, tmp_path, capsys):
+    annotations = coco / "annotations" / "instances_val2014.json"
+    assert run_command(["data", "coco-masks", str(annotations), str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}: 4 masks\n"
+    content = json.loads(annotations.read_text())
+    for index, image in enumerate(content["images"]):
+        mask = read_mask(tmp_path / image["file_name"].replace(".jpg", ".png"), 81)
+        assert mask.shape == (image["height"], image["width"])
+        assert np.unique(mask).tolist() == [0, 2 * index + 1, 2 * index + 2]
+        picture = np.asarray(Image.open(coco / "val2014" / image["file_name"]).convert("RGB")).astype(int)
+        drawn = np.abs(picture - np.array([3 * (2 * index + 1) + k for k in range(3)])).max(axis=2) < 25
+        # the outlines are the drawn boxes, give or take their last row and column and what JPEG blurs
+        assert (drawn & (mask == 2 * index + 1)).sum() > 0.7 * drawn[:, : picture.shape[1] // 2].sum()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert run_command(["data", "coco-masks", str(annotations), str(tmp_path)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+def test_a_smaller_object_covers_a_larger(tmp_path):
+    small, large = [[2, 2, 6, 2, 6, 6, 2, 6]], [[0, 0, 10, 0, 10, 10, 0, 10]]
+    for order in (1, -1):
+        objects = [
+            {"id": 1, "category_id": 1, "segmentation": small},
+            {"id": 2, "category_id": 2, "segmentation": large},
+        ]
+        content = {
+            "images": [{"id": 5, "file_name": f"x{order}.jpg", "height": 10, "width": 12}],
+            "annotations": [{"image_id": 5, **entry} for entry in objects[::order]],
+            "categories": [{"id": 1, "name": "person"}, {"id": 2, "name": "bicycle"}],
+        }
+        (tmp_path / "a.json").write_text(json.dumps(content))
+        (path,) = CocoInstances(tmp_path / "a.json").write_masks(tmp_path)
+        mask = read_mask(path, 81)
+        assert (mask == 1).sum() == 16
+        assert (mask == 2).sum() == 84
+        assert (mask[:, 10:] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("categories"), "no categories"),
+        (lambda c: c["categories"][0].update(name="dragon"), "category 'dragon' is not one of the classes"),
+        (lambda c: c["images"][0].pop("file_name"), "file_name None, str expected"),
+        (lambda c: c["annotations"][0].update(image_id=4), "annotation 1 has image 4"),
+        (lambda c: c["annotations"][0].update(category_id=12), "annotation 1 has .* category 12"),
+        (lambda c: c["annotations"][0].update(segmentation=[[1, 2]]), "annotation 1: no outline"),
+        (lambda c: c["annotations"][0].pop("segmentation"), "annotation 1: no outline"),
+        (lambda c: c.update(images=[3]), "images.item 3, an object expected"),
+    ],
+)
+def test_bad_annotation_files(coco, tmp_path, change, message):
+    content = json.loads((coco / "annotations" / "instances_val2014.json").read_text())
+    change(content)
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=f"instances.json: .*{message}|instances.json: {message}"):
+        list(CocoInstances(path).write_masks(tmp_path))
+    assert [found.name for found in tmp_path.iterdir()] == ["instances.json"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[1]", '{"categories": [{"id": 1, "name": "person"}], "images": [{', "\xff"]
+)
+def test_damaged_annotation_files(tmp_path, text):
+    (tmp_path / "a.json").write_bytes(text.encode("latin1"))
+    with pytest.raises(InputError, match=r"a\.json: "):
+        CocoInstances(tmp_path / "a.json")
+    with pytest.raises(InputError, match=r"nowhere\.json: No such file"):
+        CocoInstances(tmp_path / "nowhere.json")
+
+
+# --- the chain ---------------------------------------------------------------------------------------------
+
+
+def arguments(coco, tmp_path) -> list[str]:
+    return [
+        *("reproduce", "--config", "dsrg_vgg16_coco", "--device", "cpu", f"dataset.root={coco}"),
+        *(f"output={tmp_path}/run", "model.width_divisor=16", "init.filler=looks_linear", "data.workers=0"),
+        *("solver.max_iter=2", "data.batch_size=2", "dataset.train_limit=3", "dataset.val_limit=2"),
+    ]
+
+
+def test_whole_chain(coco, tmp_path, capsys):
+    assert run_command(arguments(coco, tmp_path)) == 2
+    line = capsys.readouterr().err
+    assert "no such validation mask" in line
+    assert f"repro data coco-masks {coco}/annotations/instances_val2014.json {coco}/masks/val2014" in line
+    assert not (tmp_path / "run").exists()
+    list(
+        CocoInstances(coco / "annotations" / "instances_val2014.json").write_masks(coco / "masks" / "val2014")
+    )
+
+    assert run_command(arguments(coco, tmp_path)) == 0
+    scores = json.loads((tmp_path / "run" / "scores_stage2.json").read_text())
+    assert (scores["dataset"], scores["images"], scores["train_images"]) == ("coco-val2014", 2, 3)
+    assert len(scores["scores"]["per_class_iou"]) == 81
+    assert scores["classes"] == list(COCO_CLASS_NAMES)
+    config = load_config(str(tmp_path / "run" / "config.yaml"))
+    assert (config.pseudo_labels.protocol, config.inference.protocol) == ("coco_stage1", "coco_final")
+    rows = list(csv.DictReader((tmp_path / "run" / "stage1" / "log.csv").open()))
+    assert len(rows) == 2
+    assert all(np.isfinite(float(row["loss-Seed"])) for row in rows)
+
+
+def test_labels_of_an_image_are_those_of_its_cues(coco):
+    experiment = open_experiment(load_config("dsrg_vgg16_coco", [f"dataset.root={coco}"]))
+    assert experiment.labels()("COCO_train2014_000000000003") == [0, 1, 2]
+
+
+def test_what_is_missing_is_said(coco, tmp_path, capsys):
+    base = ["reproduce", "--config", "dsrg_vgg16_coco"]
+    for more, message in (
+        ([], "dataset.root: no such folder: None"),
+        (
+            [f"dataset.root={tmp_path}"],
+            f"no cues (*.png; repro seeds make --coco makes them) in {tmp_path}/cues/train2014",
+        ),
+        ([f"dataset.root={coco}", "dataset.val=val2017"], f"no images (*.jpg) in {coco}/val2017"),
+        ([f"dataset.root={coco}", "dataset.input_list=x.txt"], "dataset.input_list: "),
+    ):
+        assert run_command([*base, *more]) == 2
+        assert message in capsys.readouterr().err

@@ -1,0 +1,223 @@
+"""MS COCO: its 81 classes, its stage-1 data layer, and its annotation file read as a stream.
+
+COCO numbers its 80 classes 1 to 90 with gaps; here, as in the release, they are 1 to 80 in the order of those
+numbers, and 0 is background. The annotation file of the training images is half a gigabyte of JSON: it is read
+piece by piece, and what is kept of it is a set of classes an image, or a compressed outline an object.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ijson
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from repro.data.datasets import Item, located, naming, tensor
+from repro.data.images import MEAN_BGR, read_image_bgr, subtract_mean, zoom_to
+from repro.data.voc import VOID, read_label_list, read_mask, write_mask
+from repro.errors import InputError
+
+PathLike = str | os.PathLike[str]
+
+COCO_CLASS_NAMES = (
+    "background", "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
+    "traffic light", "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep",
+    "cow", "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee",
+    "skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard",
+    "tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich",
+    "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant", "bed",
+    "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven",
+    "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
+)  # fmt: skip
+"""The 81 classes in the order of their contiguous indices."""
+
+
+class AnnotationCOCO:
+    """Stage 1 on COCO: the release's layer ``AnnotationLayerCOCO``.
+
+    The image is read as BGR, zoomed to the input size (SciPy's order 1, not OpenCV's resize), its channels are
+    swapped and the mean is subtracted in the order given: the net sees **RGB** with blue's mean under red. The cues
+    are a PNG of classes on the score grid, 255 where there is none, and the image's labels are the classes among them.
+
+    Args:
+        image_root, cue_root: what the two paths of a line are appended to.
+        list_path: lines ``image cue-label``.
+        grid: rows and columns of the cues.
+        mirror: flip image and cues together, a coin an image.
+
+    Raises InputError naming the list's line when a file is missing.
+    """
+
+    def __init__(
+        self,
+        image_root: PathLike,
+        cue_root: PathLike,
+        list_path: PathLike,
+        *,
+        num_classes: int = len(COCO_CLASS_NAMES),
+        grid: tuple[int, int] = (41, 41),
+        new_height: int = 321,
+        new_width: int = 321,
+        mirror: bool = False,
+        mean: Sequence[float] = MEAN_BGR,
+    ) -> None:
+        self.lines = read_label_list(list_path)
+        self.num_classes = num_classes
+        self.grid = grid
+        self.new_height = new_height
+        self.new_width = new_width
+        self.mirror = mirror
+        self.mean = tuple(mean)
+        self._list = os.fspath(list_path)
+        self._paths = [
+            (
+                located(image_root, line.image, f"{self._list}:{line.line}"),
+                located(cue_root, line.label, f"{self._list}:{line.line}"),
+            )
+            for line in self.lines
+        ]
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def item(self, index: int, rng: np.random.Generator) -> Item:
+        """Line ``index`` (from 0) as ``images`` float32 (3, new_height, new_width), ``labels`` float32 (C,),
+        ``cues`` float32 (C, rows, columns) and ``index``, the line's number from 0.
+
+        ``rng`` decides the mirror. Raises InputError naming the line for a file that cannot be read, cues of another
+        size than the grid or with a class out of range, and an image without any cue, which has no label then.
+        """
+        where = f"{self._list}:{self.lines[index].line}"
+        image_path, cue_path = self._paths[index]
+        image = naming(where, read_image_bgr, image_path).astype(np.float32)
+        label = naming(where, read_mask, cue_path, self.num_classes)
+        if label.shape != self.grid:
+            raise InputError(
+                f"{where}: {cue_path} is {label.shape[0]}x{label.shape[1]}, "
+                f"cues on the net's {self.grid[0]}x{self.grid[1]} grid expected"
+            )
+        present = np.setdiff1d(label, [VOID])
+        if not present.size:
+            raise InputError(f"{where}: {cue_path} has no cue, one class or more expected")
+        zoomed = zoom_to(image, self.new_height, self.new_width, axes=(0, 1))
+        images = subtract_mean(zoomed[:, :, ::-1], self.mean)
+        cues = (label == np.arange(self.num_classes, dtype=np.uint8)[:, None, None]).astype(np.float32)
+        if self.mirror and rng.integers(2):
+            images, cues = images[:, :, ::-1], cues[:, :, ::-1]
+        labels = np.zeros(self.num_classes, np.float32)
+        labels[present] = 1
+        return {"images": tensor(images), "labels": tensor(labels), "cues": tensor(cues), "index": index}
+
+
+class CocoInstances:
+    """An annotation file ``instances_*.json``, read as a stream.
+
+    Attributes:
+        images: image id -> (file name, height, width), in the file's order.
+        class_of: category id -> class index.
+
+    Raises InputError for a file that is no such JSON, and where its categories are not ``classes``.
+    """
+
+    def __init__(self, path: PathLike, classes: Sequence[str] = COCO_CLASS_NAMES) -> None:
+        self.path = Path(path)
+        categories = {
+            self._field(entry, "id", int): self._field(entry, "name", str)
+            for entry in self._stream("categories.item")
+        }
+        if not categories:
+            raise InputError(f"{self.path}: no categories, the instances of COCO as JSON expected")
+        indices = {name: index for index, name in enumerate(classes)}
+        self.class_of: dict[int, int] = {}
+        for number, name in sorted(categories.items()):
+            if indices.get(name, 0) == 0:
+                raise InputError(
+                    f"{self.path}: category {name!r} is not one of the classes {', '.join(classes[1:])}"
+                )
+            self.class_of[number] = indices[name]
+        self.images = {
+            self._field(entry, "id", int): (
+                self._field(entry, "file_name", str),
+                self._field(entry, "height", int),
+                self._field(entry, "width", int),
+            )
+            for entry in self._stream("images.item")
+        }
+
+    def labels(self) -> dict[str, list[int]]:
+        """Image name without suffix -> its classes, rising; an image without objects has none."""
+        found: dict[int, set[int]] = {number: set() for number in self.images}
+        for image, class_index, _ in self._objects():
+            found[image].add(class_index)
+        return {
+            Path(file_name).stem: sorted(found[number]) for number, (file_name, *_) in self.images.items()
+        }
+
+    def write_masks(self, out_dir: Path) -> Iterator[Path]:
+        """Draw every image's class mask, ``<out_dir>/<image name>.png``; gives each path when it is there.
+
+        An object covers those of larger area, whatever their order in the file; crowds are objects of their class.
+        Masks that are there are kept. What is held meanwhile is COCO's compressed outline of each object.
+        """
+        drawn: dict[int, list[tuple[int, int, bytes]]] = {number: [] for number in self.images}
+        for image, class_index, entry in self._objects():
+            _, height, width = self.images[image]
+            outline = self._outline(entry, height, width)
+            drawn[image].append((int(coco_mask.area(outline)), class_index, outline["counts"]))
+        for number, (file_name, height, width) in self.images.items():
+            path = out_dir / f"{Path(file_name).stem}.png"
+            if not path.exists():
+                mask = np.zeros((height, width), np.uint8)
+                for _, class_index, counts in sorted(drawn[number], key=lambda one: -one[0]):
+                    mask[coco_mask.decode({"size": [height, width], "counts": counts}) > 0] = class_index
+                write_mask(path, mask)
+            yield path
+
+    def _objects(self) -> Iterator[tuple[int, int, dict[str, Any]]]:
+        """Image id, class and entry of each object."""
+        for entry in self._stream("annotations.item"):
+            image, category = self._field(entry, "image_id", int), self._field(entry, "category_id", int)
+            if image not in self.images or category not in self.class_of:
+                raise InputError(
+                    f"{self.path}: annotation {entry.get('id')} has image {image} and category {category}, "
+                    "both of this file expected"
+                )
+            yield image, self.class_of[category], entry
+
+    def _outline(self, entry: dict[str, Any], height: int, width: int) -> dict[str, Any]:
+        shape = entry.get("segmentation")
+        try:
+            if isinstance(shape, list):
+                return dict(coco_mask.merge(coco_mask.frPyObjects(shape, height, width)))
+            if isinstance(shape["counts"], list):  # type: ignore[index]
+                shape = coco_mask.frPyObjects(shape, height, width)
+            if list(shape["size"]) != [height, width]:  # type: ignore[index]
+                raise ValueError(f"size {shape['size']}")  # type: ignore[index]
+            return dict(shape)  # type: ignore[arg-type]
+        except Exception as error:  # pycocotools raises whatever its C code meets
+            raise InputError(
+                f"{self.path}: annotation {entry.get('id')}: no outline of a {height}x{width} image ({error})"
+            ) from None
+
+    def _stream(self, prefix: str) -> Iterator[dict[str, Any]]:
+        try:
+            with self.path.open("rb") as file:
+                for entry in ijson.items(file, prefix, use_float=True):
+                    if not isinstance(entry, dict):
+                        raise InputError(f"{self.path}: {prefix} {entry!r}, an object expected")
+                    yield entry
+        except OSError as error:
+            raise InputError(f"{self.path}: {error.strerror}, COCO's instances as JSON expected") from None
+        except (ijson.JSONError, UnicodeDecodeError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{self.path}: damaged JSON ({reason})") from None
+
+    def _field(self, entry: dict[str, Any], key: str, kind: type) -> Any:
+        value = entry.get(key)
+        if not isinstance(value, kind):
+            raise InputError(f"{self.path}: {key} {value!r}, {kind.__name__} expected")
+        return value
