@@ -22,6 +22,7 @@ from parity_tests.tolerances import (
     RETRAIN_LOSS,
     RETRAIN_LOSS_FLOAT32,
     STAGE1_LOSS,
+    STAGE1_LOSS_FAST_REL,
     UPDATE_UNDER_RELUS,
     WEIGHTS_AFTER_30,
 )
@@ -32,6 +33,7 @@ from repro.layers import interp
 from repro.models import build_model
 from repro.solver import CaffeSGD
 from repro.stages.objectives import Stage1Objective
+from repro.stages.precision import has_bfloat16
 from weights_conversion import load_caffe_weights
 
 NARROW = ["model.width_divisor=16", "model.dropout=0"]
@@ -131,6 +133,21 @@ def test_stage1_follows_the_recorded_curves(golden, stage1_run):
     assert_close(log["loss"], log["loss-Seed"] + log["loss-Constrain"], 1e-6, "loss")
     # a grown cell flips where a probability stands at the threshold: near the recorded count, not always on it
     assert_close(log["seeds"], recorded["cues_new_sum"], 3, "number of grown seeds")
+
+
+def test_fast_precision_follows_the_recorded_curves_from_afar(golden, stage1_inputs, tmp_path):
+    """bfloat16 convolutions stay near the curve; where the processor has them, they are really used."""
+    assert run_command(stage1_arguments(stage1_inputs, tmp_path / "run", "precision=fast")) == 0
+    log = read_log(tmp_path / "run" / "stage1")
+    for name in ("Seed", "Constrain"):
+        want = golden("stage1")[f"loss_{name}"][()]
+        difference = np.abs(log[f"loss-{name}"] / want - 1)
+        assert difference.max() < STAGE1_LOSS_FAST_REL
+        if has_bfloat16(torch.device("cpu")):
+            assert difference.max() > 1e-4
+    arithmetic = json.loads((tmp_path / "run" / "manifest.json").read_text())["arithmetic"]
+    assert arithmetic["precision"] == "fast"
+    assert arithmetic["bfloat16_convolutions"] == has_bfloat16(torch.device("cpu"))
 
 
 def test_stage1_ends_in_the_recorded_weights(golden, stage1_run):
@@ -240,7 +257,13 @@ def test_a_caffe_solverstate_is_gone_on_from(golden, stage1_inputs, tmp_path):
 def test_the_run_folder_says_what_made_it(stage1_run):
     manifest = json.loads((stage1_run / "manifest.json").read_text())
     assert manifest["device"] == "cpu"
-    assert manifest["arithmetic"] == {"dtype": "float32", "tf32": False, "deterministic": False}
+    assert manifest["arithmetic"] == {
+        "precision": "faithful",
+        "dtype": "float32",
+        "bfloat16_convolutions": False,
+        "tf32": False,
+        "cudnn_deterministic": True,
+    }
     assert manifest["seed"] == 0
     step = manifest["steps"]["stage1"]
     assert step["seconds_last_call"] > 0

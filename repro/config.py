@@ -218,8 +218,7 @@ class Config(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
-    # faithful: float32, TF32 off. double: float64, to tell a difference in the arithmetic from one in the rounding
-    precision: Literal["faithful", "double"] = "faithful"
+    precision: Literal["faithful", "fast", "double"] = "faithful"  # see stages/precision.py
     output: str | None = None
     rows: list[Literal["baseline", "+BSL", "+DSRG", "+Retrain", "SEC"]]
     dataset: DatasetConfig = DatasetConfig()

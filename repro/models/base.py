@@ -16,6 +16,23 @@ class CaffeNet(nn.Module):
     """A net whose sub-modules carry Caffe layer names; ``classifiers`` names its last, score-giving layers."""
 
     classifiers: tuple[str, ...] = ()
+    scores_blob: str = "fc8-SEC"
+    autocast: torch.dtype | None = None  # of convolutions under `precision=fast`; see repro/precision.py
+
+    def forward_blobs(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Every blob by its Caffe name, as Caffe leaves it: after the in-place ReLU and dropout.
+
+        Args:
+            images: mean-subtracted BGR (N, 3, H, W).
+        """
+        raise NotImplementedError
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Scores, the blob ``scores_blob``, of mean-subtracted BGR images (N, 3, H, W), in their dtype."""
+        if self.autocast is None:
+            return self.forward_blobs(images)[self.scores_blob]
+        with torch.autocast(images.device.type, self.autocast):
+            return self.forward_blobs(images)[self.scores_blob].to(images.dtype)
 
     @staticmethod
     def grid_size(height: int, width: int) -> tuple[int, int]:

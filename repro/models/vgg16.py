@@ -62,11 +62,6 @@ class VGG16(CaffeNet):
         self.fill()
 
     def forward_blobs(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Every blob by its Caffe name, as Caffe leaves it: after the in-place ReLU and dropout.
-
-        Args:
-            images: mean-subtracted BGR (N, 3, H, W) float32.
-        """
         blobs = {"images": images}
         x = images
         for stage, (convolutions, *_) in enumerate(_STAGES, start=1):
@@ -90,7 +85,3 @@ class VGG16(CaffeNet):
                 scores = scores + blobs[name]
             blobs["fc8-SEC"] = scores
         return blobs
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Scores ``fc8-SEC`` (N, C, H', W') of mean-subtracted BGR images (N, 3, H, W)."""
-        return self.forward_blobs(images)["fc8-SEC"]

@@ -32,6 +32,7 @@ from repro.errors import InputError
 from repro.files import file_sha256
 from repro.layers import CRFParams, mean_field
 from repro.models import CaffeNet, build_model
+from repro.stages.precision import LAYOUT, to_device
 from weights_conversion import load_weights
 
 FLOOR = 1e-5  # `probs[probs < 0.00001] = 0.00001` in every test script
@@ -95,7 +96,7 @@ def predict_probs(model: CaffeNet, image_rgb: np.ndarray, *, protocol: str) -> t
         total: torch.Tensor | None = None
         for factors in script.zooms(height, width):
             blob = torch.from_numpy(preprocess_zoomed(as_read, factors)[None]).to(parameter)
-            blob = blob.contiguous(memory_format=torch.channels_last)  # faster; the same float32 sums
+            blob = blob.contiguous(memory_format=LAYOUT)
             grid = model(blob)
             if script.zooms_probabilities:
                 grid = torch.softmax(grid, dim=1)
@@ -225,4 +226,4 @@ def load_model(config: Config, weights: Path, device: torch.device) -> CaffeNet:
     report = load_weights(model, weights)
     if report.missing:
         raise InputError(f"{weights}: has no weights for {', '.join(report.missing)} of {fields.name}")
-    return model.to(device, config.dtype).eval()
+    return to_device(model, config, device).eval()

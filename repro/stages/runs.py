@@ -28,6 +28,7 @@ import yaml
 from repro.config import Config, flattened
 from repro.errors import InputError
 from repro.files import write_text
+from repro.stages.precision import has_bfloat16
 
 _REPORTED_PACKAGES = ("torch", "numpy", "scipy", "h5py", "pillow", "pydensecrf2", "safetensors")
 
@@ -139,9 +140,11 @@ def _provenance(config: Config, device: torch.device) -> dict[str, Any]:
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "cpu_threads": torch.get_num_threads(),
         "arithmetic": {
-            "dtype": "float64" if config.precision == "double" else "float32",
+            "precision": config.precision,
+            "dtype": str(config.dtype).removeprefix("torch."),
+            "bfloat16_convolutions": config.precision == "fast" and has_bfloat16(device),
             "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
-            "deterministic": torch.are_deterministic_algorithms_enabled(),
+            "cudnn_deterministic": torch.backends.cudnn.deterministic,
         },
         "versions": {
             "python": platform.python_version(),

@@ -32,12 +32,11 @@ from repro.files import atomic_path, file_sha256, write_text
 from repro.models import CaffeNet, build_model
 from repro.solver import CaffeSGD
 from repro.stages.objectives import Batch, Objective, Stage1Objective, Stage2Objective
+from repro.stages.precision import LAYOUT, to_device
 from repro.stages.runs import Run, Step
 from weights_conversion import load_weights, read_solverstate, save_safetensors
 
 log = logging.getLogger(__name__)
-# the same float32 sums in an order that CPUs and GPUs are about twice as fast at
-LAYOUT = torch.channels_last
 # what a stage's files and speed depend on, but not its numbers
 _SHAPELESS = {
     "data": {"workers", "image_root", "label_root", "list", "cues"},
@@ -77,7 +76,7 @@ def train(config: Config, stage: int, run: Run) -> Path:
                 else Stage2Objective(section.data.label_shrink)
             )
             dataset = _dataset(section, stage, files, config.model.num_classes, model)
-            model.to(run.device, config.dtype).to(memory_format=LAYOUT)  # type: ignore[call-overload]
+            to_device(model, config, run.device)
             solver = CaffeSGD(model, section.solver)
             if not section.init.weights and not _snapshots(step.folder):
                 log.warning(

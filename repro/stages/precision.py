@@ -1,0 +1,41 @@
+"""What ``precision`` means for a net on a device.
+
+    faithful   float32 throughout; TF32 off, deterministic cuDNN algorithms
+    double     float64 throughout: tells a difference in the arithmetic from one in the rounding
+    fast       the net's convolutions in bfloat16 (float32 on a CPU without bfloat16 instructions), TF32 for what
+               float32 is left, cuDNN picks its algorithms by timing them; weights, history, solver and every layer
+               after the scores stay float32
+
+All three run in channels-last layout: the same sums in an order that CPUs and GPUs are about twice as fast at.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from repro.config import Config
+from repro.models import CaffeNet
+
+LAYOUT = torch.channels_last
+# names of bfloat16 arithmetic among a CPU's capabilities, on x86-64 and on Arm
+_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16")
+
+
+def to_device(model: CaffeNet, config: Config, device: torch.device) -> CaffeNet:
+    """Move ``model`` to ``device`` in ``config.precision``; sets the process's TF32 and cuDNN flags to match."""
+    fast = config.precision == "fast"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = fast
+    torch.backends.cudnn.benchmark = fast
+    torch.backends.cudnn.deterministic = not fast
+    model.autocast = torch.bfloat16 if fast and has_bfloat16(device) else None
+    return model.to(device, config.dtype).to(memory_format=LAYOUT)  # type: ignore[call-overload]
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16 rather than imitating it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 does not say
+    return any(capabilities.get(name) for name in _BFLOAT16)
