@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -11,13 +12,21 @@ from parity_tests.conftest import CAFFE_FILES, assert_close
 from parity_tests.tolerances import NETWORK_BLOB_REL
 from repro.data import subtract_mean
 from repro.errors import InputError
+from repro.layers.common import BatchNorm
 from repro.models import build_model
-from weights_conversion import load_caffe_weights
+from repro.models.base import split_names
+from repro.solver import CaffeSGD
+from weights_conversion import caffe_layers, load_caffe_weights
 
-NETS = ("vgg16_aspp", "vgg16_largefov")
-SIZES = [
+NETS = ("vgg16_aspp", "vgg16_largefov", "vgg16_cam", "vgg16_bg", "resnet101_aspp")
+V1 = ("vgg16_aspp", "vgg16_largefov")
+ANY_SIZE = ("vgg16_aspp", "vgg16_largefov", "resnet101_aspp", "resnet101_largefov")
+RECORDED = [
     *(("vgg16_aspp", size) for size in ("128x100", "241x241", "321x321", "401x401", "65x49", "97x130")),
     *(("vgg16_largefov", size) for size in ("321x321", "65x49", "97x130")),
+    *(("resnet101_aspp", size) for size in ("321x321", "65x49", "97x130")),
+    ("vgg16_cam", "321x321"),
+    ("vgg16_bg", "321x321"),
 ]
 
 
@@ -25,36 +34,135 @@ def build(name: str, divisor: int = 16):
     return build_model(name, width_divisor=divisor).eval()
 
 
-@pytest.mark.parametrize("version", ["", "_v1"])
-@pytest.mark.parametrize("name", NETS)
+def recorded_net(name: str):
+    model = build(name)
+    load_caffe_weights(model, CAFFE_FILES / f"{name}.caffemodel")
+    return model
+
+
+def recording(golden, name: str, size: str):
+    return golden("resnet101")[size] if name == "resnet101_aspp" else golden("networks")[name][size]
+
+
+def images_of(recorded) -> torch.Tensor:
+    return torch.from_numpy(subtract_mean(recorded["image_bgr"][()])[None])
+
+
+@pytest.mark.parametrize(("name", "version"), [*((n, "") for n in NETS), *((n, "_v1") for n in V1)])
 def test_a_caffemodel_fills_every_layer(name, version):
     model = build(name)
     report = load_caffe_weights(model, CAFFE_FILES / f"{name}{version}.caffemodel")
-    assert report.loaded == [layer for layer, child in model.named_children() if hasattr(child, "weight")]
+    assert report.loaded == list(caffe_layers(model))
     assert report.missing == report.unused == []
 
 
-@pytest.mark.parametrize(("name", "size"), SIZES)
+@pytest.mark.parametrize(("name", "size"), RECORDED)
 def test_blobs(golden, name, size):
-    recorded = golden("networks")[name][size]
-    model = build(name)
-    load_caffe_weights(model, CAFFE_FILES / f"{name}.caffemodel")
-    images = torch.from_numpy(subtract_mean(recorded["image_bgr"][()])[None])
+    recorded = recording(golden, name, size)
+    model, images = recorded_net(name), images_of(recorded)
     with torch.inference_mode():
         blobs = model.forward_blobs(images)
         scores = model(images)
-    assert torch.equal(scores, blobs["fc8-SEC"])
+    assert torch.equal(scores, blobs[model.scores_blob])
+    assert scores.shape[2:] == (model.grid_size(*images.shape[2:]) if scores.ndim == 4 else ())
     for blob, values in recorded["blobs"].items():
         assert_close(blobs[blob], values, NETWORK_BLOB_REL, f"{name} {size} {blob}", relative_to_max=True)
-    shapes = json.loads(recorded["shapes"][()])
-    assert {blob: list(values.shape) for blob, values in blobs.items()} == shapes
+    if "shapes" in recorded:
+        shapes = json.loads(recorded["shapes"][()])
+        assert {blob: list(values.shape) for blob, values in blobs.items()} == shapes
 
 
-@pytest.mark.parametrize("name", NETS)
+def test_gradient_at_conv4_1(golden):
+    """What background cues are made of: the absolute gradient's maximum over the channels."""
+    recorded = golden("networks")["vgg16_bg"]["321x321"]
+    model = recorded_net("vgg16_bg")
+    gradient = model.gradient_at(images_of(recorded), "conv4_1")
+    assert gradient.shape == (1, 32, 41, 41)
+    largest = gradient[0].abs().amax(dim=0)
+    assert_close(largest, recorded["conv4_1_grad_max"], NETWORK_BLOB_REL, "gradient", relative_to_max=True)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_largefov_head_is_one_branch_of_the_aspp_head():
+    aspp, largefov = recorded_net("resnet101_aspp"), build("resnet101_largefov")
+    state = {name: values for name, values in aspp.state_dict().items() if not name.startswith("fc1_voc12")}
+    for kind in ("weight", "bias"):
+        state[f"fc1_voc12.{kind}"] = aspp.state_dict()[f"fc1_voc12_c1.{kind}"]
+    largefov.load_state_dict(state)
+    images = torch.randn(1, 3, 65, 49, generator=torch.Generator().manual_seed(0)) * 50
+    assert torch.equal(largefov(images), aspp.forward_blobs(images)["fc1_voc12_c1"])
+
+
+@pytest.mark.parametrize("name", ANY_SIZE)
 @pytest.mark.parametrize("size", [(1, 1), (2, 9), (7, 3), (321, 500)])
 def test_any_size_runs_with_caffes_output_size(name, size):
     model = build(name, 64)
     assert model(torch.zeros(1, 3, *size)).shape[2:] == model.grid_size(*size)
+
+
+@pytest.mark.parametrize("name", ["vgg16_cam", "vgg16_bg"])
+def test_classifiers_are_built_for_one_size(name):
+    model = build_model(name, width_divisor=64, num_classes=6, input_size=161).eval()
+    assert model(torch.zeros(2, 3, 161, 161)).shape == (2, 6)
+    assert model.grid_size(161, 161, "conv4_1") == (21, 21)
+    with pytest.raises(InputError, match=f"{name}: expected images of 161x161, found 321x321"):
+        model(torch.zeros(1, 3, 321, 321))
+
+
+def test_batch_norm_divides_by_its_factor():
+    norm = BatchNorm(2)
+    x = torch.tensor([[[[3.0]], [[5.0]]]])
+    for factor, mean, variance in ((4.0, (1.0, 3.0), (4.0, 0.25)), (0.0, (0.0, 0.0), (0.0, 0.0))):
+        norm.factor.data.fill_(factor)
+        norm.mean.data = torch.tensor(mean) * 4
+        norm.variance.data = torch.tensor(variance) * 4
+        want = [(value - m) / (v + 1e-5) ** 0.5 for value, m, v in zip((3, 5), mean, variance, strict=True)]
+        assert_close(norm.train()(x).flatten(), want, 1e-5, f"factor {factor}", relative_to_max=True)
+
+
+def test_batch_norm_and_scale_stay_as_they_are_in_training():
+    model = build_model("resnet101_aspp", width_divisor=16)
+    load_caffe_weights(model, CAFFE_FILES / "resnet101_aspp.caffemodel")
+    before = {name: values.clone() for name, values in model.state_dict().items()}
+    solver = CaffeSGD(model, {"base_lr": 1e-4, "lr_policy": "fixed", "momentum": 0.9, "weight_decay": 5e-4})
+    for _ in range(2):
+        solver.zero_grad()
+        model(
+            torch.randn(1, 3, 33, 33, generator=torch.Generator().manual_seed(0)) * 50
+        ).square().mean().backward()
+        solver.step()
+    frozen = re.compile(r"(bn|scale)")
+    for name, values in model.state_dict().items():
+        assert torch.equal(values, before[name]) == bool(frozen.match(name)), name
+    # Caffe's solver states hold a history for every blob, these too
+    assert len(solver.history) == len(before)
+
+
+def test_names_of_the_copies_that_caffe_inserts():
+    layers = [
+        ("conv", ("data",), ("x",)),
+        ("relu", ("x",), ("x",)),
+        ("left", ("x", "data"), ("l",)),
+        ("right", ("x",), ("r", "s")),
+        ("end", ("s", "s"), ()),
+    ]
+    assert split_names(layers) == [
+        ("data", ["data_input_0_split_0", "data_input_0_split_1"]),
+        ("x", ["x_relu_0_split_0", "x_relu_0_split_1"]),
+        ("s", ["s_right_1_split_0", "s_right_1_split_1"]),
+    ]
+
+
+@pytest.mark.parametrize("filler", ["msra", "looks_linear"])
+@pytest.mark.parametrize("name", ["resnet101_aspp", "vgg16_bg", "vgg16_cam"])
+def test_signals_keep_their_size_from_scratch(name, filler):
+    model = build_model(name, width_divisor=16, input_size=65).eval()
+    model.fill(filler, torch.Generator().manual_seed(0))
+    last = {"resnet101_aspp": "res5c", "vgg16_bg": "fc7", "vgg16_cam": "fc7_CAM"}[name]
+    images = torch.randn(1, 3, 65, 65, generator=torch.Generator().manual_seed(1)) * 50
+    with torch.inference_mode():
+        signal = model.forward_blobs(images)[last].std()
+    assert 0.5 < signal < 500
 
 
 def test_fillers_and_multipliers():
@@ -71,6 +179,20 @@ def test_fillers_and_multipliers():
     assert groups["fc8-SEC_4.weight"] == (10, 1)
     assert groups["fc8-SEC_4.bias"] == (20, 0)
     assert list(groups) == [name for name, _ in model.named_parameters()]
+    groups = {
+        group["name"]: (group["lr_mult"], group["decay_mult"])
+        for group in build_model("resnet101_aspp", width_divisor=64).param_groups()
+    }
+    assert groups["conv1.weight"] == groups["res4b22_branch2c.weight"] == (1, 1)
+    for blob in (
+        "bn_conv1.mean",
+        "bn_conv1.variance",
+        "bn_conv1.factor",
+        "scale_conv1.weight",
+        "scale_conv1.bias",
+    ):
+        assert groups[blob] == (0, 0)
+    assert (groups["fc1_voc12_c3.weight"], groups["fc1_voc12_c3.bias"]) == ((10, 1), (20, 0))
 
 
 @pytest.mark.parametrize("divisor", [1, 16, 21])

@@ -192,7 +192,9 @@ def convert(
     source: Annotated[Path, typer.Argument(help=".caffemodel, .caffemodel.h5 or .safetensors")],
     target: Annotated[Path, typer.Argument(help="The same kinds, by its ending.")],
     to: Annotated[str, typer.Option(help="The net that the weights are for.")],
-    num_classes: Annotated[int, typer.Option(help="Classes of the net, background included.")] = 21,
+    num_classes: Annotated[
+        int | None, typer.Option(help="Outputs of the net.", show_default="21; 20 for classifiers")
+    ] = None,
     width_divisor: Annotated[int, typer.Option(help="Divides the width of every hidden layer.")] = 1,
     spread_branches: Annotated[
         bool, typer.Option(help="Copy single fc6, fc7 into each ASPP branch.")

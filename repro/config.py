@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from repro.data.voc import CLASS_NAMES
 from repro.errors import InputError
 from repro.layers.losses import Pooling
+from repro.models import CLASSIFIERS, SEGMENTATION_NETS
 from repro.models.base import Filler
 
 Positive = Annotated[int, Field(ge=1)]
@@ -231,6 +232,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
+        if self.model.name in CLASSIFIERS:
+            raise ValueError(
+                f"model.name {self.model.name} classifies; expected one of {', '.join(SEGMENTATION_NETS)}"
+            )
         if self.model.num_classes != len(self.dataset.classes):
             raise ValueError(
                 f"model.num_classes is {self.model.num_classes}, dataset.classes lists {len(self.dataset.classes)}"

@@ -11,77 +11,88 @@ The output grid of a 321x321 input is 41x41.
 
 from __future__ import annotations
 
-import torch
-import torch.nn as nn
-import torch.nn.functional as F
+from collections.abc import Sequence
+from typing import NamedTuple
 
+import torch.nn as nn
+
+from repro.layers.common import EltwiseSum
 from repro.layers.pooling import CaffeAvePool, CaffeMaxPool
 from repro.models.base import CaffeNet
 
-# (convolutions, outputs, dilation, stride of the pooling that follows) a stage
-_STAGES = ((2, 64, 1, 2), (2, 128, 1, 2), (3, 256, 1, 2), (3, 512, 1, 1), (3, 512, 2, 1))
-_FC_WIDTH = 1024
+FC_WIDTH = 1024
 ASPP_DILATIONS = (6, 12, 18, 24)
 LARGEFOV_DILATION = 12
+
+
+class Stage(NamedTuple):
+    """A stage of VGG16: its 3x3 convolutions, their dilation, and the MAX pooling that follows, if one does."""
+
+    convolutions: int
+    outputs: int
+    dilation: int = 1
+    pool: CaffeMaxPool | None = None
+
+
+def add_backbone(net: CaffeNet, stages: Sequence[Stage], width_divisor: int) -> tuple[str, int]:
+    """Append conv1_1 … conv5_3 with their ReLUs and poolings; returns the last top and its channels."""
+    top, channels = "images", 3
+    for number, stage in enumerate(stages, start=1):
+        for index in range(1, stage.convolutions + 1):
+            width = stage.outputs // width_divisor
+            conv = nn.Conv2d(channels, width, 3, padding=stage.dilation, dilation=stage.dilation)
+            top = net.add(f"conv{number}_{index}", conv, top)
+            net.add(f"relu{number}_{index}", nn.ReLU(), top, top=top)
+            channels = width
+        if stage.pool:
+            top = net.add(f"pool{number}", stage.pool, top)
+    return top, channels
 
 
 class VGG16(CaffeNet):
     """VGG16 with one LargeFOV head or four ASPP branches.
 
     Args:
-        branches: suffix and dilation of each head branch: ``{"": 12}`` or ``{"_1": 6, …}``.
+        name: of the net.
+        dilations: of each head branch; with several, layers are numbered ``fc6_1`` … and the scores are summed.
         num_classes: C, background included.
         width_divisor: every hidden layer has ``width // width_divisor`` outputs (1 = the papers' nets).
         dropout: ratio of the element-wise dropout after fc6 and fc7.
+        input_size: side of the images it is meant for; it takes any.
     """
 
     def __init__(
-        self, branches: dict[str, int], *, num_classes: int = 21, width_divisor: int = 1, dropout: float = 0.5
+        self,
+        name: str,
+        dilations: Sequence[int],
+        *,
+        num_classes: int,
+        width_divisor: int,
+        dropout: float,
+        input_size: int,
     ) -> None:
-        super().__init__()
-        self.branches = branches
-        self.dropout = dropout
-        self.num_classes = num_classes
-        channels = 3
-        for stage, (convolutions, outputs, dilation, stride) in enumerate(_STAGES, start=1):
-            for index in range(1, convolutions + 1):
-                width = outputs // width_divisor
-                conv = nn.Conv2d(channels, width, 3, padding=dilation, dilation=dilation)
-                self.add_module(f"conv{stage}_{index}", conv)
-                channels = width
-            self.add_module(f"pool{stage}", CaffeMaxPool(3, stride=stride, pad=1))
-        self.pool5a = CaffeAvePool(3, stride=1, pad=1)
-        width = _FC_WIDTH // width_divisor
-        for suffix, dilation in branches.items():
-            self.add_module(
-                f"fc6{suffix}", nn.Conv2d(channels, width, 3, padding=dilation, dilation=dilation)
-            )
-            self.add_module(f"fc7{suffix}", nn.Conv2d(width, width, 1))
-            self.add_module(f"fc8-SEC{suffix}", nn.Conv2d(width, num_classes, 1))
-        self.classifiers = tuple(f"fc8-SEC{suffix}" for suffix in branches)
+        super().__init__(name, input_size=input_size)
+        stages = (
+            Stage(2, 64, pool=CaffeMaxPool(3, stride=2, pad=1)),
+            Stage(2, 128, pool=CaffeMaxPool(3, stride=2, pad=1)),
+            Stage(3, 256, pool=CaffeMaxPool(3, stride=2, pad=1)),
+            Stage(3, 512, pool=CaffeMaxPool(3, stride=1, pad=1)),
+            Stage(3, 512, dilation=2, pool=CaffeMaxPool(3, stride=1, pad=1)),
+        )
+        pool5, channels = add_backbone(self, stages, width_divisor)
+        pool5a = self.add("pool5a", CaffeAvePool(3, stride=1, pad=1), pool5)
+        width = FC_WIDTH // width_divisor
+        scores = []
+        for branch, dilation in enumerate(dilations, start=1):
+            suffix = f"_{branch}" if len(dilations) > 1 else ""
+            fc6 = nn.Conv2d(channels, width, 3, padding=dilation, dilation=dilation)
+            top = pool5a
+            for number, fc in ((6, fc6), (7, nn.Conv2d(width, width, 1))):
+                top = self.add(f"fc{number}{suffix}", fc, top)
+                self.add(f"relu{number}{suffix}", nn.ReLU(), top, top=top)
+                self.add(f"drop{number}{suffix}", nn.Dropout(dropout), top, top=top)
+            scores.append(self.add(f"fc8-SEC{suffix}", nn.Conv2d(width, num_classes, 1), top))
+        self.classifiers = tuple(scores)
+        if len(scores) > 1:
+            self.add("fc8-SEC", EltwiseSum(), *scores)
         self.fill()
-
-    def forward_blobs(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        blobs = {"images": images}
-        x = images
-        for stage, (convolutions, *_) in enumerate(_STAGES, start=1):
-            for index in range(1, convolutions + 1):
-                name = f"conv{stage}_{index}"
-                x = blobs[name] = F.relu(self.get_submodule(name)(x))
-            x = blobs[f"pool{stage}"] = self.get_submodule(f"pool{stage}")(x)
-        pool5a = blobs["pool5a"] = self.pool5a(x)
-        for suffix in self.branches:
-            x = pool5a
-            for name in (f"fc6{suffix}", f"fc7{suffix}"):
-                x = blobs[name] = F.dropout(F.relu(self.get_submodule(name)(x)), self.dropout, self.training)
-            blobs[f"fc8-SEC{suffix}"] = self.get_submodule(f"fc8-SEC{suffix}")(x)
-        if len(self.branches) > 1:
-            for index, _ in enumerate(
-                self.branches
-            ):  # the copies that Caffe inserts where a blob has many readers
-                blobs[f"pool5a_pool5a_0_split_{index}"] = pool5a
-            scores = blobs[self.classifiers[0]]
-            for name in self.classifiers[1:]:
-                scores = scores + blobs[name]
-            blobs["fc8-SEC"] = scores
-        return blobs
