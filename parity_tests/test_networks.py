@@ -15,6 +15,7 @@ from repro.errors import InputError
 from repro.layers.common import BatchNorm
 from repro.models import build_model
 from repro.models.base import split_names
+from repro.models.folding import fold_batch_norm
 from repro.solver import CaffeSGD
 from weights_conversion import caffe_layers, load_caffe_weights
 
@@ -136,6 +137,18 @@ def test_batch_norm_and_scale_stay_as_they_are_in_training():
         assert torch.equal(values, before[name]) == bool(frozen.match(name)), name
     # Caffe's solver states hold a history for every blob, these too
     assert len(solver.history) == len(before)
+
+
+def test_folded_batch_norm_gives_the_same_scores(golden):
+    net, images = recorded_net("resnet101_aspp"), images_of(golden("resnet101")["97x130"])
+    folded = fold_batch_norm(net)
+    assert not [name for name, _ in folded.named_modules() if name.startswith(("bn", "scale"))]
+    assert len(net.layers) - len(folded.layers) == 2 * 104
+    with torch.inference_mode():
+        blobs, want = folded.forward_blobs(images), net.forward_blobs(images)
+    for blob, values in want.items():
+        assert_close(blobs[blob], values, NETWORK_BLOB_REL, blob, relative_to_max=True)
+    assert net.get_submodule("conv1").bias is None
 
 
 def test_names_of_the_copies_that_caffe_inserts():
