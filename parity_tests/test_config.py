@@ -107,7 +107,7 @@ def test_values_are_yaml_with_plain_numbers():
         ("solver.lr_policy=cosine", "lr_policy: .*'fixed', 'step'.*found 'cosine'"),
         ("solver.base_lr=-1", "base_lr: .*greater than 0.*found -1"),
         ("model.num_classes=3", "model.num_classes is 3, dataset.classes lists 21"),
-        ("model.name=vgg16_cam", "model.name vgg16_cam classifies; expected one of vgg16_aspp"),
+        ("model.name=vgg16_cam", "model.name 'vgg16_cam': expected one of vgg16_aspp"),
         ("rows=[SEC]", "rows: SEC means stage1.loss.variant=sec, here it is dsrg"),
         ("loss.cues=fixed", r"rows: \+DSRG means stage1.loss.cues=grown, here it is fixed"),
         ("loss.pooling=median", "stage1.loss.pooling: .*'weighted_rank', 'max' or 'average'.*found 'median'"),
@@ -128,7 +128,7 @@ def test_bad_overrides_name_their_key(override, message):
 
 def test_bad_profiles(tmp_path):
     with pytest.raises(
-        InputError, match=r"nope\.yaml: is not a readable file, nor one of the profiles dsrg_vgg16_coco, "
+        InputError, match=r"nope\.yaml: is not a readable file, nor one of the profiles dsrg_resnet101_voc, "
     ):
         load_config(str(tmp_path / "nope.yaml"))
     for text, message in (

@@ -89,6 +89,26 @@ def test_image_data_is_caffes(golden, stage1_inputs):
         assert_close(pictures, recorded[f"batch{number}_uint8_bgr"], 0, f"batch {number}")
 
 
+def test_resnet101_trains(tmp_path, stage1_inputs):
+    """Stage 1 of its profile: the losses fall, the classifiers and convolutions learn, BatchNorm and Scale do not."""
+    weights = CAFFE_FILES / "resnet101_aspp.caffemodel"
+    arguments = [
+        *("train", "--stage", "1", "--config", "dsrg_resnet101_voc", "--device", "cpu"),
+        *(f"data.image_root={stage1_inputs}/images", f"data.list={stage1_inputs}/list.txt"),
+        *(f"data.cues={stage1_inputs}/localization_cues.pickle", "data.batch_size=3", *IN_ORDER),
+        *("model.width_divisor=16", f"init.weights={weights}", "solver.base_lr=1e-4", "solver.max_iter=4"),
+        f"output={tmp_path}",
+    ]
+    assert run_command(arguments) == 0
+    losses = read_log(tmp_path / "stage1")["loss"]
+    assert losses[-1] < losses[0]
+    before = build_model("resnet101_aspp", width_divisor=16)
+    load_caffe_weights(before, weights)
+    after = load_file(tmp_path / "stage1" / "iter_4.safetensors")
+    for name, values in before.state_dict().items():
+        assert torch.equal(after[name], values) == name.startswith(("bn", "scale")), name
+
+
 def test_first_iteration_in_detail(golden, stage1_inputs):
     """The scores, their gradient and the update of a layer at each depth in the first iteration."""
     recorded = golden("stage1")["iteration1"]

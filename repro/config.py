@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from repro.data.voc import CLASS_NAMES
 from repro.errors import InputError
 from repro.layers.losses import Pooling
-from repro.models import CLASSIFIERS, SEGMENTATION_NETS
+from repro.models import SEGMENTATION_NETS
 from repro.models.base import Filler
 
 Positive = Annotated[int, Field(ge=1)]
@@ -232,9 +232,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        if self.model.name in CLASSIFIERS:
+        if self.model.name not in SEGMENTATION_NETS:
             raise ValueError(
-                f"model.name {self.model.name} classifies; expected one of {', '.join(SEGMENTATION_NETS)}"
+                f"model.name {self.model.name!r}: expected one of {', '.join(SEGMENTATION_NETS)}"
             )
         if self.model.num_classes != len(self.dataset.classes):
             raise ValueError(

@@ -38,7 +38,7 @@ from repro.stages.evaluate import evaluate_folder
 from repro.stages.folder import predict_folder
 from repro.stages.infer import TorchSegmenter, describe, load_model
 from repro.stages.runs import Run, resolve_device, write_json
-from repro.stages.train import train
+from repro.stages.train import IMAGENET_WEIGHTS, train
 
 DataT = TypeVar("DataT", Stage1Data, Stage2Data)
 
@@ -66,9 +66,9 @@ def reproduce(config: Config, *, seeds: Sequence[int] = ()) -> list[Path]:
     init = config.stage1.init
     if init.weights is None and init.filler == "gaussian":
         raise InputError(
-            "stage1.init.weights: not given; the experiment starts from ImageNet's VGG16, vgg16_20M.caffemodel of the "
-            "SEC and DSRG releases: pass stage1.init.weights=FILE, or stage1.init.filler=looks_linear to train "
-            "from scratch"
+            "stage1.init.weights: not given; the experiment starts from ImageNet's weights, "
+            f"{IMAGENET_WEIGHTS[config.model.name.partition('_')[0]]}: pass stage1.init.weights=FILE, or "
+            "stage1.init.filler=looks_linear to train from scratch"
         )
     scores: list[Path] = []
     for seed in seeds:

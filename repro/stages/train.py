@@ -37,6 +37,11 @@ from repro.stages.runs import Run, Step
 from weights_conversion import load_weights, read_solverstate, save_safetensors
 
 log = logging.getLogger(__name__)
+# by backbone: what the papers start from
+IMAGENET_WEIGHTS = {
+    "vgg16": "vgg16_20M.caffemodel of the SEC and DSRG releases",
+    "resnet101": "ResNet-101-model.caffemodel of He et al.'s release",
+}
 # what a stage's files and speed depend on, but not its numbers
 _SHAPELESS = {
     "data": {"workers", "image_root", "label_root", "list", "cues"},
@@ -81,9 +86,10 @@ def train(config: Config, stage: int, run: Run) -> Path:
             if not section.init.weights and not _snapshots(step.folder):
                 log.warning(
                     "stage%d.init.weights is not given: every layer starts from its filler (%s); "
-                    "the papers start from ImageNet's VGG16 (vgg16_20M.caffemodel)",
+                    "the papers start from ImageNet's weights (%s)",
                     stage,
                     section.init.filler,
+                    IMAGENET_WEIGHTS[config.model.name.partition("_")[0]],
                 )
             if section.init.solverstate:
                 _take_over(solver, section.init.solverstate)
