@@ -30,6 +30,11 @@ $(STAMP): pyproject.toml constraints.txt tools/find_python
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pydensecrf2 >.venv/pydensecrf.log 2>&1 \
 	  || { echo "pydensecrf2 could not be built (no C++ compiler? see .venv/pydensecrf.log): the tests against it will skip" >&2; \
 	       [ -z "$$CI" ]; }
+	@# the GPU kernels' tests run them in Triton's interpreter; PyTorch's CUDA builds bring the version that they need
+	@$(BIN)/python -c "import triton" 2>/dev/null || \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check triton==3.9.0 >.venv/triton.log 2>&1 \
+	  || { echo "triton could not be installed (see .venv/triton.log): the tests of the GPU kernels will skip" >&2; \
+	       [ -z "$$CI" ]; }
 	@touch $@
 
 test: $(STAMP)  ## Set up and run all tests (REPRO_SHARED=folder with voc-sample/ for those on real images)

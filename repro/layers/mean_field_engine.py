@@ -19,7 +19,6 @@ to 2e-5 for any input must therefore do the same float32 operations in the same 
 from __future__ import annotations
 
 from functools import lru_cache
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -27,6 +26,7 @@ import torch
 from repro.layers import permutohedral_torch
 from repro.layers.permutohedral import features
 from repro.layers.permutohedral_torch import Geometry, TorchLattice
+from repro.layers.triton_support import has_triton
 
 if TYPE_CHECKING:
     from repro.layers.dense_crf import CRFParams
@@ -102,10 +102,6 @@ def on_device(images: torch.Tensor, unary: torch.Tensor, params: CRFParams, path
         params.iterations,
         operations,
     )
-
-
-def has_triton(device_type: str) -> bool:
-    return device_type == "cuda" and find_spec("triton") is not None
 
 
 @lru_cache(LATTICES_KEPT)

@@ -9,6 +9,10 @@ probabilities over ``present``:
    a seed of k is accepted: its cells become seeds of k, but for cells that are seeds of exactly one class other
    than k. The original seeds stay.
 
+As each cell is mapped to one class, the components of all classes lie side by side in one map, and step 2 is a flood:
+start from the cells that are seeds of the class they are mapped to, and spread to neighbours mapped to the same.
+On the CPU that is ``region_growing_numba.py``, on CUDA ``region_growing_triton.py``.
+
 The released code nests the background test inside the foreground one, so background needs p > theta_f as well
 (``rule="released"``); the paper's equation 2 tests the two thresholds independently (``rule="paper"``).
 The layer has no gradient.
@@ -16,14 +20,14 @@ The layer has no gradient.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from scipy import ndimage
+import torch.nn.functional as F
+
+from repro.layers.triton_support import has_triton
 
 RULES = ("released", "paper")
-# 8-connected within a plane, no connection between planes: one labelling call serves all images and classes
-_IN_PLANE = np.zeros((3, 3, 3), dtype=bool)
-_IN_PLANE[1] = True
+UNLABELLED = -1
+STEPS_UNSEEN = 16  # of the flood in PyTorch's operations, between two looks at whether it has ended
 
 
 @torch.no_grad()
@@ -48,36 +52,69 @@ def grow_seeds(
 
     Returns:
         Grown cues (N, C, H, W), of the dtype and on the device of ``cues``; no gradient.
+
+    Raises:
+        ValueError: another rule.
     """
     if rule not in RULES:
         raise ValueError(f"growing rule {rule!r}: expected one of {', '.join(RULES)}")
     count, classes = cues.shape[:2]
-    present = labels.reshape(count, classes).cpu().numpy() > 0.5
-    seeds = cues.cpu().numpy() > 0.5
-    probs = np.where(present[:, :, None, None], refined.detach().cpu().numpy(), -np.inf)
+    present = labels.reshape(count, classes) > 0.5
+    seeds = cues > 0.5
+    top, best = refined.masked_fill(~present[:, :, None, None], -torch.inf).max(dim=1)
+    confident = (top > theta_f) & (best > 0)
+    background = (top > theta_b) & (best == 0)
+    confident |= background & (top > theta_f) if rule == "released" else background
 
-    best, top = probs.argmax(axis=1), probs.max(axis=1)
-    background = (best == 0) & (top > theta_b)
-    if rule == "released":
-        background &= top > theta_f
-    confident = background | ((best > 0) & (top > theta_f))
+    class_ids = torch.arange(classes, device=cues.device)[:, None, None]
+    seed_class = torch.where(seeds, class_ids, UNLABELLED).amax(dim=1)
+    mapped = torch.where(confident, best, seed_class)
 
-    class_ids = np.arange(classes)[None, :, None, None]
-    seed_class = np.where(seeds, class_ids, -1).max(axis=1)
-    mapped = np.where(confident, best, seed_class)  # -1 = unlabelled
+    own_class = mapped.clamp_min(0).unsqueeze(1)
+    own_seed = seeds.gather(1, own_class)[:, 0] & (mapped >= 0)
+    start = own_seed & present.gather(1, own_class.flatten(1)).view_as(mapped)
+    reached = flood(mapped, start)
+    grows = reached & (own_seed | (seeds.sum(dim=1) != 1))
+    grown = seeds.scatter(1, own_class, (grows | own_seed).unsqueeze(1))
+    return grown.to(cues.dtype)
 
-    image, klass = np.nonzero(present)
-    if not len(image):
-        return cues.clone()
-    region = mapped[image] == klass[:, None, None]
-    own_seed = seeds[image, klass]
-    component, components = ndimage.label(region, structure=_IN_PLANE)
-    accepted = np.zeros(components + 1, dtype=bool)
-    accepted[component[own_seed]] = True
-    accepted[0] = False  # a seed cell that was mapped to another class lies in no component
-    seeds_per_cell = seeds.sum(axis=1)[image]
-    grown_region = accepted[component] & (own_seed | (seeds_per_cell != 1))
 
-    grown = seeds.copy()
-    grown[image, klass] |= grown_region
-    return torch.from_numpy(grown).to(device=cues.device, dtype=cues.dtype)
+def flood(mapped: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+    """The cells of the 8-connected components of equal class that hold a cell of ``start``.
+
+    Args:
+        mapped: (N, H, W) int64. start: (N, H, W) bool.
+
+    Returns:
+        (N, H, W) bool, on the same device.
+    """
+    if mapped.device.type == "cpu":
+        # Numba takes a second to import
+        from repro.layers.region_growing_numba import flood as flood_on_cpu
+
+        reached = start.contiguous().clone()
+        flood_on_cpu(mapped.contiguous().numpy(), reached.numpy())
+        return reached
+    if has_triton(mapped.device.type):
+        from repro.layers import region_growing_triton
+
+        if mapped[0].numel() <= region_growing_triton.LARGEST:
+            return region_growing_triton.flood(mapped, start)
+    return flood_by_steps(mapped, start)
+
+
+def flood_by_steps(mapped: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+    """``flood`` in PyTorch's operations, for other devices. It waits for the device every ``STEPS_UNSEEN`` steps."""
+    height, width = mapped.shape[1:]
+    shifts = [(row, column) for row in range(3) for column in range(3) if (row, column) != (1, 1)]
+    around = F.pad(mapped, (1, 1, 1, 1), value=UNLABELLED)
+    same = [around[:, row : row + height, column : column + width] == mapped for row, column in shifts]
+    reached = start
+    while True:
+        before = reached
+        for _ in range(STEPS_UNSEEN):
+            padded = F.pad(reached, (1, 1, 1, 1))
+            for equal, (row, column) in zip(same, shifts, strict=True):
+                reached = reached | (equal & padded[:, row : row + height, column : column + width])
+        if torch.equal(reached, before):
+            return reached
