@@ -26,7 +26,13 @@ from repro.stages.infer import TorchSegmenter, describe, load_model
 from repro.stages.reproduce import reproduce as reproduce_experiment
 from repro.stages.runs import Run, resolve_device, write_json
 from repro.stages.train import train as train_stage
-from weights_conversion import load_weights, read_caffemodel, save_safetensors, write_caffemodel
+from weights_conversion import (
+    STATE_ENDINGS,
+    caffe_layers,
+    convert_solverstate,
+    convert_weights,
+    describe_file,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -186,49 +192,62 @@ def tables(
 
 
 @app.command(
-    epilog="Example: repro convert vgg16_20M.caffemodel vgg16_20M_mc.safetensors --to vgg16_aspp --spread-branches"
+    epilog="Example: repro convert vgg16_20M.caffemodel vgg16_20M_mc.safetensors --to vgg16_aspp    "
+    "repro convert runs/a/stage1/iter_4000.state iter_4000.solverstate --to vgg16_aspp"
 )
 def convert(
-    source: Annotated[Path, typer.Argument(help=".caffemodel, .caffemodel.h5 or .safetensors")],
-    target: Annotated[Path, typer.Argument(help="The same kinds, by its ending.")],
-    to: Annotated[str, typer.Option(help="The net that the weights are for.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Weights: .caffemodel, .caffemodel.h5, .safetensors, or torchvision's or SSD's VGG16 .pth. "
+            "Or a state: .solverstate, .solverstate.h5, or the .state of a snapshot."
+        ),
+    ],
+    target: Annotated[
+        Path,
+        typer.Argument(
+            help="By its ending: the same kinds but .pth and .state. A snapshot becomes a Caffe pair."
+        ),
+    ],
+    to: Annotated[
+        str | None, typer.Option(help="The net that the weights are for.", show_default=False)
+    ] = None,
     num_classes: Annotated[
         int | None, typer.Option(help="Outputs of the net.", show_default="21; 20 for classifiers")
     ] = None,
     width_divisor: Annotated[int, typer.Option(help="Divides the width of every hidden layer.")] = 1,
     spread_branches: Annotated[
-        bool, typer.Option(help="Copy single fc6, fc7 into each ASPP branch.")
-    ] = False,
+        bool, typer.Option(help="Copy single fc6, fc7 into each ASPP branch, as vgg16_20M_mc holds them.")
+    ] = True,
     seed: Annotated[int, typer.Option(help="Of the filler of layers that the source lacks.")] = 0,
 ) -> None:
     """Carry weights from one kind of file to another, by layer name, and say what was done with each layer."""
-    endings = {".caffemodel": write_caffemodel, ".h5": write_caffemodel, ".safetensors": save_safetensors}
-    if target.suffix not in endings:
-        raise InputError(f"{target}: expected a name that ends in {', '.join(endings)}")
-    model = build_model(to, num_classes=num_classes, width_divisor=width_divisor)
-    model.fill("gaussian", torch.Generator().manual_seed(seed))
-    report = load_weights(model, source, spread_branches=spread_branches)
-    if not report.loaded:
-        raise InputError(f"{source}: none of its layers is in {to}; it holds {', '.join(report.unused)}")
-    endings[target.suffix](model, target)
-    typer.echo(f"{report}\n{target}")
+    model = None
+    if to is not None:
+        model = build_model(to, num_classes=num_classes, width_divisor=width_divisor)
+        model.fill("gaussian", torch.Generator().manual_seed(seed))
+    if target.name.endswith(STATE_ENDINGS):
+        for path in convert_solverstate(source, target, model):
+            typer.echo(path)
+    elif model is None:
+        raise InputError(f"{source}: say with --to which net the weights are for")
+    else:
+        outputs = caffe_layers(model)[model.classifiers[-1]].tensors["weight"].shape[0]
+        net = {"name": to, "num_classes": outputs, "width_divisor": width_divisor, "filler_seed": seed}
+        report = convert_weights(model, source, target, net=net, spread_branches=spread_branches)
+        typer.echo(f"{report}\n{target}")
 
 
 @app.command(epilog="Example: repro inspect vgg16_20M.caffemodel")
 def inspect(
-    file: Annotated[Path, typer.Argument(help=".caffemodel (current or V1) or .caffemodel.h5")],
+    file: Annotated[
+        Path,
+        typer.Argument(help="Weights or solver state: Caffe's, .safetensors, .pth, or a snapshot's .state"),
+    ],
 ) -> None:
-    """List a Caffe weight file: layers, shapes, parameters, ranges of values."""
-    content = read_caffemodel(file)
-    typer.echo(f"{content.name or file.name}: {len(content.layers)} layers")
-    total = 0
-    for name, layer in content.layers.items():
-        for index, blob in enumerate(layer.blobs):
-            total += blob.size
-            shape = "x".join(map(str, blob.shape))
-            span = f"{blob.min():.4g} to {blob.max():.4g}" if blob.size else "empty"
-            typer.echo(f"  {name:<16}{layer.type:<16}{index}  {shape:<18}{blob.size:>10}  {span}")
-    typer.echo(f"{total} parameters")
+    """List what a file holds: layers, shapes, parameters, ranges of values, and where converted weights came from."""
+    for line in describe_file(file):
+        typer.echo(line)
 
 
 @data_app.command("mini", epilog="Example: repro data mini data/mini")

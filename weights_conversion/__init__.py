@@ -1,13 +1,16 @@
 """Reading and writing Caffe's files, and carrying weights between them and PyTorch models."""
 
 from weights_conversion.caffemodel import CaffeLayer, CaffeModel, read_caffemodel, write_caffemodel
+from weights_conversion.conversion import STATE_ENDINGS, convert_solverstate, convert_weights
 from weights_conversion.errors import CaffeFileError
+from weights_conversion.inspection import describe_file
 from weights_conversion.mapping import LoadReport, load_caffe_weights, load_weights, save_safetensors
 from weights_conversion.model_layers import CaffeLayerView, HasCaffeBlobs, caffe_layers
 from weights_conversion.prototxt import Identifier, Message, read_prototxt
 from weights_conversion.solverstate import SolverState, read_solverstate, write_solverstate
 
 __all__ = [
+    "STATE_ENDINGS",
     "CaffeFileError",
     "CaffeLayer",
     "CaffeLayerView",
@@ -18,6 +21,9 @@ __all__ = [
     "Message",
     "SolverState",
     "caffe_layers",
+    "convert_solverstate",
+    "convert_weights",
+    "describe_file",
     "load_caffe_weights",
     "load_weights",
     "read_caffemodel",

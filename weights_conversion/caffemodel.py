@@ -87,10 +87,15 @@ class CaffeLayer:
 
 @dataclass(frozen=True, eq=False)
 class CaffeModel:
-    """A weight file: the net's name ("" in HDF5 files) and its layers by name, in the file's order."""
+    """A weight file: the net's name ("" in HDF5 files) and its layers by name, in the file's order.
+
+    ``form`` names the file's layout, ``changes`` says what reading did to its values.
+    """
 
     name: str
     layers: dict[str, CaffeLayer]
+    form: str = ""
+    changes: tuple[str, ...] = ()
 
 
 def read_caffemodel(path: str | os.PathLike[str]) -> CaffeModel:
@@ -127,7 +132,8 @@ def _read_binary(file: WireFile) -> CaffeModel:
             _add_layer(layers, layer, file)
     if not layers:
         raise file.error("", "no layers: not a .caffemodel")
-    return CaffeModel(name, layers)
+    form = "Caffe binary, V1 layout" if layout == _NET_V1_LAYERS else "Caffe binary"
+    return CaffeModel(name, layers, form, _rounding(file.doubles))
 
 
 def _read_layer(file: WireFile, field: Field, what: str) -> CaffeLayer:
@@ -181,7 +187,11 @@ def _read_hdf5(path: str | os.PathLike[str]) -> CaffeModel:
             layers[name] = CaffeLayer(name, "", blobs=blobs, legacy=(False,) * len(blobs))
         if not layers:
             raise file.error("/data", "no layers")
-    return CaffeModel("", layers)
+        return CaffeModel("", layers, "Caffe HDF5", _rounding(file.doubles))
+
+
+def _rounding(doubles: int) -> tuple[str, ...]:
+    return (f"{doubles} blobs of doubles rounded to float32",) if doubles else ()
 
 
 def write_caffemodel(model: nn.Module, path: str | os.PathLike[str]) -> None:

@@ -24,6 +24,7 @@ class HDF5Reader:
         self.path = os.fspath(path)
         # One dataset linked many times and fill values can claim any amount: beyond the file's size it is refused.
         self._left = os.path.getsize(path)
+        self.doubles = 0  # arrays read so far that were stored as doubles
 
     def error(self, where: str, reason: str) -> CaffeFileError:
         return CaffeFileError(f"{self.path}: {where}: {reason}" if where else f"{self.path}: {reason}")
@@ -128,6 +129,7 @@ class HDF5Reader:
         stored = dataset.id.get_storage_size()
         if self._left < 0 or stored < dataset.nbytes:
             raise self.error(full, f"shape {dataset.shape} claims more values than the file can hold")
+        self.doubles += dataset.dtype.itemsize == 8
         with np.errstate(over="ignore"):  # a double beyond float32 becomes inf, as in Caffe
             return np.asarray(dataset[()], dtype=np.float32)
 

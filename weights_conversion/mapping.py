@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 import safetensors
@@ -17,8 +16,9 @@ from torch import Tensor, nn
 from repro.files import atomic_path
 from weights_conversion.caffemodel import read_caffemodel
 from weights_conversion.errors import CaffeFileError
+from weights_conversion.kinds import file_kind
 from weights_conversion.model_layers import CaffeLayerView, caffe_layers, detached
-from weights_conversion.wire import open_wire
+from weights_conversion.sources import read_torch_layers
 
 # The ASPP layers that the releases' vgg16_20M_mc holds once a branch and vgg16_20M, its source, once.
 _BRANCH = re.compile(r"(fc6|fc7)_[1-4]")
@@ -29,7 +29,7 @@ class LoadReport:
     """What a load did, as layer names: ``loaded`` and ``missing`` (in the model, not in the file: they keep
     their values) in the model's order, ``unused`` (with blobs in the file, not in the model: ignored) in the
     file's. ``spread`` maps each layer that was filled from one of another name to that name; such layers are
-    in ``loaded`` too.
+    in ``loaded`` too. ``form`` says what the file is, ``changes`` what was done to names and values on the way.
     """
 
     path: str
@@ -37,9 +37,14 @@ class LoadReport:
     missing: list[str]
     unused: list[str]
     spread: dict[str, str] = field(default_factory=dict)
+    form: str = ""
+    changes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         parts = [f"{self.path}: loaded {len(self.loaded)} of {len(self.loaded) + len(self.missing)} layers"]
+        if self.form:
+            parts[0] += f" from {self.form}"
+        parts += self.changes
         if self.spread:
             parts.append("spread " + ", ".join(f"{source} -> {name}" for name, source in self.spread.items()))
         if self.missing:
@@ -72,36 +77,47 @@ def load_caffe_weights(
     or shape of a layer's blobs differ; the model is then as it was.
     """
     layers: _FileLayers = {}
-    for name, layer in read_caffemodel(path).layers.items():
+    content = read_caffemodel(path)
+    for name, layer in content.layers.items():
         pairs = zip(layer.blobs, layer.legacy, strict=True)
         blobs = {str(i): _FileBlob(torch.from_numpy(blob), legacy) for i, (blob, legacy) in enumerate(pairs)}
         layers[name] = blobs
     return _copy(
-        model, path, layers, spread_branches, lambda view: [str(i) for i in range(len(view.tensors))]
+        model,
+        path,
+        layers,
+        spread_branches,
+        lambda view: [str(i) for i in range(len(view.tensors))],
+        content.form,
+        list(content.changes),
     )
 
 
 def load_weights(
     model: nn.Module, path: str | os.PathLike[str], *, spread_branches: bool = False
 ) -> LoadReport:
-    """Copy any weight file into ``model``: safetensors (keys ``conv1_1.weight``, …) or one of Caffe's.
+    """Copy any weight file into ``model``: Caffe's, safetensors (keys ``conv1_1.weight``, …), or a ``.pth`` that
+    :mod:`weights_conversion.sources` knows.
 
     The rules, the report and the errors are those of ``load_caffe_weights``. The form is told from the file's
     first bytes, or by the suffix ``.safetensors``.
     """
-    if not _is_safetensors(path):
+    kind = file_kind(path)
+    if kind == "safetensors":
+        layers, form, changes = read_safetensors(path), "safetensors", []
+    elif kind == "pth":
+        torch_layers = read_torch_layers(path)
+        layers = {
+            name: {blob: _FileBlob(tensor, legacy=False) for blob, tensor in blobs.items()}
+            for name, blobs in torch_layers.layers.items()
+        }
+        form, changes = torch_layers.form, torch_layers.changes
+    else:
         return load_caffe_weights(model, path, spread_branches=spread_branches)
-    return _copy(model, path, _read_safetensors(path), spread_branches, lambda view: list(view.tensors))
+    return _copy(model, path, layers, spread_branches, lambda view: list(view.tensors), form, changes)
 
 
-def _is_safetensors(path: str | os.PathLike[str]) -> bool:
-    """Such a file opens with the length of its JSON header; in Caffe's files these bytes are no such length."""
-    with open_wire(path) as file:
-        length = int.from_bytes(file.head[:8], "little")
-        return Path(path).suffix == ".safetensors" or (length <= file.size - 8 and file.head[8:9] == b"{")
-
-
-def _read_safetensors(path: str | os.PathLike[str]) -> _FileLayers:
+def read_safetensors(path: str | os.PathLike[str]) -> _FileLayers:
     layers: _FileLayers = {}
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -124,6 +140,8 @@ def _copy(
     layers: _FileLayers,
     spread_branches: bool,
     keys: Callable[[CaffeLayerView], list[str]],
+    form: str,
+    changes: list[str],
 ) -> LoadReport:
     """Check everything, then copy everything; ``keys`` are those that a layer's blobs have in the file."""
     views = caffe_layers(model)
@@ -166,6 +184,8 @@ def _copy(
         missing=[name for name in views if name not in sources],
         unused=[name for name, blobs in layers.items() if blobs and name not in used],
         spread={name: source for name, source in sources.items() if name != source},
+        form=form,
+        changes=changes,
     )
 
 

@@ -48,9 +48,29 @@ def read_pth(path: str | os.PathLike[str]) -> Any:
         else:
             _check_legacy(file)
         try:
-            return torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=zipped)
+            content = torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=zipped)
         except Exception as error:  # on damaged files: UnpicklingError, RuntimeError, EOFError, KeyError, …
             raise file.error("", f"damaged PyTorch file: {_line(error)}") from error
+        _check_tensors(content, file)
+        return content
+
+
+def _check_tensors(content: object, file: WireFile) -> None:
+    """By its strides a tensor may repeat a stored value any number of times; copies would be that large."""
+    left, waiting, seen = file.size, [content], set[int]()
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, torch.Tensor):
+            left -= value.numel() * value.element_size()
+            if left < 0:
+                raise file.error("", f"a tensor of shape {tuple(value.shape)} is more than the file holds")
+        elif isinstance(value, dict):
+            waiting.extend(value.values())
+        elif isinstance(value, list | tuple):
+            waiting.extend(value)
 
 
 def _check_zip(file: WireFile) -> None:

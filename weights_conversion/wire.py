@@ -67,6 +67,7 @@ class WireFile:
         self.path = os.fspath(path)
         self.size = os.fstat(file.fileno()).st_size
         self.head = file.read(512)
+        self.doubles = 0  # blobs read so far that were stored as doubles
         self._walked = 0
 
     def error(self, what: str, reason: str) -> CaffeFileError:
@@ -166,6 +167,7 @@ class WireFile:
         message = self.header(caffe_pb2.BlobProto, header, what)
         number = _DOUBLE_DATA if any(part.stop > part.start for part in chunks[_DOUBLE_DATA]) else _DATA
         dtype = _FLOATS[number]
+        self.doubles += number == _DOUBLE_DATA
         for part in chunks[number]:
             if (part.stop - part.start) % dtype.itemsize:
                 raise self.error(
@@ -197,6 +199,7 @@ class WireFile:
         """A blob whose values stand one by one, or in a mix: legal, seldom, and left to the runtime."""
         message = self._parse(caffe_pb2.BlobProto, self.read(field.start, field.stop, what), what)
         data = message.double_data or message.data
+        self.doubles += bool(message.double_data)
         shape, legacy = self._shape(message, len(data), what)
         with np.errstate(over="ignore"):
             values = np.fromiter(data, np.float32, len(data))

@@ -8,6 +8,13 @@ from bisect import bisect_right
 from repro.config import SolverConfig
 
 
+def current_step(config: SolverConfig, iteration: int) -> int:
+    """Caffe's ``current_step_`` once it has the rate of ``iteration``: how often that was stepped down."""
+    if config.lr_policy == "step":
+        return iteration // config.stepsize
+    return bisect_right(config.stepvalue, iteration) if config.lr_policy == "multistep" else 0
+
+
 def learning_rate(solver_config: SolverConfig | dict, iteration: int) -> float:
     """The rate at ``iteration`` (from 0), before any ``lr_mult``.
 
@@ -28,14 +35,12 @@ def learning_rate(solver_config: SolverConfig | dict, iteration: int) -> float:
     match config.lr_policy:
         case "fixed":
             return base_lr
-        case "step":
-            return base_lr * gamma ** (t // config.stepsize)
+        case "step" | "multistep":
+            return base_lr * gamma ** current_step(config, t)
         case "exp":
             return base_lr * gamma**t
         case "inv":
             return base_lr * (1 + gamma * t) ** -power
-        case "multistep":
-            return base_lr * gamma ** bisect_right(config.stepvalue, t)
         case "poly":
             return base_lr * max(0.0, 1 - t / config.max_iter) ** power
         case "sigmoid":

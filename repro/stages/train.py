@@ -30,7 +30,7 @@ from repro.data import AnnotationCOCO, DataLayer, ImageData, ImageSegData, make_
 from repro.errors import InputError
 from repro.files import atomic_path, file_sha256, write_text
 from repro.models import CaffeNet, build_model
-from repro.solver import CaffeSGD
+from repro.solver import CaffeSGD, current_step
 from repro.stages.objectives import Batch, Objective, Stage1Objective, Stage2Objective
 from repro.stages.precision import LAYOUT, to_device
 from repro.stages.runs import Run, Step
@@ -203,6 +203,7 @@ class _Loop:
         iteration = self.solver.iteration
         state = {
             "iteration": iteration,
+            "current_step": current_step(self.solver.config, iteration - 1),  # for a Caffe solver state
             "history": [history.cpu() for history in self.solver.history],
             "random": _random_state(self.device),
         }

@@ -1,0 +1,109 @@
+"""``repro inspect``: what a weight file or a solver state holds, line by line."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import torch
+from torch import Tensor
+
+from weights_conversion.caffemodel import read_caffemodel
+from weights_conversion.conversion import PROVENANCE, read_snapshot
+from weights_conversion.errors import CaffeFileError
+from weights_conversion.kinds import file_kind
+from weights_conversion.mapping import read_safetensors
+from weights_conversion.pth import read_pth
+from weights_conversion.solverstate import SolverState, read_solverstate
+from weights_conversion.sources import read_torch_layers
+
+
+def describe_file(path: str | os.PathLike[str]) -> list[str]:
+    """The lines that say what a file holds: layers, shapes, parameters, ranges of values; a state's iteration.
+
+    Raises ``CaffeFileError`` (a ``ValueError``) for what the readers refuse.
+    """
+    kind, name = file_kind(path), Path(path).name
+    if kind == "solverstate":
+        return [f"{name}: Caffe solver state", *_state(read_solverstate(path))]
+    if kind == "safetensors":
+        tensors = read_safetensors(path)
+        arrays = {n: {b: _array(blob.values) for b, blob in blobs.items()} for n, blobs in tensors.items()}
+        return [f"{name}: safetensors, {len(arrays)} layers", *_metadata(path), *_layers(arrays, {})]
+    if kind == "pth":
+        content = read_pth(path)
+        if isinstance(content, dict) and "history" in content:
+            return [f"{name}: snapshot of training", *_state(read_snapshot(path))]
+        torch_layers = read_torch_layers(path)
+        arrays = {n: {b: _array(t) for b, t in blobs.items()} for n, blobs in torch_layers.layers.items()}
+        return [f"{name}: {torch_layers.form}", *torch_layers.changes, *_layers(arrays, {})]
+    model = read_caffemodel(path)
+    arrays = {n: {str(i): b for i, b in enumerate(layer.blobs)} for n, layer in model.layers.items()}
+    types = {n: layer.type for n, layer in model.layers.items()}
+    return [
+        f"{model.name or name}: {model.form}, {len(model.layers)} layers",
+        *model.changes,
+        *_layers(arrays, types),
+    ]
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()  # NumPy has no bfloat16
+
+
+def _layers(layers: dict[str, dict[str, np.ndarray]], types: dict[str, str]) -> Iterator[str]:
+    total = 0
+    for name, blobs in layers.items():
+        for blob, values in blobs.items():
+            total += values.size
+            yield f"  {name:<16}{types.get(name, ''):<16}{blob:<9}{_values(values)}"
+    yield f"{total} parameters"
+
+
+def _state(state: SolverState) -> Iterator[str]:
+    yield f"  iter {state.iter}, current_step {state.current_step}, learned_net {state.learned_net!r}"
+    for index, values in enumerate(state.history):
+        yield f"  history {index:<8}{_values(values)}"
+    yield f"{sum(values.size for values in state.history)} values of history in {len(state.history)} arrays"
+
+
+def _values(values: np.ndarray) -> str:
+    shape = "x".join(map(str, values.shape)) or "one value"
+    if not values.size:
+        return f"{shape:<18}{0:>10}  empty"
+    wrong = values.size - int(np.isfinite(values).sum())
+    note = f", {wrong} not finite" if wrong else ""
+    return f"{shape:<18}{values.size:>10}  {values.min():.4g} to {values.max():.4g}{note}"
+
+
+def _metadata(path: str | os.PathLike[str]) -> Iterator[str]:
+    with safetensors.safe_open(path, framework="np") as file:
+        metadata = file.metadata() or {}
+    for key, text in sorted(metadata.items()):
+        if key != PROVENANCE:
+            yield f"  {key}: {text}"
+            continue
+        try:
+            provenance = json.loads(text)
+            source, report = provenance["source"], provenance["report"]
+            known = f" ({source['known_as']})" if source["known_as"] else ""
+            yield f"  from {source['name']}{known}: {source['form']}, {source['bytes']} bytes"
+            yield f"  SHA-256 {source['sha256']}"
+            yield "  for " + ", ".join(f"{name} {value}" for name, value in provenance["net"].items())
+            yield from (f"  {change}" for change in report["changes"])
+            for name in ("loaded", "missing", "unused"):
+                yield f"  {name}: {_names(report[name])}"
+            if report["spread"]:
+                yield "  spread: " + ", ".join(
+                    f"{source} -> {name}" for name, source in report["spread"].items()
+                )
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise CaffeFileError(f"{os.fspath(path)}: its provenance is damaged") from None
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"
