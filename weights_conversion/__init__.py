@@ -7,6 +7,7 @@ from weights_conversion.inspection import describe_file
 from weights_conversion.mapping import LoadReport, load_caffe_weights, load_weights, save_safetensors
 from weights_conversion.model_layers import CaffeLayerView, HasCaffeBlobs, caffe_layers
 from weights_conversion.prototxt import Identifier, Message, read_prototxt
+from weights_conversion.pth import read_pth
 from weights_conversion.solverstate import SolverState, read_solverstate, write_solverstate
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "load_weights",
     "read_caffemodel",
     "read_prototxt",
+    "read_pth",
     "read_solverstate",
     "save_safetensors",
     "write_caffemodel",
