@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 
 from parity_tests.conftest import CAFFE_FILES
-from weights_conversion import CaffeFileError, caffe_pb2, read_caffemodel, read_solverstate, write_solverstate
+from repro.cli import run_command
+from repro.config import SolverConfig
+from repro.solver import current_step
+from weights_conversion import (
+    CaffeFileError,
+    caffe_pb2,
+    read_caffemodel,
+    read_prototxt,
+    read_solverstate,
+    write_solverstate,
+)
 
 TOY = CAFFE_FILES / "toy_iter_6.solverstate"
 TOY_H5 = CAFFE_FILES / "toy_iter_6.solverstate.h5"
@@ -212,3 +222,40 @@ def test_mutated_states_load_or_raise(tmp_path, source):
         except CaffeFileError:
             raised += 1
     assert 30 < raised < 300
+
+
+# --- conversions ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", [".solverstate", ".solverstate.h5"])
+def test_one_form_becomes_the_other(tmp_path, capsys, ending):
+    for source in (TOY, TOY_H5):
+        assert run_command(["convert", str(source), str(tmp_path / f"x{ending}")]) == 0
+        want, got = read_solverstate(source), read_solverstate(tmp_path / f"x{ending}")
+        assert (got.iter, got.current_step, got.learned_net) == (
+            want.iter,
+            want.current_step,
+            want.learned_net,
+        )
+        same_history(got.history, want.history)
+
+
+def test_inspect_lists_a_state(capsys):
+    for path in (TOY, TOY_H5):
+        capsys.readouterr()
+        assert run_command(["inspect", str(path)]) == 0
+        out = capsys.readouterr().out
+        assert f"iter 6, current_step 1, learned_net 'toy_iter_6.caffemodel{'.h5' * (path is TOY_H5)}'" in out
+        assert "history 0       6x3x3x3                  162" in out
+        assert "203 values of history in 4 arrays" in out
+
+
+def test_current_step_is_the_originals():
+    """The recorded states were written after the update of iteration iter - 1."""
+    for path, solver in ((TOY, "toy"), (CAFFE_FILES / "stage1_iter_15.solverstate", "stage1")):
+        state, fields = read_solverstate(path), read_prototxt(CAFFE_FILES / f"{solver}_solver.prototxt")
+        config = SolverConfig(base_lr=1.0, lr_policy="step", stepsize=fields.one("stepsize"))
+        assert state.current_step == current_step(config, state.iter - 1) == 1
+    config = SolverConfig(base_lr=1.0, lr_policy="multistep", stepvalue=[3, 5])
+    assert [current_step(config, t) for t in range(7)] == [0, 0, 0, 1, 1, 2, 2]
+    assert current_step(SolverConfig(base_lr=1.0, lr_policy="exp"), 9) == 0

@@ -18,6 +18,7 @@ from parity_tests.conftest import CAFFE_FILES, assert_close
 from parity_tests.recorded_files import write_retrain_inputs, write_stage1_inputs
 from parity_tests.tolerances import (
     LAYER,
+    RESUMED,
     RETRAIN_ACCURACY,
     RETRAIN_LOSS,
     RETRAIN_LOSS_FLOAT32,
@@ -34,7 +35,7 @@ from repro.models import build_model
 from repro.solver import CaffeSGD
 from repro.stages.objectives import Stage1Objective
 from repro.stages.precision import has_bfloat16
-from weights_conversion import load_caffe_weights
+from weights_conversion import load_caffe_weights, read_solverstate
 
 NARROW = ["model.width_divisor=16", "model.dropout=0"]
 IN_ORDER = ["data.mirror=false", "data.shuffle=false"]
@@ -272,6 +273,27 @@ def test_a_caffe_solverstate_is_gone_on_from(golden, stage1_inputs, tmp_path):
     assert log["iteration"].tolist() == list(range(15, 30))
     for name in ("Seed", "Constrain"):
         assert_close(log[f"loss-{name}"], golden("stage1")[f"loss_{name}"][15:], STAGE1_LOSS, f"loss-{name}")
+
+
+@pytest.mark.parametrize("ending", ["", ".h5"])
+def test_a_snapshot_as_caffe_files_is_gone_on_from(stage1_inputs, stage1_run, tmp_path, ending):
+    """A snapshot of ours as Caffe's pair: training from the pair follows the run that was not interrupted."""
+    state, pair = stage1_run / "stage1" / "iter_15.state", tmp_path / f"iter_15.solverstate{ending}"
+    assert run_command(["convert", str(state), str(pair), "--to", "vgg16_aspp", "--width-divisor", "16"]) == 0
+    weights = tmp_path / f"iter_15.caffemodel{ending}"
+    written, original = read_solverstate(pair), read_solverstate(CAFFE_FILES / "stage1_iter_15.solverstate")
+    assert (written.iter, written.current_step, written.learned_net) == (15, 1, str(weights))
+    assert [a.shape for a in written.history] == [a.shape for a in original.history]
+    output = tmp_path / "run"
+    more = (f"init.weights={weights}", f"init.solverstate={pair}", "solver.snapshot=15")
+    assert run_command(stage1_arguments(stage1_inputs, output, *more)) == 0
+    whole, resumed = read_log(stage1_run / "stage1"), read_log(output / "stage1")
+    assert resumed["iteration"].tolist() == list(range(15, 30))
+    for name in ("loss-Seed", "loss-Constrain", "lr"):
+        assert_close(resumed[name], whole[name][15:], RESUMED, name)
+    want, got = (load_file(run / "stage1" / "iter_30.safetensors") for run in (stage1_run, output))
+    for name in want:
+        assert_close(got[name], want[name], RESUMED, name)
 
 
 def test_the_run_folder_says_what_made_it(stage1_run):
