@@ -13,10 +13,12 @@ The rate sits inside the history h: after a step down, the momentum still carrie
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from repro.config import SolverConfig
 from repro.models.base import CaffeNet
@@ -31,8 +33,9 @@ class CaffeSGD(torch.optim.Optimizer):
             dicts with ``params`` and optionally ``lr_mult`` and ``decay_mult`` (both 1 by default).
         solver_config: :class:`repro.config.SolverConfig` or a dict of its fields, Caffe's names.
 
-    ``step()`` follows ``iter_size`` backward passes whose gradients PyTorch has summed in ``.grad``; call
-    ``zero_grad()`` after it. Parameters without a gradient count as having a zero one, as in Caffe.
+    ``step()`` follows ``iter_size`` backward passes whose gradients PyTorch has summed in ``.grad``, and uses them up:
+    as Caffe does in the parameters' diffs, it clips, scales and decays in ``.grad`` itself. Call ``zero_grad()`` after
+    it. Parameters without a gradient count as having a zero one, as in Caffe.
     """
 
     def __init__(
@@ -51,7 +54,7 @@ class CaffeSGD(torch.optim.Optimizer):
         return learning_rate(self.config, self.iteration)
 
     @property
-    def history(self) -> list[torch.Tensor]:
+    def history(self) -> list[Tensor]:
         """Caffe's ``history_``: one tensor a parameter, in parameter order."""
         return [self._history(p) for group in self.param_groups for p in group["params"]]
 
@@ -82,30 +85,30 @@ class CaffeSGD(torch.optim.Optimizer):
         if closure is not None:
             raise ValueError("CaffeSGD takes no closure: call step() after iter_size backward passes")
         config, rate = self.config, self.rate
-        weights: list[torch.Tensor] = []
-        gradients: list[torch.Tensor] = []
-        local_rates: list[float] = []
-        local_decays: list[float] = []
+        alike: dict[tuple[float, float], tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
+        every: list[Tensor] = []
         for group in self.param_groups:
+            weights, gradients = alike[group["lr_mult"], group["decay_mult"]]
             for parameter in group["params"]:
-                gradient = parameter.grad
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
                 weights.append(parameter)
-                gradients.append(torch.zeros_like(parameter) if gradient is None else gradient.clone())
-                local_rates.append(rate * group["lr_mult"])
-                local_decays.append(config.weight_decay * group["decay_mult"])
+                gradients.append(parameter.grad)
+                every.append(parameter.grad)
 
         if config.clip_gradients > 0:
-            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-            torch._foreach_mul_(gradients, (config.clip_gradients / norm).clamp(max=1.0))
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(every)))
+            torch._foreach_mul_(every, (config.clip_gradients / norm).clamp(max=1.0))
         if config.iter_size > 1:
-            torch._foreach_mul_(gradients, 1.0 / config.iter_size)
-        penalty = torch._foreach_sign(weights) if config.regularization_type == "L1" else weights
-        torch._foreach_add_(gradients, torch._foreach_mul(penalty, local_decays))
-
-        histories = [self._history(parameter) for parameter in weights]
-        torch._foreach_mul_(histories, config.momentum)
-        torch._foreach_add_(histories, torch._foreach_mul(gradients, local_rates))
-        torch._foreach_sub_(weights, histories)
+            torch._foreach_mul_(every, 1.0 / config.iter_size)
+        for (lr_mult, decay_mult), (weights, gradients) in alike.items():
+            if local_decay := config.weight_decay * decay_mult:
+                penalty = torch._foreach_sign(weights) if config.regularization_type == "L1" else weights
+                torch._foreach_add_(gradients, penalty, alpha=local_decay)
+            histories = [self._history(parameter) for parameter in weights]
+            torch._foreach_mul_(histories, config.momentum)
+            torch._foreach_add_(histories, gradients, alpha=rate * lr_mult)
+            torch._foreach_sub_(weights, histories)
         self.iteration += 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -118,11 +121,11 @@ class CaffeSGD(torch.optim.Optimizer):
         self.iteration = state.pop("iteration")
         super().load_state_dict(state)
 
-    def _history(self, parameter: torch.Tensor) -> torch.Tensor:
+    def _history(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
         if "history" not in state:
             state["history"] = torch.zeros_like(parameter)
-        history: torch.Tensor = state["history"]
+        history: Tensor = state["history"]
         return history
 
 
