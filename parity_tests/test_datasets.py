@@ -87,6 +87,25 @@ def test_sec_leaves_background_out_of_the_labels(stage1):
     assert stage1(background_label=False).item(0, item_rng(0, 0))["labels"][0] == 0
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_kept_images_change_nothing(stage1, monkeypatch, workers):
+    read: list[str] = []
+
+    def counting(path):
+        read.append(path)
+        return read_image_bgr(path)
+
+    monkeypatch.setattr("repro.data.datasets.read_image_bgr", counting)
+    plain, kept = stage1(mirror=True), stage1(mirror=True)
+    kept.keep(10**9)
+    want = list(make_loader(plain, 4, True, seed=11, iterations=6))
+    read.clear()
+    assert_same_batches(list(make_loader(kept, 4, True, seed=11, iterations=6, workers=workers)), want)
+    # workers are processes of their own: what they have read is in the store all the same
+    list(make_loader(kept, 6, False, seed=0, iterations=1))
+    assert len(read) == (0 if workers else 6)
+
+
 def test_mirror_flips_image_and_cues_together(stage1):
     plain, mirrored = stage1(), stage1(mirror=True)
     positions = position_of_each_coin()

@@ -114,7 +114,8 @@ class InitConfig(Section):
 class Stage1Data(Section):
     """``layer`` is the original that reads the list: ``ImageData`` (with ``Annotation``) lines ``image index`` and
     a cue file, ``AnnotationCOCO`` lines ``image cue-label`` and a folder of PNGs, both as ``cues``.
-    ``background_label`` is the former's: in COCO background is present where it has a cue."""
+    ``background_label`` is the former's: in COCO background is present where it has a cue; so is ``keep_gb``, the
+    gigabytes of temporary files for images that are decoded and resized once (all of VOC take 3.3)."""
 
     layer: Literal["ImageData", "AnnotationCOCO"] = "ImageData"
     image_root: str | None = None
@@ -127,6 +128,7 @@ class Stage1Data(Section):
     shuffle: bool = True
     background_label: bool = True
     workers: NonNegative = 2
+    keep_gb: float = Field(default=4.0, ge=0)
 
 
 class Stage2Data(Section):

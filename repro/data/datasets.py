@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 
 from repro.data.cues import CueFile
 from repro.data.images import MEAN_BGR, read_image_bgr, read_image_rgb, resize_bilinear_u8, subtract_mean
+from repro.data.kept import KeptImages
 from repro.data.voc import CLASS_NAMES, VOID, read_label_list, read_mask, read_pairs_list
 from repro.errors import InputError
 
@@ -70,6 +72,7 @@ class ImageData:
         self._paths = [located(image_root, line.image, f"{self._list}:{line.line}") for line in self.lines]
         for line in self.lines:
             naming(f"{self._list}:{line.line}", self.cues.check, line.cue_index, num_classes, *grid)
+        self._kept = KeptImages(0, (new_height, new_width, 3), 0)
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -81,8 +84,7 @@ class ImageData:
         ``rng`` decides the mirror. Raises InputError naming the line for an image that cannot be read.
         """
         line = self.lines[index]
-        image = naming(f"{self._list}:{line.line}", read_image_bgr, self._paths[index])
-        images = subtract_mean(resize_bilinear_u8(image, self.new_height, self.new_width), self.mean)
+        images = subtract_mean(self._kept.get(index, partial(self._resized, index)), self.mean)
         cues = self.cues.cues_blob(line.cue_index, self.num_classes, *self.grid)
         if self.mirror and rng.integers(2):
             images, cues = images[:, :, ::-1], cues[:, :, ::-1]
@@ -93,6 +95,15 @@ class ImageData:
             "cues": tensor(cues),
             "index": line.cue_index,
         }
+
+    def keep(self, limit: int) -> None:
+        """From now on decode and resize each image once and keep it, up to ``limit`` bytes (`repro.data.kept`)."""
+        self._kept = KeptImages(len(self.lines), (self.new_height, self.new_width, 3), limit)
+
+    def _resized(self, index: int) -> np.ndarray:
+        where = f"{self._list}:{self.lines[index].line}"
+        image = naming(where, read_image_bgr, self._paths[index])
+        return resize_bilinear_u8(image, self.new_height, self.new_width)
 
 
 class ImageSegData:

@@ -222,15 +222,17 @@ def _zoom_double(values: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
             continue
         column = (size_out,) + (1,) * (values.ndim - 1 - axis)
         taps = [
-            (places.to(values.device), weights.to(values.device).view(column))
-            for places, weights in _scipy_taps(size_in, size_out)
+            (places, weights.view(column))
+            for places, weights in _scipy_taps(size_in, size_out, values.device)
         ]
         terms = [term.index_select(axis, places) * weights for term in terms for places, weights in taps]
     return reduce(torch.add, terms)
 
 
-@lru_cache(maxsize=1024)
-def _scipy_taps(size_in: int, size_out: int) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+@lru_cache(maxsize=1024)  # on the device: copying them there would wait for all that it has been given to do
+def _scipy_taps(
+    size_in: int, size_out: int, device: torch.device
+) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
     """Source indices and float64 weights of the lower and the upper tap of each output sample on one axis."""
     step = (size_in - 1) / (size_out - 1) if size_out > 1 else 1.0
     place = np.arange(size_out) * step
@@ -241,8 +243,8 @@ def _scipy_taps(size_in: int, size_out: int) -> tuple[tuple[torch.Tensor, torch.
     lower[outside] = upper[outside] = 0.0  # mode='constant', cval=0
     last = size_in - 1
     return (
-        (torch.from_numpy(low.clip(max=last)), torch.from_numpy(lower)),
-        (torch.from_numpy((low + 1).clip(max=last)), torch.from_numpy(upper)),
+        (torch.from_numpy(low.clip(max=last)).to(device), torch.from_numpy(lower).to(device)),
+        (torch.from_numpy((low + 1).clip(max=last)).to(device), torch.from_numpy(upper).to(device)),
     )
 
 

@@ -116,9 +116,10 @@ def images_for_crf(images: torch.Tensor, height: int, width: int) -> torch.Tenso
         (N, height, width, 3) uint8 BGR: zoomed (order 1), mean added back, rounded half to even.
     """
     zoomed = zoom_to(images.detach(), height, width)
-    mean = torch.tensor(MEAN_BGR, dtype=zoomed.dtype, device=zoomed.device).reshape(1, 3, 1, 1)
+    # plane by plane: a tensor of the three means would have to be copied to the device, which waits for it
+    planes = [plane + mean for plane, mean in zip(zoomed.unbind(1), MEAN_BGR, strict=True)]
     # pictures stay within 0–255; the clamp is for blobs that never were one, whose cast would differ by device
-    return (zoomed + mean).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+    return torch.stack(planes, dim=1).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def _check(variant: str) -> None:

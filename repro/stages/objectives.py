@@ -128,9 +128,9 @@ def _seg_accuracy(scores: torch.Tensor, label: torch.Tensor) -> dict[str, torch.
     valid = label != IGNORE_LABEL
     # void goes into a row of its own that is cut off
     truth = torch.where(valid, label, classes)
-    counts = torch.bincount(
-        (truth * classes + scores.argmax(dim=1)).flatten(), minlength=(classes + 1) * classes
-    )
+    place = (truth * classes + scores.argmax(dim=1)).flatten()
+    counts = place.new_zeros((classes + 1) * classes)  # not bincount, which waits for the device
+    counts.scatter_add_(0, place, torch.ones_like(place))
     matrix = counts[: classes * classes].reshape(classes, classes).float()
     correct, actual = matrix.diagonal(), matrix.sum(dim=1)
     union = actual + matrix.sum(dim=0) - correct

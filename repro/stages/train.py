@@ -1,40 +1,29 @@
-"""Training: Caffe's solver loop for both stages, with its log, its snapshots and its resuming.
+"""Training either stage: its files checked and hashed, its net, data layer and losses made of the config, its loop run.
 
-One iteration is ``iter_size`` mini-batches, one ``CaffeSGD.step`` and, every ``display`` iterations, one row of
-``log.csv`` with each loss under its Caffe name, unsmoothed (mean over the ``iter_size`` mini-batches, as Caffe
-reports). Snapshots are pairs ``iter_<n>.safetensors`` (weights) and ``iter_<n>.state`` (history, iteration, random
-state); n is the number of updates done. Everything random beside dropout is a function of seed and stream
-position, so a resumed run sees the same batches.
+The loop itself is in ``loop.py``, its log in ``train_log.py``, its snapshots in ``snapshots.py``.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import itertools
 import logging
-import math
-import re
-import shutil
-from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from repro.config import Config, InitConfig, Stage1Config, Stage2Config
-from repro.data import AnnotationCOCO, DataLayer, ImageData, ImageSegData, make_loader, read_label_list
+from repro.data import AnnotationCOCO, ImageData, ImageSegData, read_label_list
 from repro.errors import InputError
-from repro.files import atomic_path, file_sha256, write_text
+from repro.files import file_sha256
 from repro.models import CaffeNet, build_model
-from repro.solver import CaffeSGD, current_step
-from repro.stages.objectives import Batch, Objective, Stage1Objective, Stage2Objective
-from repro.stages.precision import LAYOUT, to_device
-from repro.stages.runs import Run, Step
-from weights_conversion import load_weights, read_solverstate, save_safetensors
+from repro.solver import CaffeSGD
+from repro.stages.loop import SolverLoop
+from repro.stages.objectives import Objective, Stage1Objective, Stage2Objective
+from repro.stages.precision import to_device
+from repro.stages.runs import Run
+from repro.stages.snapshots import snapshots
+from weights_conversion import load_weights, read_solverstate
 
 log = logging.getLogger(__name__)
 # by backbone: what the papers start from
@@ -44,7 +33,7 @@ IMAGENET_WEIGHTS = {
 }
 # what a stage's files and speed depend on, but not its numbers
 _SHAPELESS = {
-    "data": {"workers", "image_root", "label_root", "list", "cues"},
+    "data": {"workers", "keep_gb", "image_root", "label_root", "list", "cues"},
     "solver": {"display", "average_loss", "snapshot"},
 }
 
@@ -83,7 +72,7 @@ def train(config: Config, stage: int, run: Run) -> Path:
             dataset = _dataset(section, stage, files, config.model.num_classes, model)
             to_device(model, config, run.device)
             solver = CaffeSGD(model, section.solver)
-            if not section.init.weights and not _snapshots(step.folder):
+            if not section.init.weights and not snapshots(step.folder):
                 log.warning(
                     "stage%d.init.weights is not given: every layer starts from its filler (%s); "
                     "the papers start from ImageNet's weights (%s)",
@@ -93,173 +82,9 @@ def train(config: Config, stage: int, run: Run) -> Path:
                 )
             if section.init.solverstate:
                 _take_over(solver, section.init.solverstate)
-            _Loop(config.seed, section, stage, model, solver, objective, dataset, files["list"], step).run()
+            list_path = Path(files["list"])
+            SolverLoop(section, config.seed, model, solver, objective, dataset, list_path, step).run()
         return step.folder / f"iter_{section.solver.max_iter}.safetensors"
-
-
-class _Loop:
-    def __init__(
-        self,
-        seed: int,
-        section: Stage1Config | Stage2Config,
-        stage: int,
-        model: CaffeNet,
-        solver: CaffeSGD,
-        objective: Objective,
-        dataset: DataLayer,
-        list_path: str,
-        step: Step,
-    ) -> None:
-        self.list_path = list_path
-        self.seed, self.section, self.stage = seed, section, stage
-        self.model, self.solver, self.objective = model, solver, objective
-        self.dataset, self.step, self.folder = dataset, step, step.folder
-        self.device, self.dtype = step.run.device, next(model.parameters()).dtype
-        self.log_path = step.folder / "log.csv"
-
-    def run(self) -> None:
-        config, data = self.section.solver, self.section.data
-        torch.manual_seed(self.seed)  # dropout
-        self._resume()
-        loader = make_loader(
-            self.dataset,
-            data.batch_size,
-            shuffle=data.shuffle,
-            seed=self.seed,
-            start_iteration=self.solver.iteration * config.iter_size,
-            iterations=(config.max_iter - self.solver.iteration) * config.iter_size,
-            workers=data.workers,
-            pin_memory=self.device.type == "cuda",
-        )
-        batches: Iterator[Batch] = iter(loader)
-        if self.solver.iteration < config.max_iter:
-            batches = itertools.chain([next(batches)], batches)  # bad input shows before anything is written
-        self.step.begin()
-        shutil.copyfile(self.list_path, self.folder / "list.txt")
-        self.model.train()
-        latest: deque[torch.Tensor] = deque(maxlen=config.average_loss)  # on the device until they are shown
-        bar = tqdm(
-            total=config.max_iter,
-            initial=self.solver.iteration,
-            desc=f"stage {self.stage}",
-            unit="it",
-            disable=None,
-            dynamic_ncols=True,
-        )
-        with bar, self._open_log() as rows:
-            while self.solver.iteration < config.max_iter:
-                iteration, rate = self.solver.iteration, self.solver.rate
-                figures = self._update(batches)
-                latest.append(figures["loss"])
-                if config.display and iteration % config.display == 0:
-                    row = {name: float(value) for name, value in figures.items()}
-                    self._check_finite(row)
-                    rows.write(iteration, rate, row)
-                    images = data.batch_size * config.iter_size * (bar.format_dict["rate"] or 0)
-                    shown = {k: f"{v:.4g}" for k, v in row.items() if k != "loss"}
-                    mean = float(torch.stack(list(latest)).mean())
-                    bar.set_postfix(
-                        {"lr": f"{rate:.2g}", "loss": f"{mean:.4g}", **shown, "images/s": f"{images:.1f}"}
-                    )
-                bar.update()
-                done = self.solver.iteration
-                if (config.snapshot and done % config.snapshot == 0) or done == config.max_iter:
-                    self._check_finite({name: float(value) for name, value in figures.items()})
-                    self._snapshot()
-
-    def _check_finite(self, row: dict[str, float]) -> None:
-        """Stop before a loss that is no number gets into a snapshot."""
-        if not math.isfinite(row["loss"]):
-            raise InputError(
-                f"{self.folder}: the loss is {row['loss']} at iteration {self.solver.iteration - 1} "
-                f"({', '.join(f'{name} {value:g}' for name, value in row.items())}); a lower base_lr may help"
-            )
-
-    def _update(self, batches: Iterator[Batch]) -> dict[str, torch.Tensor]:
-        """``iter_size`` mini-batches and one step; the figures are means over the mini-batches."""
-        iter_size = self.section.solver.iter_size
-        self.solver.zero_grad()
-        sums: dict[str, torch.Tensor] = {}
-        for _ in range(iter_size):
-            batch = {
-                name: values.to(
-                    self.device, self.dtype if values.is_floating_point() else None, non_blocking=True
-                )
-                for name, values in next(batches).items()
-            }
-            batch["images"] = batch["images"].contiguous(memory_format=LAYOUT)
-            outcome = self.objective(self.model, batch)
-            total = outcome.total
-            total.backward()
-            for name, value in {"loss": total, **outcome.losses, **outcome.figures}.items():
-                sums[name] = sums.get(name, 0) + value.detach() / iter_size
-        self.solver.step()
-        return sums
-
-    def _open_log(self) -> _LogRows:
-        return _LogRows(self.log_path, ("loss", *self.objective.columns), self.solver.iteration)
-
-    def _snapshot(self) -> None:
-        iteration = self.solver.iteration
-        state = {
-            "iteration": iteration,
-            "current_step": current_step(self.solver.config, iteration - 1),  # for a Caffe solver state
-            "history": [history.cpu() for history in self.solver.history],
-            "random": _random_state(self.device),
-        }
-        save_safetensors(
-            self.model,
-            self.folder / f"iter_{iteration}.safetensors",
-            {"iteration": str(iteration)},  # one entry: the format does not keep the order of several
-        )
-        with atomic_path(self.folder / f"iter_{iteration}.state") as temporary:
-            torch.save(state, temporary)
-
-    def _resume(self) -> None:
-        """Go on from the newest snapshot in the folder, where there is one."""
-        iterations = _snapshots(self.folder)
-        if not iterations:
-            return
-        newest = self.folder / f"iter_{max(iterations)}.state"
-        state = torch.load(newest, weights_only=True)
-        load_weights(self.model, newest.with_suffix(".safetensors"))
-        self.solver.load_history(state["history"], state["iteration"])
-        _restore_random_state(state["random"], self.device)
-        log.info("stage %d goes on from iteration %d (%s)", self.stage, state["iteration"], newest)
-
-
-def _snapshots(folder: Path) -> list[int]:
-    """The iterations that a folder holds a whole snapshot of."""
-    names = (re.fullmatch(r"iter_(\d+)\.state", path.name) for path in folder.glob("iter_*.state"))
-    iterations = (int(name[1]) for name in names if name)
-    return [iteration for iteration in iterations if (folder / f"iter_{iteration}.safetensors").exists()]
-
-
-class _LogRows:
-    """``log.csv``: opened at an iteration, it keeps the rows before it and appends."""
-
-    def __init__(self, path: Path, columns: tuple[str, ...], iteration: int) -> None:
-        self.columns = ("iteration", "lr", *columns)
-        kept = io.StringIO()
-        writer = csv.DictWriter(kept, self.columns, lineterminator="\n")
-        writer.writeheader()
-        if path.exists() and iteration:
-            with path.open(newline="", encoding="utf-8") as file:
-                writer.writerows(row for row in csv.DictReader(file) if int(row["iteration"]) < iteration)
-        write_text(path, kept.getvalue())
-        self.file = path.open("a", newline="", encoding="utf-8", buffering=1)
-        self.writer = csv.DictWriter(self.file, self.columns, lineterminator="\n")
-
-    def __enter__(self) -> _LogRows:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.file.close()
-
-    def write(self, iteration: int, rate: float, row: dict[str, float]) -> None:
-        self.writer.writerow(
-            {"iteration": iteration, "lr": f"{rate:.9g}", **{k: f"{v:.9g}" for k, v in row.items()}}
-        )
 
 
 def _files(section: Stage1Config | Stage2Config, stage: int) -> dict[str, str]:
@@ -314,6 +139,8 @@ def _dataset(
             new_width=data.new_width,
             mirror=data.mirror,
         )
+        if section.solver.max_iter * section.solver.iter_size * data.batch_size > len(dataset):
+            dataset.keep(int(data.keep_gb * 1e9))
         if section.loss.seed == "seed":
             for line in dataset.lines:  # its loss divides by the number of cues
                 if not dataset.cues.cues(line.cue_index).size:
@@ -394,16 +221,3 @@ def _settings(
         f"stage{stage}": fields,
         "inputs_sha256": hashes,
     }
-
-
-def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def _restore_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)

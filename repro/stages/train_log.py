@@ -1,0 +1,93 @@
+"""``log.csv``, and the way of the figures in it from the device to the host.
+
+Each displayed iteration is a row: ``iteration, lr, loss`` and every loss under its Caffe name, unsmoothed (mean over
+the ``iter_size`` mini-batches, as Caffe reports).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from repro.files import write_text
+
+
+class Row(NamedTuple):
+    """One iteration's figures; ``smoothed`` is Caffe's mean loss over the last ``average_loss`` iterations."""
+
+    iteration: int
+    rate: float
+    figures: dict[str, float]
+    smoothed: float
+
+
+class _OnItsWay(NamedTuple):
+    iteration: int
+    rate: float
+    names: list[str]
+    values: torch.Tensor
+    copied: torch.cuda.Event | None
+
+
+class Figures:
+    """Brings rows to the host. On CUDA a row arrives while the next iterations are already queued, so that no
+    iteration waits to be reported; elsewhere at once."""
+
+    def __init__(self) -> None:
+        self._waiting: _OnItsWay | None = None
+
+    def send(
+        self, iteration: int, rate: float, figures: dict[str, torch.Tensor], smoothed: torch.Tensor
+    ) -> Iterator[Row]:
+        """Start the copy of a row of scalars; gives those that have arrived."""
+        yield from self.rest()
+        values = torch.stack([value.double() for value in (*figures.values(), smoothed)])
+        copied = torch.cuda.Event() if values.is_cuda else None
+        values = values.to("cpu", non_blocking=True)
+        if copied:
+            copied.record()
+        self._waiting = _OnItsWay(iteration, rate, list(figures), values, copied)
+        if not copied:
+            yield from self.rest()
+
+    def rest(self) -> Iterator[Row]:
+        """Wait for what is still on its way."""
+        if self._waiting is None:
+            return
+        iteration, rate, names, values, copied = self._waiting
+        self._waiting = None
+        if copied:
+            copied.synchronize()
+        *numbers, smoothed = values.tolist()
+        yield Row(iteration, rate, dict(zip(names, numbers, strict=True)), smoothed)
+
+
+class LogFile:
+    """``log.csv``: opened at an iteration, it keeps the rows before it and appends."""
+
+    def __init__(self, path: Path, columns: tuple[str, ...], iteration: int) -> None:
+        self.columns = ("iteration", "lr", *columns)
+        kept = io.StringIO()
+        writer = csv.DictWriter(kept, self.columns, lineterminator="\n")
+        writer.writeheader()
+        if path.exists() and iteration:
+            with path.open(newline="", encoding="utf-8") as file:
+                writer.writerows(row for row in csv.DictReader(file) if int(row["iteration"]) < iteration)
+        write_text(path, kept.getvalue())
+        self.file = path.open("a", newline="", encoding="utf-8", buffering=1)
+        self.writer = csv.DictWriter(self.file, self.columns, lineterminator="\n")
+
+    def __enter__(self) -> LogFile:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.file.close()
+
+    def write(self, row: Row) -> None:
+        figures = {name: f"{value:.9g}" for name, value in row.figures.items()}
+        self.writer.writerow({"iteration": row.iteration, "lr": f"{row.rate:.9g}", **figures})
