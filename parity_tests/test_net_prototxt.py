@@ -1,0 +1,236 @@
+"""Written prototxts: equal to the recorded ones field by field, and read alike by OpenCV's own Caffe importer."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from parity_tests.conftest import CAFFE_FILES, assert_close
+from parity_tests.tolerances import IMPORTER_REL
+from repro.config import load_config
+from repro.errors import InputError
+from repro.models import CLASSIFIERS, SEGMENTATION_NETS, build_model
+from weights_conversion import (
+    Identifier,
+    Message,
+    compare_nets,
+    deploy_prototxt,
+    format_prototxt,
+    load_caffe_weights,
+    read_prototxt,
+    train_prototxt,
+    write_caffemodel,
+    write_prototxt,
+)
+
+RECORDED = ("vgg16_aspp", "vgg16_largefov", "vgg16_cam", "vgg16_bg", "resnet101_aspp")
+
+
+def recorded_net(name: str):
+    model = build_model(name, width_divisor=16).eval()
+    load_caffe_weights(model, CAFFE_FILES / f"{name}.caffemodel")
+    return model
+
+
+def expected_difference(name: str, layer: str, field: str) -> bool:
+    """What the recorded prototxts say otherwise than ours, and why ours does not."""
+    if name == "resnet101_aspp" and layer.startswith(("bn", "scale")):
+        # the recording ran this net forward only; DeepLab-v2's prototxt, as ours, freezes these five blobs
+        return field.startswith("param ") and field.endswith(("lr_mult", "decay_mult"))
+    # the recorded classifiers start their last layer from msra; SEC's new layers are gaussian
+    return (layer, field.rpartition(".")[0]) in (
+        ("scores", "inner_product_param.weight_filler"),
+        ("fc8", "inner_product_param.weight_filler"),
+    )
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_deploy_prototxts_are_the_recorded_ones(name, tmp_path):
+    write_prototxt(
+        deploy_prototxt(build_model(name, width_divisor=16), filler="msra"), tmp_path / "d.prototxt"
+    )
+    recorded = read_prototxt(CAFFE_FILES / f"{name}_deploy.prototxt")
+    differences = compare_nets(read_prototxt(tmp_path / "d.prototxt"), recorded)
+    assert [str(d) for d in differences if not expected_difference(name, d.layer, d.field)] == []
+
+
+@pytest.mark.parametrize(("stage", "recorded"), [("stage1", "stage1_train"), ("stage2", "retrain_train")])
+def test_train_prototxts_are_the_recorded_ones(stage, recorded, tmp_path):
+    keys = {
+        "stage1": ["batch_size=3", "mirror=false", "shuffle=false", "list=list.txt", "image_root=images/"],
+        "stage2": ["batch_size=2", "mirror=false", "list=list.txt", "image_root=data"],
+    }[stage]
+    section = getattr(load_config("dsrg_vgg16_voc", [f"{stage}.data.{key}" for key in keys]), stage)
+    net = build_model("vgg16_aspp", width_divisor=16, dropout=0)
+    write_prototxt(train_prototxt(net, section, filler="msra"), tmp_path / "t.prototxt", "a comment\n\nlines")
+    assert (tmp_path / "t.prototxt").read_text().startswith("# a comment\n#\n# lines\nname: ")
+    differences = compare_nets(
+        read_prototxt(tmp_path / "t.prototxt"), read_prototxt(CAFFE_FILES / f"{recorded}.prototxt")
+    )
+    assert [difference.field for difference in differences] == ["name"]
+
+
+def wiring(net: Message) -> dict[str, tuple[str, list, list]]:
+    return {
+        layer.one("name"): (
+            layer["python_param"][0].one("layer") if "python_param" in layer else layer.one("type"),
+            layer.get("bottom", []),
+            layer.get("top", []),
+        )
+        for layer in net.layers
+    }
+
+
+def test_sec_trains_with_its_own_layers():
+    net = train_prototxt(build_model("vgg16_largefov", width_divisor=16), load_config("sec_vgg16_voc").stage1)
+    layers = wiring(net)
+    assert list(layers)[:3] == ["Input", "Annotation", "conv1_1"]
+    assert list(layers)[-6:] == ["fc8-SEC", "Softmax", "CRF", "loss-Seed", "loss-Expand", "loss-Constrain"]
+    assert layers["CRF"] == ("CRFLayer", ["fc8-SEC", "images"], ["fc8-SEC-CRF-log"])
+    assert layers["loss-Seed"] == ("SeedLossLayer", ["fc8-SEC-Softmax", "cues"], ["loss-Seed"])
+    assert layers["loss-Expand"] == ("ExpandLossLayer", ["fc8-SEC-Softmax", "labels"], ["loss-Expand"])
+    assert layers["loss-Constrain"][1] == ["fc8-SEC-Softmax", "fc8-SEC-CRF-log"]
+    assert {
+        layer: net.layers[list(layers).index(layer)].one("loss_weight") for layer in list(layers)[-3:]
+    } == {
+        "loss-Seed": 1,
+        "loss-Expand": 1,
+        "loss-Constrain": 1,
+    }
+
+
+def test_other_nets_and_data_train_with_the_same_layers():
+    resnet = train_prototxt(
+        build_model("resnet101_aspp", width_divisor=16), load_config("dsrg_resnet101_voc").stage1
+    )
+    layers = wiring(resnet)
+    assert layers["Softmax"][1:] == (["fc1_voc12"], ["fc1_voc12-Softmax"])
+    assert resnet.layers[list(layers).index("bn_conv1")]["param"] == 3 * [
+        Message(lr_mult=[0], decay_mult=[0])
+    ]
+    coco = load_config("dsrg_vgg16_coco", ["data.image_root=COCO/", "data.cues=COCO/"]).stage1
+    layers = wiring(train_prototxt(build_model("vgg16_aspp", num_classes=81, width_divisor=16), coco))
+    assert layers["Annotation"] == ("AnnotationLayerCOCO", [], ["labels", "cues", "images"])
+    grown = load_config("dsrg_vgg16_voc", ["rows=[]", "loss.constrain=false", "loss.theta_f=.inf"]).stage1
+    net = train_prototxt(build_model("vgg16_aspp", width_divisor=64), grown)
+    assert wiring(net)["silence"] == ("Silence", ["fc8-SEC-CRF-log"], [])
+    (update,) = (layer for layer in net.layers if layer.one("name") == "update-seed")
+    settings = update["python_param"][0].one("param_str")
+    assert eval(settings) == {"th1": 0.99, "th2": math.inf}  # as the layer reads it
+
+
+@pytest.mark.parametrize(
+    ("profile", "stage", "overrides", "reason"),
+    [
+        ("dsrg_vgg16_voc", "stage1", ["loss.rule=paper"], "the release's DSRGLayer knows its own rule alone"),
+        ("sec_vgg16_voc", "stage1", ["loss.pooling=max"], "loss.pooling max: no Caffe layer"),
+        ("dsrg_vgg16_coco", "stage1", ["data.image_root=a", "data.cues=b"], "data.cues b: .* one root"),
+        ("dsrg_vgg16_coco", "stage2", [], "data.rgb: the release's ImageSegDataLayer gives BGR alone"),
+        (
+            "dsrg_vgg16_voc",
+            "stage2",
+            ["data.image_root=a", "data.label_root=b"],
+            "data.label_root b: .* one root",
+        ),
+    ],
+)
+def test_what_no_caffe_layer_does_is_refused(profile, stage, overrides, reason):
+    section = getattr(load_config(profile, overrides, stages=(stage,)), stage)
+    with pytest.raises(InputError, match=reason):
+        train_prototxt(build_model("vgg16_aspp", width_divisor=64), section)
+
+
+def random_message(rng: random.Random, depth: int = 0) -> Message:
+    def value():
+        kind = rng.randrange(6 if depth < 4 else 5)
+        if kind == 0:
+            return rng.choice([True, False])
+        if kind == 1:
+            return rng.choice([0, -1, 1 << 63, -(1 << 63), rng.randrange(-1000, 1000)])
+        if kind == 2:
+            return rng.choice([0.0, -0.5, 1e-05, 1e300, 5e-324, math.inf, -math.inf, rng.gauss(0, 1e6)])
+        if kind == 3:
+            return Identifier(rng.choice(["MAX", "AVE", "a_1"]))
+        if kind == 4:
+            return "".join(
+                chr(rng.choice([34, 39, 92, 10, 9, 0, 127, 228, 0x1F600, 65]))
+                for _ in range(rng.randrange(8))
+            )
+        return random_message(rng, depth + 1)
+
+    return Message(
+        {f"field_{i}": [value() for _ in range(rng.randrange(1, 3))] for i in range(rng.randrange(1, 4))}
+    )
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    rng = random.Random(0)
+    for _ in range(300):
+        message = random_message(rng)
+        (tmp_path / "m.prototxt").write_text(format_prototxt(message), encoding="utf-8")
+        read = read_prototxt(tmp_path / "m.prototxt")
+        assert repr(read) == repr(message)  # types too: True is not 1, an identifier no string
+
+
+def test_comparison_names_what_differs():
+    ours = deploy_prototxt(build_model("vgg16_largefov", width_divisor=16))
+    theirs = deploy_prototxt(build_model("vgg16_largefov", width_divisor=16), height=65)
+    conv = theirs.layers[0]["convolution_param"][0]
+    conv["dilation"] = [2]
+    del conv["pad"], conv["stride"]  # stride is Caffe's default, pad is not
+    theirs.layers[-1]["param"][1]["lr_mult"] = [2]
+    dropped = theirs["layer"].pop(-2)
+    assert dropped.one("name") == "drop7"
+    assert [str(difference) for difference in compare_nets(ours, theirs)] == [
+        "input_shape.dim: (1, 3, 321, 321) here, (1, 3, 65, 321) there",
+        "layer conv1_1: convolution_param.pad: 1 here, none there",
+        "layer conv1_1: convolution_param.dilation: none here, 2 there",
+        "layer drop7: only here",
+        "layer fc8-SEC: param 1.lr_mult: 20 here, 2 there",
+    ]
+    theirs = deploy_prototxt(build_model("vgg16_largefov", width_divisor=16))
+    theirs["layer"].insert(0, theirs["layer"].pop(1))
+    assert [str(d) for d in compare_nets(ours, theirs)] == [
+        "order of the layers: conv1_1 here, relu1_1 there"
+    ]
+
+
+def importer(net, folder):
+    """OpenCV's network from the files that we write, without its own optimisations."""
+    cv2 = pytest.importorskip("cv2")
+    write_prototxt(deploy_prototxt(net), folder / "net.prototxt")
+    write_caffemodel(net, folder / "net.caffemodel")
+    imported = cv2.dnn.readNetFromCaffe(str(folder / "net.prototxt"), str(folder / "net.caffemodel"))
+    imported.enableFusion(False)
+    return imported
+
+
+def check_scores(net, imported, sizes):
+    for height, width in sizes:
+        images = np.random.default_rng(height).normal(0, 50, (1, 3, height, width)).astype(np.float32)
+        imported.setInput(images)
+        with torch.inference_mode():
+            scores = net(torch.from_numpy(images))
+        what = f"{net.name} {height}x{width}"
+        assert_close(imported.forward(), scores, IMPORTER_REL, what, relative_to_max=True)
+
+
+@pytest.mark.parametrize("name", [*SEGMENTATION_NETS, *CLASSIFIERS])
+def test_opencv_gives_the_same_scores(name, tmp_path):
+    net = recorded_net(name) if name in RECORDED else build_model(name, width_divisor=16).eval()
+    if name not in RECORDED:
+        net.fill("msra", torch.Generator().manual_seed(0))
+    sizes = [(321, 321)] if name in CLASSIFIERS else [(321, 321), (241, 401), (65, 49), (97, 130)]
+    check_scores(net, importer(net, tmp_path), sizes)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["vgg16_aspp", "vgg16_largefov", "resnet101_aspp"])
+def test_opencv_gives_the_same_scores_at_full_width(name, tmp_path):
+    net = build_model(name).eval()
+    net.fill("msra", torch.Generator().manual_seed(0))
+    check_scores(net, importer(net, tmp_path), [(321, 321), (97, 130)])
