@@ -9,6 +9,7 @@ CRF_MARGINALS = 1e-5
 CRF_LOG = 1e-4
 NETWORK_BLOB_REL = 1e-5
 IMPORTER_REL = 1e-5  # blobs of OpenCV's Caffe importer
+SALIENCY_REL = 1e-4  # gradient at conv4_1 and what is made of it
 SOLVER = 1e-6
 STAGE1_LOSS = 1e-4  # both losses, each of the 30 recorded iterations
 STAGE1_LOSS_FAST_REL = 0.05  # precision=fast, of each recorded loss: bfloat16 has 8 bits (1.3e-2 measured)

@@ -13,7 +13,7 @@ import typer
 from tqdm import tqdm
 
 from repro.config import Config, PredictConfig, load_config, profile_names
-from repro.data import CocoInstances, convert_cues, read_id_list
+from repro.data import CocoInstances, convert_cues, find_images, read_id_list
 from repro.data.mini import build_mini
 from repro.errors import InputError
 from repro.files import write_text
@@ -44,7 +44,6 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build or convert data.")
 app.add_typer(data_app, name="data")
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp"}
 ConfigOption = Annotated[
     str, typer.Option("--config", help=f"A profile ({', '.join(profile_names())}) or the path of one.")
 ]
@@ -334,18 +333,10 @@ def _predict(
 def _images(source: Path, ids: Path | None) -> dict[str, Path]:
     if not source.exists():
         raise InputError(f"--images {source}: no such file or folder")
-    paths = sorted(source.iterdir()) if source.is_dir() else [source]
-    files: dict[str, Path] = {}
-    for path in paths:
-        if path.suffix.lower() in IMAGE_SUFFIXES or path == source:
-            if path.stem in files:
-                raise InputError(
-                    f"--images {source}: {files[path.stem].name} and {path.name} would share a mask"
-                )
-            files[path.stem] = path
-    names = read_id_list(ids) if ids else list(files)
-    if not names:
-        raise InputError(f"--images {source}: no image ({', '.join(sorted(IMAGE_SUFFIXES))}) in it")
+    files = find_images(source) if source.is_dir() else {source.stem: source}
+    if ids is None:
+        return files
+    names = read_id_list(ids)
     if absent := [name for name in names if name not in files]:
         raise InputError(f"{ids}: {absent[0]} has no image in {source}")
     return {name: files[name] for name in names}

@@ -5,6 +5,7 @@ from repro.data.cues import CueFile, convert_cues, write_cues
 from repro.data.datasets import ImageData, ImageSegData
 from repro.data.images import (
     MEAN_BGR,
+    find_images,
     preprocess_zoomed,
     read_image_bgr,
     read_image_rgb,
@@ -41,6 +42,7 @@ __all__ = [
     "VocLayout",
     "colour_palette",
     "convert_cues",
+    "find_images",
     "item_rng",
     "make_loader",
     "preprocess_zoomed",

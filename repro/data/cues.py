@@ -28,6 +28,9 @@ from repro.files import atomic_path
 MAX_BYTES = 1 << 30
 """A cue file that unpacks to more than this is refused (the SEC authors' file for VOC unpacks to 104 MB)."""
 
+HDF5_SUFFIXES = (".h5", ".hdf5")
+PICKLE_SUFFIXES = (".pickle", ".pkl", ".pickle.gz", ".pkl.gz")
+
 _FORMAT = "repro-cues-1"
 _MAX_VALUE = np.iinfo(np.int16).max
 
@@ -59,9 +62,9 @@ class CueFile:
         name = os.fspath(path)
         if not os.path.isfile(name):
             raise InputError(f"{name}: no such cue file")
-        if name.endswith((".h5", ".hdf5")):
+        if name.endswith(HDF5_SUFFIXES):
             return _read_hdf5(name)
-        if name.endswith((".pickle", ".pkl", ".pickle.gz", ".pkl.gz")):
+        if name.endswith(PICKLE_SUFFIXES):
             return cls.from_entries(name, _pair_up(name, _read_pickle(name)))
         raise InputError(f"{name}: unknown kind of cue file, .pickle, .pickle.gz or .h5 expected")
 
@@ -166,7 +169,7 @@ def write_cues(path: str | os.PathLike[str], entries: Mapping[int, tuple[ArrayLi
     """
     name = os.fspath(path)
     file = CueFile.from_entries(name, entries)
-    if name.endswith((".h5", ".hdf5")):
+    if name.endswith(HDF5_SUFFIXES):
         _write_hdf5(path, file)
     elif name.endswith(".pickle"):
         keyed = {f"{index}_labels": file.labels(index) for index in file.indices.tolist()}
@@ -175,6 +178,26 @@ def write_cues(path: str | os.PathLike[str], entries: Mapping[int, tuple[ArrayLi
             temporary.write_bytes(pickle.dumps(keyed, protocol=2))
     else:
         raise InputError(f"{name}: unknown kind of cue file, .pickle or .h5 expected")
+
+
+def cell_counts(mask: np.ndarray, num_classes: int, height: int, width: int) -> np.ndarray:
+    """How many pixels of each class each cell of a grid covers, when the grid is enlarged to the mask's size by nearest
+    neighbour (pixel centres: row i falls into cell ⌊(i + ½)·height/H⌋).
+
+    Args:
+        mask: uint8 (H, W) of classes; what is not below ``num_classes`` is void.
+
+    Returns: int32 (C, height, width).
+    """
+    rows, columns = (
+        ((np.arange(size) + 0.5) * cells / size).astype(np.int64)
+        for size, cells in zip(mask.shape, (height, width), strict=True)
+    )
+    cell = rows[:, None] * width + columns
+    counted = mask < num_classes
+    flat = mask[counted].astype(np.int64) * (height * width) + cell[counted]
+    counts = np.bincount(flat, minlength=num_classes * height * width)
+    return counts.reshape(num_classes, height, width).astype(np.int32)
 
 
 def _offsets(lengths: list[int]) -> np.ndarray:

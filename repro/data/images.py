@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Sequence
 from functools import lru_cache, reduce
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -27,6 +28,9 @@ MEAN_BGR = (104.0, 117.0, 123.0)
 MAX_PIXELS = 64 * 1024 * 1024
 """More pixels than this is taken for a damaged or hostile header (VOC and COCO stay below 0.5 M)."""
 
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png")
+"""By which a folder's images are told from its other files, in any case."""
+
 # The formats that image sets come in. Naming them keeps Pillow from trying its rarer decoders on a bad file.
 _FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF")
 # Modes that Pillow turns into RGB without a loss of range; 16-bit and float images are not among them.
@@ -35,6 +39,25 @@ _COLOUR_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CM
 _OPENING = threading.Lock()
 
 ArrayT = TypeVar("ArrayT", np.ndarray, torch.Tensor)
+
+
+def find_images(folder: str | os.PathLike[str]) -> dict[str, Path]:
+    """The images of a folder (not of its sub-folders), name without suffix -> path, sorted by name.
+
+    Raises InputError for a folder that is not there or has none, and for two images of one name.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise InputError(f"{path}: no such folder of images")
+    found: dict[str, Path] = {}
+    for file in sorted(path.iterdir()):
+        if file.suffix.lower() in IMAGE_SUFFIXES:
+            if file.stem in found:
+                raise InputError(f"{path}: {found[file.stem].name} and {file.name} would share a mask")
+            found[file.stem] = file
+    if not found:
+        raise InputError(f"{path}: no image ({', '.join(IMAGE_SUFFIXES)}) in it")
+    return found
 
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:

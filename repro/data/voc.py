@@ -173,10 +173,11 @@ def read_label_list(path: str | os.PathLike[str]) -> list[LabelLine]:
     return [LabelLine(image, label, line) for line, (image, label) in _lines(path, "'<image> <label>'", 2)]
 
 
-def _lines(path: str | os.PathLike[str], expected: str, count: int) -> Iterator[tuple[int, list[str]]]:
+def read_text(path: str | os.PathLike[str], expected: str) -> str:
+    """The text of a list. Raises InputError for a file that cannot be read; ``expected`` is what a line should hold."""
     name = os.fspath(path)
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
+        return Path(path).read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
         raise InputError(f"{name}: no such list") from error
     except UnicodeDecodeError as error:
@@ -185,8 +186,12 @@ def _lines(path: str | os.PathLike[str], expected: str, count: int) -> Iterator[
         ) from error
     except OSError as error:
         raise InputError(f"{name}: cannot be read ({error.strerror}), a list expected") from error
+
+
+def _lines(path: str | os.PathLike[str], expected: str, count: int) -> Iterator[tuple[int, list[str]]]:
+    name = os.fspath(path)
     empty = True
-    for line, content in enumerate(text.split("\n"), start=1):
+    for line, content in enumerate(read_text(path, expected).split("\n"), start=1):
         fields = content.split()  # takes the carriage return of a CRLF file with it
         if not fields:
             continue

@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+import torch.nn.functional as F
 
 from repro.data.voc import read_mask
 from repro.errors import InputError
@@ -98,7 +100,63 @@ def seed_quality(gt: npt.ArrayLike, seeds: npt.ArrayLike, num_classes: int) -> d
     Raises:
         InputError: as ``confusion_matrix``.
     """
-    counts = _count(gt, seeds, num_classes, num_classes + 1)
+    return _released_figures(_count(gt, seeds, num_classes, num_classes + 1))
+
+
+def seed_matrix(truth: torch.Tensor, cues: torch.Tensor) -> torch.Tensor:
+    """Count pixels by true class and seed, on the tensors' device and without waiting for it.
+
+    Args:
+        truth: (N, C, H, W), pixels of each class in each cell (``repro.data.cues.cell_counts``).
+        cues: (N, C, H, W) in {0, 1}. A cell of several classes counts as the highest, as in region growing.
+
+    Returns:
+        (C, C + 1) float64 of whole numbers; column C is the pixels without a seed.
+    """
+    classes = truth.shape[1]
+    numbered = cues * torch.arange(1, classes + 1, device=cues.device, dtype=cues.dtype)[:, None, None]
+    seeds = numbered.amax(dim=1).long() - 1
+    columns = F.one_hot(torch.where(seeds < 0, classes, seeds), classes + 1)
+    return torch.einsum("nchw,nhws->cs", truth.double(), columns.double())
+
+
+def seed_figures(matrix: npt.ArrayLike) -> dict[str, Any]:
+    """Quality of seeds as Fig. 4 of the DSRG paper has it, from a (C, C + 1) matrix of ``seed_matrix``.
+
+    Returns:
+        ``labelled``: the share of the pixels that have a seed. ``precision``, ``recall``, ``iou``: means over the
+        classes that occur in the ground truth, where a class without seeds counts as zero. ``released``: the three
+        as the release's script averages them (``seed_quality``). ``per_class``: the three of each class, ``None`` for
+        a class that does not occur.
+
+    Raises:
+        InputError: a matrix without a pixel.
+    """
+    counts = np.asarray(matrix).astype(np.int64)
+    classes = len(counts)
+    occurring = counts.sum(1) > 0
+    if not occurring.any():
+        raise InputError("quality of seeds: all void, expected pixels to score")
+    correct, seeded = np.diagonal(counts), counts.sum(0)[:classes]
+    figures = {
+        "precision": np.nan_to_num(_fraction(correct, seeded)),
+        "recall": np.nan_to_num(_fraction(correct, counts.sum(1))),
+        "iou": np.nan_to_num(_fraction(correct, seeded + counts.sum(1) - correct)),
+    }
+    released = _released_figures(counts)
+    return {
+        "labelled": float(seeded.sum() / counts.sum()),
+        **{name: float(values[occurring].mean()) for name, values in figures.items()},
+        "released": {name: released[name] for name in figures},
+        "per_class": [
+            {name: float(values[index]) for name, values in figures.items()} if occurring[index] else None
+            for index in range(classes)
+        ],
+    }
+
+
+def _released_figures(counts: npt.NDArray[np.int64]) -> dict[str, Any]:
+    num_classes = len(counts)
     counts = np.vstack([counts, np.zeros((1, num_classes + 1), np.int64)])
     correct = np.diagonal(counts)
     precision = np.nan_to_num(_fraction(correct, counts.sum(0)))
