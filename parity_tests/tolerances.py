@@ -25,3 +25,5 @@ RETRAIN_LOSS_FLOAT32 = 2e-3
 RETRAIN_ACCURACY = 1e-3  # a cell of 3362 changing class is 3e-4
 MASK_PIXELS = 1e-4  # share of a mask's pixels that may differ
 ZOOM = 1e-6  # relative to the values' range (0–255 images, unit noise)
+ONNX_SCORES_REL = 1e-5  # exported networks against PyTorch
+ONNX_PROBS = 2e-5  # probabilities of exported graphs (8.6e-6 measured)

@@ -1,0 +1,21 @@
+"""ONNX: exporting our networks, and running what was exported.
+
+Exporting needs the package onnx, running onnxruntime; neither needs the other's.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from repro.export.onnx import export_onnx
+    from repro.export.runtime import OnnxSegmenter
+
+_MODULES = {"export_onnx": "repro.export.onnx", "OnnxSegmenter": "repro.export.runtime"}
+
+__all__ = ["OnnxSegmenter", "export_onnx"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,213 @@
+"""Writing our networks as ONNX files.
+
+    graph        images                                      result
+    scores       (N, 3, H, W) float32, BGR minus the mean    scores (N, C, H', W'): the network alone
+    probs        (N, 3, H, W) float32, BGR minus the mean    probs (N, C, H, W): scores zoomed to H, W, softmax
+    multiscale   (N, H, W, 3) uint8, RGB as it is            multiscale (N, C, H, W): a whole test script but its CRF
+
+N, H and W are free; the classifiers of the cues take the one size that they are built for. The input is named
+``images``, the output as the graph. The file's metadata say what it is: see ``METADATA_KEYS``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+import onnx
+from onnx import TensorProto, helper
+from torch import nn
+
+from repro import __version__
+from repro.data import MEAN_BGR, colour_palette
+from repro.errors import InputError
+from repro.export.graph import IR_VERSION, OPSET, Graph, add_multiscale, add_net, add_probs
+from repro.export.variants import to_float16, to_int8
+from repro.files import atomic_path, file_sha256
+from repro.models import CaffeNet
+from repro.models.folding import fold_batch_norm
+from repro.stages.infer import PROTOCOLS
+
+GraphName = Literal["scores", "probs", "multiscale"]
+GRAPHS: tuple[GraphName, ...] = get_args(GraphName)
+PrecisionName = Literal["fp32", "fp16", "int8"]
+PRECISIONS: tuple[PrecisionName, ...] = get_args(PrecisionName)
+PRODUCER = "sec-dsrg-repro"
+LARGEST_FILE = 2**31 - 2**20
+"""Bytes beyond which the weights go into a second file, ``<name>.data``: protobuf ends at 2 GiB."""
+
+METADATA_KEYS = {
+    "graph": "scores, probs or multiscale",
+    "model": "the net's name for build_model",
+    "protocol": "the test script that multiscale follows",
+    "classes": "JSON list of names, in the order of their indices",
+    "palette": "JSON list of [red, green, blue], a class each",
+    "mean_bgr": "JSON list; subtracted inside of multiscale, to be subtracted before the other graphs",
+    "precision": "fp32, fp16 or int8",
+    "weights": "name of the weight file",
+    "weights_sha256": "its SHA-256",
+    "parameters_sha256": "SHA-256 over the parameters' names and float32 values, in the net's order",
+}
+
+
+def export_onnx(
+    model: CaffeNet,
+    path: str | os.PathLike[str],
+    *,
+    graph: GraphName = "scores",
+    protocol: str = "dsrg_final",
+    precision: PrecisionName = "fp32",
+    classes: Sequence[str] | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    largest_file: int = LARGEST_FILE,
+) -> Path:
+    """Write a net as an ONNX file, whole or not at all, that onnx's checker and shape inference have passed.
+
+    Args:
+        model: from ``build_model``, in any mode and on any device; what is written is its test-time form, float32.
+        path: the file to write; weights beyond ``largest_file`` bytes go into ``<path>.data`` beside it.
+        graph: see the head of this module.
+        protocol: for ``multiscale``, a key of ``PROTOCOLS``.
+        precision: of the layers, see ``variants.py``; ``fp16`` and ``int8`` are other arithmetic than the papers'.
+        classes: their names, for the metadata; ``class 0`` … by default.
+        weights: the file that the parameters came from, for the metadata.
+        largest_file: in bytes.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        InputError: an unknown graph or protocol, or a graph that the net has no use for.
+    """
+    exported = build_onnx(
+        model, graph=graph, protocol=protocol, precision=precision, classes=classes, weights=weights
+    )
+    return save_onnx(exported, path, largest_file=largest_file)
+
+
+def build_onnx(
+    model: CaffeNet,
+    *,
+    graph: GraphName,
+    protocol: str = "dsrg_final",
+    precision: PrecisionName = "fp32",
+    classes: Sequence[str] | None = None,
+    weights: str | os.PathLike[str] | None = None,
+) -> onnx.ModelProto:
+    """The model that ``export_onnx`` writes; same arguments and errors."""
+    if graph not in GRAPHS:
+        raise InputError(f"graph {graph!r}: expected one of {', '.join(GRAPHS)}")
+    if precision not in PRECISIONS:
+        raise InputError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
+    if protocol not in PROTOCOLS:
+        raise InputError(f"protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
+    if model.fixed_size and graph != "scores":
+        raise InputError(
+            f"graph {graph!r}: {model.name} classifies images of one size, graph 'scores' expected"
+        )
+    outputs = _outputs(model)
+    if classes is None:
+        classes = [f"class {index}" for index in range(outputs)]
+    if len(classes) != outputs:
+        raise InputError(f"classes: {len(classes)} names, {model.name} has {outputs} outputs")
+
+    parameters_sha256 = _parameters_sha256(model)
+    if precision != "fp32":
+        model = fold_batch_norm(model)
+    content = Graph()
+    side: list[str | int] = [model.input_size] * 2 if model.fixed_size else ["H", "W"]
+    image_type, image_shape = TensorProto.FLOAT, ["N", 3, *side]
+    shape: list[str | int] = ["N", outputs, *side]
+    if graph == "multiscale":
+        image_type, image_shape = TensorProto.UINT8, ["N", *side, 3]
+        add_multiscale(content, model, PROTOCOLS[protocol])
+    elif graph == "probs":
+        add_probs(content, model)
+    else:
+        blob = add_net(content, model, "images")
+        if blob != graph:
+            content.node("Identity", blob, name=graph)
+        shape = ["N", outputs] if model.fixed_size else ["N", outputs, "H_grid", "W_grid"]
+    metadata = {
+        "graph": graph,
+        "model": model.name,
+        **({"protocol": protocol} if graph == "multiscale" else {}),
+        "classes": json.dumps(list(classes)),
+        "palette": json.dumps(colour_palette()[:outputs].tolist()),
+        "mean_bgr": json.dumps(MEAN_BGR),
+        "precision": precision,
+        "parameters_sha256": parameters_sha256,
+    }
+    if weights is not None:
+        metadata |= {"weights": Path(weights).name, "weights_sha256": file_sha256(weights)}
+    exported = helper.make_model(
+        helper.make_graph(
+            content.nodes,
+            f"{model.name}_{graph}",
+            [helper.make_tensor_value_info("images", image_type, image_shape)],
+            [helper.make_tensor_value_info(graph, TensorProto.FLOAT, shape)],
+            list(content.initializers.values()),
+        ),
+        producer_name=PRODUCER,
+        producer_version=__version__,
+        ir_version=IR_VERSION,
+        opset_imports=[helper.make_opsetid("", OPSET)],
+    )
+    if precision == "fp16":
+        exported = to_float16(exported)
+    elif precision == "int8":
+        exported = to_int8(exported)
+        exported.producer_name, exported.producer_version = PRODUCER, __version__
+        exported.ir_version = IR_VERSION
+    helper.set_model_props(exported, metadata)
+    return exported
+
+
+def save_onnx(
+    exported: onnx.ModelProto, path: str | os.PathLike[str], *, largest_file: int = LARGEST_FILE
+) -> Path:
+    """Check a model and write it; returns ``path``.
+
+    Where its weights have more than ``largest_file`` bytes they go into ``<path>.data``, and out of ``exported``.
+    """
+    target = Path(path)
+    with atomic_path(target) as temporary:
+        if sum(len(tensor.raw_data) for tensor in exported.graph.initializer) <= largest_file:
+            onnx.save_model(exported, temporary)
+            onnx.checker.check_model(temporary, full_check=True)
+            return target
+        data = target.with_name(f"{target.name}.data")
+        with atomic_path(data) as temporary_data:
+            temporary_data.unlink()  # onnx would append to it
+            onnx.save_model(
+                exported,
+                temporary,
+                save_as_external_data=True,
+                location=temporary_data.name,
+                size_threshold=1024,
+            )
+            onnx.checker.check_model(temporary, full_check=True)
+            shell = onnx.load_model(temporary, load_external_data=False)
+            for tensor in shell.graph.initializer:
+                for entry in tensor.external_data:
+                    if entry.key == "location":
+                        entry.value = data.name
+            onnx.save_model(shell, temporary)
+    return target
+
+
+def _outputs(model: CaffeNet) -> int:
+    last = model.get_submodule(model.classifiers[-1])
+    return int(last.out_channels if isinstance(last, nn.Conv2d) else last.out_features)  # type: ignore[arg-type]
+
+
+def _parameters_sha256(model: CaffeNet) -> str:
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(name.encode())
+        digest.update(parameter.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,215 @@
+"""Running exported models with onnxruntime, as an engine of ``repro.stages.folder.predict_folder``.
+
+Images go to the device once, as bytes. onnxruntime writes the probabilities into memory of PyTorch there, our dense
+CRF works on them in place, and what comes back are the masks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from repro.errors import InputError
+from repro.stages.infer import PROTOCOLS, decide
+
+try:
+    import onnxruntime
+except ImportError as error:
+    raise InputError(
+        "running ONNX models needs onnxruntime: pip install 'sec-dsrg-repro[cpu]', or [gpu] for CUDA"
+    ) from error
+
+Provider = str | tuple[str, Mapping[str, Any]]
+_CUDA_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
+# TF32 is onnxruntime's default and keeps 10 of float32's 23 bits. Timing every algorithm at every new image size,
+# its other default, costs more than it brings where sizes change from image to image.
+_CUDA_DEFAULTS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+
+
+class OnnxSession:
+    """An exported model in onnxruntime on the device of its first provider.
+
+    Args:
+        path: a file that ``repro export`` wrote; of any graph.
+        providers: onnxruntime's execution providers in order of preference, names or (name, options). All of them
+            must be active: there is no silent fallback to the CPU. On CUDA, TF32 is off unless the options say so.
+        threads: of an operator on the CPU; PyTorch's number by default.
+
+    ``metadata`` holds what the exporter wrote (``repro.export.onnx.METADATA_KEYS``), ``device`` the PyTorch device.
+
+    Raises:
+        InputError: a provider that is not installed or does not start, a file that is no model of ours.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        providers: Sequence[Provider] = ("CPUExecutionProvider",),
+        *,
+        threads: int | None = None,
+    ) -> None:
+        self.path = Path(path)
+        chosen = [(item, {}) if isinstance(item, str) else (item[0], dict(item[1])) for item in providers]
+        self.device = _device(chosen)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or torch.get_num_threads()
+        options.log_severity_level = 3  # what matters of its warnings is checked here
+        if not self.path.is_file():
+            raise InputError(f"{self.path}: no such model file")
+        try:
+            self._session = onnxruntime.InferenceSession(
+                os.fspath(self.path),
+                options,
+                providers=[name for name, _ in chosen],
+                provider_options=[
+                    {**(_CUDA_DEFAULTS if name == "CUDAExecutionProvider" else {}), **settings}
+                    for name, settings in chosen
+                ],
+            )
+        except Exception as error:  # onnxruntime's exceptions have no common base of their own
+            reason = " ".join(str(error).split())
+            raise InputError(f"{self.path}: onnxruntime cannot load it: {reason[:300]}") from error
+        active = self._session.get_providers()
+        if inactive := [name for name, _ in chosen if name not in active]:
+            raise InputError(
+                f"provider {inactive[0]} did not start; onnxruntime would have run on {', '.join(active)} instead"
+            )
+        self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+        outputs, inputs = self._session.get_outputs(), self._session.get_inputs()
+        self.graph = self.metadata.get("graph", "")
+        names = [value.name for value in (*inputs, *outputs)]
+        if names != ["images", self.graph] or "parameters_sha256" not in self.metadata:
+            raise InputError(
+                f"{self.path}: not a model of 'repro export' (inputs and outputs {', '.join(names)})"
+            )
+        self._name = outputs[0].name
+
+    @property
+    def classes(self) -> list[str]:
+        return json.loads(self.metadata["classes"])
+
+    def run(self, images: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+        """The model's result for ``images``, both on ``device``; no copy on the way.
+
+        Args:
+            images: uint8 or float32, as the graph takes them.
+            shape: of the result, float32.
+
+        Raises:
+            InputError: more than fits into the device's memory, or images that the model cannot take.
+        """
+        images = images.to(self.device).contiguous()
+        place = (self.device.type, self.device.index or 0)
+        try:
+            result = torch.empty(tuple(shape), dtype=torch.float32, device=self.device)
+            binding = self._session.io_binding()
+            dtype = np.uint8 if images.dtype == torch.uint8 else np.float32
+            binding.bind_input("images", *place, dtype, tuple(images.shape), images.data_ptr())
+            binding.bind_output(self._name, *place, np.float32, tuple(shape), result.data_ptr())
+            if self.device.type == "cuda":  # onnxruntime computes on a stream of its own
+                torch.cuda.current_stream(self.device).synchronize()
+            self._session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+        except Exception as error:  # as above
+            reason = " ".join(str(error).split())
+            size = "x".join(map(str, images.shape))
+            raise InputError(f"images of {size} on {self.device}: {reason[:300]}") from error
+        return result
+
+
+class OnnxSegmenter:
+    """A ``multiscale`` model as an engine of ``predict_folder``.
+
+    Args:
+        path, providers, threads: see ``OnnxSession``.
+        crf: run the dense CRF, by our engine on the model's device.
+        batch_size: the most images of equal size that one run takes.
+
+    Raises:
+        InputError: as ``OnnxSession``, and a model of another graph.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        providers: Sequence[Provider] = ("CPUExecutionProvider",),
+        *,
+        threads: int | None = None,
+        crf: bool = True,
+        batch_size: int = 1,
+    ) -> None:
+        self.session = OnnxSession(path, providers, threads=threads)
+        if self.session.graph != "multiscale":
+            raise InputError(
+                f"{path}: graph {self.session.graph!r}, a model exported with graph 'multiscale' expected"
+            )
+        if batch_size < 1:
+            raise InputError(f"batch size {batch_size}: expected 1 or more")
+        self.crf = crf
+        self.batch_size = batch_size
+        self.protocol = PROTOCOLS[self.session.metadata["protocol"]]
+        self.num_classes = len(self.session.classes)
+        if self.session.device.type == "cuda":
+            self.warm_up(64, 64)
+
+    def warm_up(self, height: int, width: int) -> None:
+        """Segment one black image, so that what happens once, and what can fail, has happened."""
+        self.masks(np.zeros((1, height, width, 3), np.uint8))
+
+    def probs(self, images: np.ndarray | torch.Tensor) -> torch.Tensor:
+        """Floored probabilities (N, C, H, W) float32, on the device, of images (N, H, W, 3) uint8 RGB."""
+        pictures = torch.as_tensor(images)
+        if pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3:
+            raise InputError(
+                f"images: expected uint8 (N, H, W, 3), found {pictures.dtype} {tuple(pictures.shape)}"
+            )
+        count, height, width, _ = pictures.shape
+        return self.session.run(pictures, (count, self.num_classes, height, width))
+
+    def masks(self, images: np.ndarray, labels: Sequence[Sequence[int]] | None = None) -> np.ndarray:
+        """Masks (N, H, W) uint8 of images (N, H, W, 3) uint8 RGB.
+
+        ``labels``: class ids of each image; where given, only they and background (0) can win.
+        Raises InputError for other images, a label outside the classes, and more than fits into memory.
+        """
+        pictures = torch.from_numpy(np.ascontiguousarray(images)).to(self.session.device)
+        probs = self.probs(pictures)
+        as_read = pictures.flip(-1) if self.protocol.reads_bgr else pictures
+        try:
+            return decide(probs, as_read, crf=self.crf, labels=labels)
+        except torch.OutOfMemoryError as error:
+            height, width = images.shape[1:3]
+            raise InputError(f"{width}x{height} pixels do not fit into the device's memory") from error
+
+
+def _device(providers: Sequence[tuple[str, dict[str, Any]]]) -> torch.device:
+    """Where the first provider computes. Raises InputError for providers that are not installed."""
+    installed = onnxruntime.get_available_providers()
+    if not providers:
+        raise InputError("providers: none given, for example CPUExecutionProvider expected")
+    for name, _ in providers:
+        if name not in installed:
+            hint = "; onnxruntime-gpu has it (extra 'gpu')" if name in _CUDA_PROVIDERS else ""
+            raise InputError(f"provider {name}: this onnxruntime has {', '.join(installed)}{hint}")
+    name, options = providers[0]
+    if name not in _CUDA_PROVIDERS:
+        return torch.device("cpu")
+    index = int(options.get("device_id", 0))
+    if index >= torch.cuda.device_count():
+        raise InputError(
+            f"provider {name}, device {index}: PyTorch sees {torch.cuda.device_count()} CUDA devices"
+        )
+    return torch.device("cuda", index)
+
+
+def providers_for(device: torch.device) -> list[Provider]:
+    """The execution providers for a PyTorch device: CUDA's alone, or the CPU's."""
+    if device.type == "cuda":
+        return [("CUDAExecutionProvider", {"device_id": str(device.index or 0)})]
+    return ["CPUExecutionProvider"]
