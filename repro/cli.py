@@ -237,14 +237,20 @@ def convert(
         typer.echo(f"{report}\n{target}")
 
 
-@app.command(epilog="Example: repro inspect vgg16_20M.caffemodel")
+@app.command(epilog="Example: repro inspect vgg16_20M.caffemodel    repro inspect train-s.prototxt")
 def inspect(
     file: Annotated[
         Path,
-        typer.Argument(help="Weights or solver state: Caffe's, .safetensors, .pth, or a snapshot's .state"),
+        typer.Argument(
+            help="Weights or solver state: Caffe's, .safetensors, .pth, or a snapshot's .state. "
+            "Or a prototxt, of a net or a solver."
+        ),
     ],
 ) -> None:
-    """List what a file holds: layers, shapes, parameters, ranges of values, and where converted weights came from."""
+    """List what a file holds: layers, shapes, parameters, ranges of values, and where converted weights came from.
+
+    Of a net's prototxt: its layers with the shapes of all blobs, derived by Caffe's rules.
+    """
     for line in describe_file(file):
         typer.echo(line)
 

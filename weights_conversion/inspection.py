@@ -1,4 +1,4 @@
-"""``repro inspect``: what a weight file or a solver state holds, line by line."""
+"""``repro inspect``: what a weight file, a solver state or a prototxt holds, line by line."""
 
 from __future__ import annotations
 
@@ -17,17 +17,21 @@ from weights_conversion.conversion import PROVENANCE, read_snapshot
 from weights_conversion.errors import CaffeFileError
 from weights_conversion.kinds import file_kind
 from weights_conversion.mapping import read_safetensors
+from weights_conversion.prototxt_inspection import describe_prototxt
 from weights_conversion.pth import read_pth
 from weights_conversion.solverstate import SolverState, read_solverstate
 from weights_conversion.sources import read_torch_layers
 
 
 def describe_file(path: str | os.PathLike[str]) -> list[str]:
-    """The lines that say what a file holds: layers, shapes, parameters, ranges of values; a state's iteration.
+    """The lines that say what a file holds: layers, shapes, parameters, ranges of values; a state's iteration;
+    of a prototxt the derived shapes or the solver's fields.
 
     Raises ``CaffeFileError`` (a ``ValueError``) for what the readers refuse.
     """
     kind, name = file_kind(path), Path(path).name
+    if kind == "prototxt":
+        return describe_prototxt(path)
     if kind == "solverstate":
         return [f"{name}: Caffe solver state", *_state(read_solverstate(path))]
     if kind == "safetensors":

@@ -15,6 +15,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from repro.layers.sizes import interpolated_size
+
 
 def interp(
     x: torch.Tensor,
@@ -49,11 +51,6 @@ def interp(
         raise ValueError(f"pads {pad_beg}, {pad_end} leave nothing of a {x.shape[-2]}x{x.shape[-1]} input")
     x = x[..., -pad_beg : -pad_beg + cropped_height, -pad_beg : -pad_beg + cropped_width]
     if height is None or width is None:
-        height = _scaled(cropped_height, zoom_factor, shrink_factor)
-        width = _scaled(cropped_width, zoom_factor, shrink_factor)
+        height = interpolated_size(cropped_height, zoom_factor, shrink_factor)
+        width = interpolated_size(cropped_width, zoom_factor, shrink_factor)
     return F.interpolate(x, size=(height, width), mode="bilinear", align_corners=True)
-
-
-def _scaled(size: int, zoom_factor: int, shrink_factor: int) -> int:
-    shrunk = (size - 1) // shrink_factor + 1
-    return shrunk + (shrunk - 1) * (zoom_factor - 1)
