@@ -17,7 +17,7 @@ from repro.data import CocoInstances, convert_cues, find_images, read_id_list
 from repro.data.mini import build_mini
 from repro.errors import InputError
 from repro.files import write_text
-from repro.models import build_model
+from repro.models import CaffeNet, build_model
 from repro.report import write_all_tables, write_tables
 from repro.stages.datasets import open_experiment
 from repro.stages.evaluate import evaluate_folder
@@ -28,11 +28,16 @@ from repro.stages.runs import Run, resolve_device, write_json
 from repro.stages.train import train as train_stage
 from weights_conversion import (
     STATE_ENDINGS,
+    Message,
     caffe_layers,
     convert_solverstate,
     convert_weights,
+    deploy_prototxt,
     describe_file,
+    train_prototxt,
+    write_prototxt,
 )
+from weights_conversion.importer import TOLERANCE, check_conversion, random_images, read_images
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -192,7 +197,8 @@ def tables(
 
 @app.command(
     epilog="Example: repro convert vgg16_20M.caffemodel vgg16_20M_mc.safetensors --to vgg16_aspp    "
-    "repro convert runs/a/stage1/iter_4000.state iter_4000.solverstate --to vgg16_aspp"
+    "repro convert runs/a/stage1/iter_4000.state iter_4000.solverstate --to vgg16_aspp    "
+    "repro convert a.safetensors a.caffemodel --to vgg16_aspp --prototxt a.prototxt --check a.prototxt"
 )
 def convert(
     source: Annotated[
@@ -218,23 +224,84 @@ def convert(
     spread_branches: Annotated[
         bool, typer.Option(help="Copy single fc6, fc7 into each ASPP branch, as vgg16_20M_mc holds them.")
     ] = True,
+    input_size: Annotated[int, typer.Option(help="Side of the images: classifiers are made for one.")] = 321,
     seed: Annotated[int, typer.Option(help="Of the filler of layers that the source lacks.")] = 0,
+    deploy_to: Annotated[
+        Path | None,
+        typer.Option("--prototxt", help="Write the net's deploy prototxt here.", show_default=False),
+    ] = None,
+    train_to: Annotated[
+        Path | None,
+        typer.Option(
+            "--train-prototxt", help="Write a train prototxt here, by --config.", show_default=False
+        ),
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option(help="The profile of --train-prototxt.", show_default=False)
+    ] = None,
+    stage: Annotated[int, typer.Option(min=1, max=2, help="Its stage.")] = 1,
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PROTOTXT",
+            help="Compare every blob with OpenCV's import of this deploy prototxt; status 1 if one differs.",
+            show_default=False,
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="An image or a folder to check on, beside noise.", show_default=False),
+    ] = None,
+    tolerance: Annotated[float, typer.Option(help="Of each blob's largest value.")] = TOLERANCE,
 ) -> None:
     """Carry weights from one kind of file to another, by layer name, and say what was done with each layer."""
     model = None
     if to is not None:
-        model = build_model(to, num_classes=num_classes, width_divisor=width_divisor)
+        model = build_model(to, num_classes=num_classes, width_divisor=width_divisor, input_size=input_size)
         model.fill("gaussian", torch.Generator().manual_seed(seed))
+    texts = _prototxts(model, deploy_to, train_to, config, stage)
     if target.name.endswith(STATE_ENDINGS):
-        for path in convert_solverstate(source, target, model):
-            typer.echo(path)
+        if check:
+            raise InputError(f"{target}: --check goes with weights, not with a solver state")
+        written = convert_solverstate(source, target, model)
     elif model is None:
         raise InputError(f"{source}: say with --to which net the weights are for")
     else:
         outputs = caffe_layers(model)[model.classifiers[-1]].tensors["weight"].shape[0]
         net = {"name": to, "num_classes": outputs, "width_divisor": width_divisor, "filler_seed": seed}
         report = convert_weights(model, source, target, net=net, spread_branches=spread_branches)
-        typer.echo(f"{report}\n{target}")
+        typer.echo(report)
+        written = [target]
+    for path, text in texts.items():
+        write_prototxt(text, path)
+    for path in (*written, *texts):
+        typer.echo(path)
+    if check and model is not None:
+        blobs = random_images(model) | (read_images(model, _images(images, None)) if images else {})
+        found = check_conversion(model, report, check, blobs, tolerance=tolerance)
+        typer.echo("\n".join(found.lines()))
+        if found.first_over:
+            raise typer.Exit(1)
+
+
+def _prototxts(
+    model: CaffeNet | None, deploy: Path | None, train: Path | None, profile: str | None, stage: int
+) -> dict[Path, Message]:
+    texts = {}
+    for path in (deploy, train):
+        if path and model is None:
+            raise InputError(f"{path}: say with --to of which net")
+    if deploy and model:
+        texts[deploy] = deploy_prototxt(model)
+    if train and model:
+        if profile is None:
+            raise InputError(f"{train}: say with --config by which profile the net trains")
+        settings = load_config(profile)
+        section = settings.stage1 if stage == 1 else settings.stage2
+        if section is None:
+            raise InputError(f"{profile}: has no section stage{stage}")
+        texts[train] = train_prototxt(model, section)
+    return texts
 
 
 @app.command(epilog="Example: repro inspect vgg16_20M.caffemodel    repro inspect train-s.prototxt")

@@ -8,15 +8,20 @@ the last of them, as ``forward_blobs`` gives it. Its own fusing of layers is off
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from repro.data.images import read_image_bgr, resize_bilinear_u8, subtract_mean
 from repro.errors import InputError
 from repro.models import CaffeNet
+from weights_conversion.caffemodel import write_caffemodel
+from weights_conversion.mapping import LoadReport
 from weights_conversion.prototxt import Message, read_prototxt
 from weights_conversion.shape_rules import layer_type, names, text
 
@@ -127,8 +132,40 @@ def check_with_opencv(
     return CheckReport(list(checks.values()), only_prototxt, list(dict.fromkeys(only_net)), tolerance)
 
 
+def check_conversion(
+    net: CaffeNet,
+    report: LoadReport,
+    prototxt: str | os.PathLike[str],
+    images: Mapping[str, np.ndarray],
+    *,
+    tolerance: float = TOLERANCE,
+) -> CheckReport:
+    """``check_with_opencv`` for a net that was just loaded, ``report`` being of that load.
+
+    OpenCV reads the very file that was loaded where it can: a .caffemodel, binary, that filled every layer with the
+    values it holds. Else it reads the net's weights, written to a temporary .caffemodel.
+    """
+    if report.form.startswith("Caffe binary") and not (report.missing or report.spread or report.changes):
+        return check_with_opencv(net, prototxt, report.path, images, tolerance=tolerance)
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / f"{net.name}.caffemodel"
+        write_caffemodel(net, written)
+        return check_with_opencv(net, prototxt, written, images, tolerance=tolerance)
+
+
+def read_images(net: CaffeNet, files: Mapping[str, Path]) -> dict[str, np.ndarray]:
+    """Images from files as the net's blob ``images``: in their own size, for nets of a fixed size resized to it."""
+    blobs = {}
+    for name, path in files.items():
+        image = read_image_bgr(path)
+        if net.fixed_size:
+            image = resize_bilinear_u8(image, net.input_size, net.input_size)
+        blobs[name] = subtract_mean(image)[None]
+    return blobs
+
+
 def random_images(net: CaffeNet, seed: int = 0) -> dict[str, np.ndarray]:
-    """Noise of 0 to 255 with the mean subtracted, at the net's ``input_size`` and, where it takes any, at two others."""
+    """Noise between -128 and 128 at the net's ``input_size`` and, where it takes any size, at two others."""
     side = net.input_size
     sizes = [(side, side)] if net.fixed_size else [(side, side), (97, 130), (65, 49)]
     rng = np.random.default_rng(seed)

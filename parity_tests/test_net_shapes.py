@@ -1,0 +1,236 @@
+"""Derived blob shapes against those that Caffe reported, and what ``repro inspect`` prints of a prototxt."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+
+import pytest
+import torch
+
+from parity_tests.conftest import CAFFE_FILES
+from repro.cli import run_command
+from repro.config import load_config
+from repro.models import CLASSIFIERS, SEGMENTATION_NETS, build_model
+from weights_conversion import caffe_layers, deploy_prototxt, format_prototxt, read_prototxt, train_prototxt
+from weights_conversion.net_shapes import blob_shapes, derive_shapes
+
+NETS = ("vgg16_aspp", "vgg16_largefov", "vgg16_cam", "vgg16_bg")
+
+
+@pytest.fixture
+def shapes_of(tmp_path):
+    """Derives the shapes of a prototxt given as text: blobs, and the notes of layers that have one."""
+
+    def derive(text: str):
+        (tmp_path / "n.prototxt").write_text(text)
+        layers = derive_shapes(read_prototxt(tmp_path / "n.prototxt"))
+        return blob_shapes(layers), {layer.name: layer.note for layer in layers if layer.note}
+
+    return derive
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_shapes_are_the_recorded_ones(golden, name):
+    net = read_prototxt(CAFFE_FILES / f"{name}_deploy.prototxt")
+    for size, recorded in golden("networks")[name].items():
+        net["input_shape"][0]["dim"] = [1, 3, *map(int, size.split("x"))]
+        shapes = {blob: list(shape) for blob, shape in blob_shapes(derive_shapes(net)).items()}
+        assert shapes == json.loads(recorded["shapes"][()]), size
+
+
+@pytest.mark.parametrize("name", [*SEGMENTATION_NETS, *CLASSIFIERS])
+def test_shapes_are_our_nets_own(name):
+    net = build_model(name, width_divisor=16, input_size=65)
+    layers = derive_shapes(deploy_prototxt(net))
+    with torch.inference_mode():
+        blobs = net.eval().forward_blobs(torch.zeros(1, 3, 65, 65))
+    assert blob_shapes(layers) == {blob: tuple(values.shape) for blob, values in blobs.items()}
+    parameters = {
+        name: tuple(tuple(tensor.shape) for tensor in view.tensors.values())
+        for name, view in caffe_layers(net).items()
+    }
+    assert {layer.name: layer.blobs for layer in layers if layer.blobs} == parameters
+
+
+@pytest.mark.parametrize("recorded", ["stage1_train", "retrain_train"])
+def test_train_nets(recorded):
+    layers = derive_shapes(read_prototxt(CAFFE_FILES / f"{recorded}.prototxt"))
+    assert [layer.note for layer in layers if layer.note] == []
+    shapes = blob_shapes(layers)
+    if recorded == "stage1_train":
+        expected = {"images_origin": (3, 3, 321, 321), "image_ids": (3,), "labels": (3, 1, 1, 21)}
+        expected |= {"cues": (3, 21, 41, 41), "fc8-SEC-CRF-log": (3, 21, 41, 41), "cues-new": (3, 21, 41, 41)}
+        # the probabilities have four readers
+        expected |= {"fc8-SEC-Softmax_Softmax_0_split_3": (3, 21, 41, 41), "loss-Seed": (1,)}
+    else:
+        expected = {"images": (2, 3, 321, 321), "label": (2, 1, 321, 321), "label_shrink": (2, 1, 41, 41)}
+        expected |= {"loss": (), "accuracy": (1, 1, 1, 3), "fc8-SEC_fc8-SEC_0_split_1": (2, 21, 41, 41)}
+    assert {blob: shapes[blob] for blob in expected} == expected
+
+
+def test_our_train_nets_have_no_unknown_layer():
+    sec = load_config("sec_vgg16_voc").stage1
+    coco = load_config("dsrg_vgg16_coco").stage1
+    for net, section in (("vgg16_largefov", sec), ("vgg16_aspp", coco), ("resnet101_aspp", coco)):
+        layers = derive_shapes(train_prototxt(build_model(net, num_classes=81, width_divisor=64), section))
+        assert [layer.note for layer in layers if layer.note] == []
+
+
+DATA = 'input: "x" input_dim: 2 input_dim: 6 input_dim: 10 input_dim: 7\n'
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        # without padding Caffe does not drop the last window
+        ('type: "Pooling" pooling_param { kernel_size: 2 stride: 3 }', (2, 6, 4, 3)),
+        ('type: "Pooling" pooling_param { kernel_size: 3 stride: 2 pad: 1 }', (2, 6, 6, 4)),
+        ('type: "Pooling" pooling_param { kernel_size: 3 stride: 2 round_mode: FLOOR }', (2, 6, 4, 3)),
+        ('type: "Pooling" pooling_param { kernel_h: 2 kernel_w: 1 stride: 2 pad_h: 1 }', (2, 6, 6, 4)),
+        ('type: "Pooling" pooling_param { global_pooling: true }', (2, 6, 1, 1)),
+        (
+            'type: "Convolution" convolution_param { num_output: 4 kernel_size: 3 hole: 2 group: 2 }',
+            (2, 4, 6, 3),
+        ),
+        (
+            'type: "Convolution" convolution_param { num_output: 4 kernel_size: [3, 1] pad: [0, 2] }',
+            (2, 4, 8, 11),
+        ),
+        (
+            'type: "Deconvolution" convolution_param { num_output: 3 kernel_size: 4 stride: 2 pad: 1 }',
+            (2, 3, 20, 14),
+        ),
+        ('type: "InnerProduct" inner_product_param { num_output: 5 axis: 2 }', (2, 6, 5)),
+        ('type: "Flatten"', (2, 420)),
+        ('type: "Reshape" reshape_param { shape { dim: 0 dim: -1 dim: 7 } }', (2, 60, 7)),
+        ('type: "Concat" bottom: "x" concat_param { axis: 2 }', (2, 6, 20, 7)),
+        ('type: "Slice" top: "z" slice_param { axis: 1 slice_point: 2 }', (2, 2, 10, 7)),
+        ('type: "Interp" interp_param { shrink_factor: 3 zoom_factor: 2 }', (2, 6, 7, 5)),
+        ('type: "Interp" interp_param { height: 4 width: 9 pad_beg: -1 }', (2, 6, 4, 9)),
+        ('type: "PReLU"', (2, 6, 10, 7)),
+        ('type: "Scale" scale_param { bias_term: true }', (2, 6, 10, 7)),
+    ],
+)
+def test_rules(shapes_of, layer, shape):
+    shapes, notes = shapes_of(DATA + f'layer {{ name: "l" bottom: "x" top: "y" {layer} }}')
+    assert notes == {}
+    assert shapes["y"] == shape
+
+
+def test_v1_layers(shapes_of):
+    shapes, notes = shapes_of(
+        DATA + 'layers { name: "c" type: CONVOLUTION bottom: "x" top: "c" blobs_lr: 1\n'
+        "  convolution_param { num_output: 4 kernel_size: 3 } }\n"
+        'layers { name: "i" type: INNER_PRODUCT bottom: "c" top: "i" inner_product_param { num_output: 5 } }\n'
+        'layers { name: "l" type: SOFTMAX_LOSS bottom: "i" bottom: "i" top: "l" }'
+    )
+    assert notes == {}
+    assert (shapes["c"], shapes["i"], shapes["l"]) == ((2, 4, 8, 5), (2, 5), ())
+
+
+def test_what_is_unknown_or_does_not_fit_is_said_where_it_is(shapes_of):
+    shapes, notes = shapes_of(
+        DATA + 'layer { name: "odd" type: "Warp" bottom: "x" top: "odd" }\n'
+        'layer { name: "after" type: "ReLU" bottom: "odd" top: "after" }\n'
+        'layer { name: "sum" type: "Eltwise" bottom: "x" bottom: "c" top: "sum" }\n'
+        'layer { name: "big" type: "Convolution" bottom: "x" top: "big" '
+        "convolution_param { num_output: 2 kernel_size: 9 } }\n"
+        'layer { name: "text" type: "Convolution" bottom: "x" top: "text" convolution_param { num_output: "2" } }\n'
+        'layer { name: "mine" type: "Python" bottom: "x" top: "mine" python_param { layer: "MyLayer" } }\n'
+        'layer { name: "test" type: "ReLU" bottom: "nothing" include { phase: TEST } }\n'
+    )
+    assert notes == {
+        "odd": "unknown type",
+        "sum": "does not fit: no layer before it makes c",
+        "big": "does not fit: a size below 1: (2, 2, 2, -1), (2, 6, 9, 9), (2,)",
+        "text": "does not fit: num_output '2' is no whole number",
+        "mine": "unknown Python layer MyLayer",
+    }
+    assert shapes["x_input_0_split_4"] == (2, 6, 10, 7)
+    assert {blob for blob, shape in shapes.items() if shape is None} == {*notes, "after"}
+
+
+def inspect(capsys, path) -> tuple[int, str, str]:
+    status = run_command(["inspect", str(path)])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_inspect_a_net(capsys, tmp_path):
+    status, out, _ = inspect(capsys, CAFFE_FILES / "vgg16_aspp_deploy.prototxt")
+    lines = out.splitlines()
+    assert status == 0
+    assert lines[0] == "vgg16_aspp: net, 61 layers"
+    assert lines[1].split() == ["input", "input", "images", "1x3x321x321"]
+    assert lines[2].split(maxsplit=2)[2] == "images -> conv1_1 1x4x321x321  [4x3x3x3, 4]"
+    parameters = sum(p.numel() for p in build_model("vgg16_aspp", width_divisor=16).parameters())
+    assert lines[-2:] == ["33 blobs and 4 copies that Caffe inserts", f"{parameters} parameters"]
+    (tmp_path / "n.prototxt").write_text(DATA + 'layer { name: "odd" type: "Warp" bottom: "x" top: "odd" }')
+    assert inspect(capsys, tmp_path / "n.prototxt")[1].splitlines()[1:] == [
+        "  input  input           x 2x6x10x7",
+        "  odd    Warp            x -> odd ?  (unknown type)",
+        "2 blobs",
+        "0 parameters in the layers whose input is known",
+        "unknown types: Warp",
+    ]
+
+
+def test_inspect_a_net_of_one_phase(capsys, tmp_path):
+    both = (
+        'layer { name: "d" type: "Input" top: "d" input_param { shape { dim: 1 } } include { phase: TEST } }'
+        'layer { name: "r" type: "ReLU" bottom: "d" top: "d" include { phase: TEST } }'
+    )
+    (tmp_path / "n.prototxt").write_text(both)
+    assert "d -> d 1" in inspect(capsys, tmp_path / "n.prototxt")[1]
+    (tmp_path / "n.prototxt").write_text(
+        both + 'layer { name: "t" type: "Silence" include { phase: TRAIN } }'
+    )
+    assert "2 layers do not run in phase TRAIN" in inspect(capsys, tmp_path / "n.prototxt")[1]
+
+
+def test_inspect_a_solver(capsys):
+    status, out, _ = inspect(capsys, CAFFE_FILES / "retrain_solver.prototxt")
+    assert status == 0
+    assert out.splitlines()[:4] == [
+        "retrain_solver.prototxt: solver",
+        '  train_net: "retrain_train.prototxt"',
+        "  random_seed: 0",
+        '  lr_policy: "poly"',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a: 1", "neither a net (no layer) nor a solver"),
+        ('layers { layer { name: "v0" type: "conv" } }', "the layout before V1"),
+        ('layer { name: "a" ', "expected a field name or '}', found the end of the file"),
+    ],
+)
+def test_inspect_what_is_neither(capsys, tmp_path, text, reason):
+    (tmp_path / "n.prototxt").write_text(text)
+    status, out, err = inspect(capsys, tmp_path / "n.prototxt")
+    assert (status, out) == (2, "")
+    assert err.startswith(f"repro: {tmp_path}/n.prototxt: ")
+    assert reason in err
+    assert err.count("\n") == 1
+
+
+def test_mutated_nets_are_listed_or_refused_in_no_time(tmp_path):
+    """A thousand mutations of values and fields: no other error than ValueError, and none takes long."""
+    text = format_prototxt(deploy_prototxt(build_model("vgg16_cam", width_divisor=16))).split()
+    values = ["0", "-1", '"x"', "9223372036854775807", "MAX", "{", "}", "1e9", "true", "kernel_size:", "dim:"]
+    rng = random.Random(0)
+    start = time.perf_counter()
+    for _ in range(1000):
+        words = list(text)
+        for _ in range(rng.randrange(1, 4)):
+            words[rng.randrange(len(words))] = rng.choice(values)
+        (tmp_path / "n.prototxt").write_text(" ".join(words))
+        try:
+            blob_shapes(derive_shapes(read_prototxt(tmp_path / "n.prototxt")))
+        except ValueError:
+            continue
+    assert time.perf_counter() - start < 30  # 1 s on one core
