@@ -13,7 +13,7 @@ REPRO := $(BIN)/python -m repro
 EXTRA := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-long test-gpu lint format reproduce-mini reproduce-voc tables clean
+.PHONY: help setup test test-long test-gpu lint format reproduce-mini reproduce-voc tables check-paper clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | \
@@ -63,8 +63,11 @@ reproduce-voc: $(STAMP)  ## Run the whole experiment on PASCAL VOC 2012
 	$(REPRO) reproduce --config $(PROFILE) --device $(DEVICE) $(if $(SEEDS),--seeds $(SEEDS)) \
 	  $(if $(VOC_ROOT),"dataset.root=$(VOC_ROOT)") $(if $(RUN),"output=$(RUN)") $(ARGS)
 
-tables: $(STAMP)  ## Write the tables of all runs in results/runs again
+tables: $(STAMP)  ## Write the results folder of every finished run in results/runs again
 	$(REPRO) tables
+
+check-paper: $(STAMP)  ## Compare finished runs with the published values; fails on a miss, naming it
+	$(REPRO) check-paper
 
 clean:  ## Remove .venv and caches, keep results and data
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from repro.cli import run_command
 from repro.config import load_config
 from repro.data import read_id_list, read_mask
 from repro.data.mini import build_mini
-from repro.stages.reproduce import tables_dir
+from repro.layers import grow_seeds
+from repro.stages.plan import results_dir
 
 SHORT = [
     *(
@@ -46,7 +48,6 @@ def arguments(mini_root, tmp_path) -> list[str]:
     ]
 
 
-TABLES = {f"r-tables/{name}.{kind}" for name in ("table2", "per_class") for kind in ("md", "csv")}
 RUNS = (("r-baseline", "stage1"), ("r-bsl", "stage1"), ("r", "stage1"), ("r", "stage2"))
 
 
@@ -78,10 +79,10 @@ def test_every_row_of_table_2(arguments, tmp_path, capsys):
 
     scores = json.loads((tmp_path / "r" / "scores_stage2.json").read_text())
     assert (scores["method"], scores["images"], scores["train_images"]) == ("+Retrain", 3, 5)
-    with (tmp_path / "r-tables" / "table2.csv").open(newline="") as file:
-        rows = {row["method"]: row for row in csv.DictReader(file)}
+    with (tmp_path / "r-tables" / "tables" / "table2.csv").open(newline="") as file:
+        rows = {row["row"]: row for row in csv.DictReader(file)}
     assert rows["+Retrain"]["runs"] == "r"
-    assert float(rows["+Retrain"]["ours_voc"]) == pytest.approx(
+    assert float(rows["+Retrain"]["ours"]) == pytest.approx(
         100 * scores["scores"]["mean_iou"]["voc"], abs=1e-3
     )
     assert "not comparable" in capsys.readouterr().out
@@ -91,9 +92,7 @@ def test_every_row_of_table_2(arguments, tmp_path, capsys):
     after = files_of(tmp_path)
     redone = {name for name in before if after[name] != before[name]}
     scores = {f"{run}/scores_{stage}.json" for run, stage in RUNS}  # counted again from the masks
-    assert redone <= scores | {
-        f"r-tables/{name}" for name in ("table2.md", "table2.csv", "per_class.md", "per_class.csv")
-    }
+    assert {name for name in redone if not name.startswith("r-tables/")} <= scores
     assert after.keys() == before.keys()
 
 
@@ -126,13 +125,73 @@ def test_what_is_half_done_is_finished_to_the_same_end(arguments, tmp_path):
 def test_seeds_are_runs_of_their_own(arguments, tmp_path):
     assert run_command([*arguments, "rows=[+BSL]", "--seeds", "0,1"]) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"r-bsl", "r-bsl-seed1", "r-tables"}
-    table = (tmp_path / "r-tables" / "table2.md").read_text()
+    table = (tmp_path / "r-tables/tables/table2.md").read_text()
     assert "±" in table
-    assert "r-bsl, r-bsl-seed1" in table
+    assert "r-bsl r-bsl-seed1" in table
     one, two = (
         (tmp_path / name / "stage1" / "iter_2.safetensors").read_bytes() for name in ("r-bsl", "r-bsl-seed1")
     )
     assert one != two
+
+
+def test_an_experiment_makes_what_is_missing_and_shares_the_rest(arguments, tmp_path, capsys):
+    assert run_command([*arguments, "rows=[+BSL, +DSRG]"]) == 0
+    before = files_of(tmp_path)
+    capsys.readouterr()
+    experiment = [*arguments, "rows=[+BSL, +DSRG]", "--experiment", "table4"]
+    assert run_command([*experiment, "--dry-run"]) == 0
+    plan = capsys.readouterr().out
+    assert files_of(tmp_path) == before
+    assert "18 runs: " in plan
+    assert plan.count("2 of 2") == 16  # iterations of stage 1; two runs are there
+    assert run_command(experiment) == 0
+    after = files_of(tmp_path)
+    again = {name for name in before if after[name] != before[name]}
+    assert {name for name in again if not name.startswith("r-tables/")} <= {
+        *("r/scores_stage1.json", "r-bsl/scores_stage1.json"),
+    }
+    assert (
+        len([name for name in after if name.endswith("stage1/done.json") and "/predictions/" not in name])
+        == 18
+    )
+    assert "no run" not in (tmp_path / "r-tables/tables/table4.csv").read_text()
+    assert "no run" not in (tmp_path / "r-tables/tables/table4-paper-rule.csv").read_text()
+    assert run_command([*experiment, "--dry-run"]) == 0
+    assert "18 runs: 0 s, 0 MB" in capsys.readouterr().out
+
+
+def test_growing_rules_that_are_one(golden):
+    """What the plan counts as the same run: the released rule is the paper's with theta_b raised to theta_f, and
+    with an infinite theta_f grows nothing."""
+    scene = golden("layers")["scene"]
+    labels, cues, refined = (torch.from_numpy(scene[name][()]) for name in ("labels", "cues", "refined"))
+    labels = labels.reshape(labels.shape[0], -1)
+    for theta_b in (0.3, 0.5, 0.7):
+        for theta_f in (0.3, 0.5, 0.7, float("inf")):
+            released = grow_seeds(labels, refined, cues, theta_f=theta_f, theta_b=theta_b)
+            paper = grow_seeds(
+                labels, refined, cues, theta_f=theta_f, theta_b=max(theta_b, theta_f), rule="paper"
+            )
+            assert torch.equal(released, paper)
+            assert torch.equal(released, cues) == (theta_f == float("inf"))
+
+
+def test_original_weights_are_scored_and_nothing_is_trained(arguments, tmp_path):
+    assert run_command([*arguments, "rows=[+DSRG]"]) == 0
+    weights = tmp_path / "r/stage1/iter_2.safetensors"
+    assert run_command([*arguments, "--original", f"+DSRG={weights}"]) == 0
+    folder = tmp_path / "r-original-dsrg"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("config.yaml", "manifest.json", "predictions", "scores_stage1.json"),
+    ]
+    ours, theirs = (
+        json.loads((path / "scores_stage1.json").read_text()) for path in (tmp_path / "r", folder)
+    )
+    assert theirs["scores"] == ours["scores"]
+    assert (ours["origin"], theirs["origin"]) == ("trained here", "original weights")
+    with (tmp_path / "r-tables/tables/table2.csv").open(newline="") as file:
+        row = next(row for row in csv.DictReader(file) if row["row"] == "+DSRG")
+    assert row["original"] == row["ours"]
 
 
 def test_sec(mini_root, tmp_path):
@@ -156,12 +215,12 @@ def test_sec(mini_root, tmp_path):
     log = (tmp_path / "sec" / "stage1" / "log.csv").read_text().splitlines()
     assert log[0] == "iteration,lr,loss,loss-Seed,loss-Expand,loss-Constrain"
     assert len(log) == 3
-    assert "| SEC | 50.7 |" in (tmp_path / "sec-tables" / "table2.md").read_text()
+    assert "| SEC | val | 50.7 |" in (tmp_path / "sec-tables" / "tables" / "table1.md").read_text()
 
 
 def test_where_tables_go():
-    assert tables_dir(load_config("mini")) == Path("results/mini")
-    assert tables_dir(load_config("mini", ["output=/a/run"])) == Path("/a/run-tables")
+    assert results_dir(load_config("mini")) == Path("results/mini")
+    assert results_dir(load_config("mini", ["output=/a/run"])) == Path("/a/run-tables")
 
 
 def test_real_images(voc_sample, tmp_path):
@@ -187,7 +246,10 @@ def test_real_images(voc_sample, tmp_path):
     scores = json.loads((tmp_path / "voc" / "scores_stage2.json").read_text())
     assert scores["dataset"] == "voc2012-val"
     assert np.asarray(scores["scores"]["matrix"]).sum() > 100_000
-    assert "Measured on 2 images of voc2012-val" in (tmp_path / "voc-tables" / "table2.md").read_text()
+    assert (
+        "measured on 2 of the 1449 images of voc2012-val"
+        in (tmp_path / "voc-tables" / "tables" / "table2.md").read_text()
+    )
 
 
 @pytest.mark.long

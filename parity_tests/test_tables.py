@@ -5,21 +5,36 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
+from repro.cli import run_command
+from repro.config import load_config
 from repro.data import CLASS_NAMES
 from repro.data.mini import CLASSES as MINI_CLASSES
 from repro.errors import InputError
-from repro.report import tables
-from repro.report.tables import published, write_tables
+from repro.report import report_all, report_runs
+from repro.report import tables as tables_module
+from repro.report.experiments import experiments
+from repro.report.scores import Scores, read_scores
+from repro.report.verdict import expectations, judge
 from repro.stages.evaluate import summarize
+from repro.stages.plan import plan, plan_experiments, plan_rows, settings_sha256
 
 VOC_CLASSES = list(CLASS_NAMES)
 FULL_VAL = 1449
+ROWS = {
+    "baseline": "table2/baseline/val",
+    "+BSL": "table2/+BSL/val",
+    "+DSRG": "table2/+DSRG/val",
+    "+Retrain": "table2/+Retrain/val",
+    "SEC": "table1/SEC/val",
+}
 
 
 def write_run(
@@ -31,9 +46,12 @@ def write_run(
     dataset="voc2012-val",
     images=FULL_VAL,
     missed=False,
-    experiment="any",
+    family="any",
+    mean=None,
+    **more,
 ):
-    """A run's folder with scores that depend on its name; ``missed``: the last class has no correct pixel."""
+    """A run's folder with scores that depend on its name; ``missed``: the last class has no correct pixel;
+    ``mean``: a mean IoU, percent."""
     classes = list(MINI_CLASSES) if dataset == "mini" else VOC_CLASSES
     rng = np.random.default_rng([ord(letter) for letter in run])
     matrix = rng.integers(0, 30, (len(classes), len(classes))) + np.diag(rng.integers(200, 900, len(classes)))
@@ -41,17 +59,25 @@ def write_run(
         matrix[-1, -1] = 0
     entry = {
         "run": run,
+        "family": family,
+        "base": {"profile": "p", "sha256": "0"},
+        "origin": "trained here",
+        "answers": [ROWS[method]],
         "dataset": dataset,
         "images": images,
+        "train_images": 10582,
         "seed": seed,
         "method": method,
-        "experiment": experiment,
         "settings_sha256": "0",
         "classes": classes,
         "pretrained": True,
         "changed": {},
         "scores": summarize(matrix, images),
+        "seed_quality": [],
+        **more,
     }
+    if mean is not None:
+        entry["scores"]["mean_iou"] = {"voc": mean / 100, "released": mean / 100}
     folder = root / run
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "scores_stage1.json").write_text(json.dumps(entry))
@@ -75,139 +101,201 @@ def voc_runs(tmp_path):
 
 
 def test_published_numbers_are_the_papers():
-    assert {method: row.mean for method, row in published().items()} == {
-        "baseline": 52.5,
-        "+BSL": 53.6,
-        "+DSRG": 57.6,
-        "+Retrain": 59.0,
-        "SEC": 50.7,
-    }
-    for method, row in published().items():
-        assert list(row.per_class) == VOC_CLASSES
-        average = np.mean(list(row.per_class.values()))
-        assert average == pytest.approx(row.mean, abs=0.11), method  # +BSL's cells average 53.7
+    found = experiments()
+    papers = {method: found.cell(name).paper for method, name in ROWS.items()}
+    assert papers == {"baseline": 52.5, "+BSL": 53.6, "+DSRG": 57.6, "+Retrain": 59.0, "SEC": 50.7}
+    assert found.cell("table1/DSRG (ResNet101)/test").paper == 63.2
+    assert found.cell("table3/DSRG/val").paper == 26.0
+    assert found.cell("table3/DSRG/val").paper_per_class()["giraffe"] == 54.3
+    assert found.cell("table4/θ_b = 0.90/θ_f = 0.80").paper == 57.45
+    assert found.cell("table4/θ_b = ∞/θ_f = 0.85").paper == 55.9
+    assert found.cell("figure4/epoch 12/recall").paper == 65.4
+    assert found.cell("sec-losses/expand/val").paper == 20.6
+    for name in ROWS.values():
+        per_class = found.cell(name).paper_per_class()
+        assert list(per_class) == VOC_CLASSES
+        average = np.mean(list(per_class.values()))
+        assert average == pytest.approx(found.cell(name).paper, abs=0.11), name  # +BSL's cells average 53.7
 
 
 def test_numbers_keep_their_sources():
-    text = (Path(tables.__file__).parent / "numbers.yaml").read_text(encoding="utf-8")
+    text = (Path(tables_module.__file__).parent / "numbers.yaml").read_text(encoding="utf-8")
     assert text.startswith("# Published numbers")
     assert re.search(r"Huang et al\., CVPR 2018.*Kolesnikov & Lampert, ECCV 2016", text)
     assert {"classes_voc", "dsrg", "sec", "third_party"} <= yaml.safe_load(text).keys()
 
 
-def test_four_files_and_the_same_bytes_twice(voc_runs, tmp_path):
+def test_every_table_in_three_formats_and_the_same_bytes_twice(voc_runs, tmp_path):
     folders, _ = voc_runs
-    first = write_tables(folders, tmp_path / "one")
-    assert [path.name for path in first] == ["table2.md", "table2.csv", "per_class.md", "per_class.csv"]
-    second = write_tables(reversed(folders), tmp_path / "two")
-    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
-    assert sorted(p.name for p in (tmp_path / "one").iterdir()) == sorted(path.name for path in first)
+    report_runs(folders, tmp_path / "one")
+    report_runs(reversed(folders), tmp_path / "two")
+    first, second = (
+        {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        for root in (tmp_path / "one", tmp_path / "two")
+    )
+    assert first == second
+    for name in experiments().experiments:
+        assert {f"tables/{name}.{kind}" for kind in ("md", "csv", "tex")} <= first.keys()
+    for name in ("table1", "table2", "table3"):
+        assert f"tables/{name}_per_class.csv" in first
 
 
 def test_rows_on_the_whole_of_val(voc_runs, tmp_path):
     folders, entries = voc_runs
-    write_tables(folders, tmp_path / "out")
-    rows = {row["method"]: row for row in rows_of(tmp_path / "out/table2.csv")}
+    out = report_runs(folders, tmp_path / "out")
+    rows = {row["row"]: row for row in rows_of(out / "tables/table2.csv")}
     assert list(rows) == ["baseline", "+BSL", "+DSRG", "+Retrain"]
     for entry in entries:
         row, ours = rows[entry["method"]], 100 * entry["scores"]["mean_iou"]["voc"]
-        assert float(row["paper"]) == published()[entry["method"]].mean
-        assert float(row["ours_voc"]) == pytest.approx(ours, abs=1e-4)
+        assert float(row["paper"]) == experiments().cell(ROWS[entry["method"]]).paper
+        assert float(row["ours"]) == pytest.approx(ours, abs=1e-4)
         assert float(row["difference"]) == pytest.approx(ours - float(row["paper"]), abs=2e-4)
-        assert (row["images"], row["runs"], row["seeds"]) == ("1449", entry["run"], "0")
-    assert rows["+Retrain"]["runs"] == "no run"
-    assert rows["+Retrain"]["ours_voc"] == rows["+Retrain"]["difference"] == ""
+        assert (row["runs"], row["seeds"]) == (entry["run"], "0")
+    assert (rows["+Retrain"]["ours"], rows["+Retrain"]["runs"], rows["+Retrain"]["difference"]) == (
+        "no run",
+        "",
+        "",
+    )
 
-    text = (tmp_path / "out/table2.md").read_text(encoding="utf-8")
-    assert "1449 images of VOC 2012 val" in text
+    text = (out / "tables/table2.md").read_text(encoding="utf-8")
+    assert "1449 images of voc2012-val, as the paper's numbers are" in text
     assert "not comparable" not in text
-    assert ["+Retrain", "59.0", "no run"] in [row[:3] for row in markdown_rows(tmp_path / "out/table2.md")]
+    assert ["+Retrain", "59.0", "no run"] in [row[:3] for row in markdown_rows(out / "tables/table2.md")]
+
+
+def test_a_table_without_any_run_says_so(voc_runs, tmp_path):
+    out = report_runs(voc_runs[0], tmp_path / "out")
+    for name in set(experiments().experiments) - {"table2"}:
+        text = (out / "tables" / f"{name}.md").read_text(encoding="utf-8")
+        assert "No run answers this table yet." in text
+        for row in rows_of(out / "tables" / f"{name}.csv"):
+            assert row["ours"] in ("no run", "the VOC server scores it", "the release holds no net with it")
+    assert "Thresholds" not in (out / "README.md").read_text(encoding="utf-8")
 
 
 def test_every_class_beside_the_papers(voc_runs, tmp_path):
     folders, entries = voc_runs
-    write_tables(folders, tmp_path / "out")
-    rows = {(row["method"], row["class"]): row for row in rows_of(tmp_path / "out/per_class.csv")}
+    out = report_runs(folders, tmp_path / "out")
+    rows = {row["class"]: row for row in rows_of(out / "tables/table2_per_class.csv")}
+    assert list(rows) == [*VOC_CLASSES, "mean"]
     for entry in entries:
+        cell = experiments().cell(ROWS[entry["method"]])
         for name, iou in zip(VOC_CLASSES, entry["scores"]["per_class_iou"], strict=True):
-            row, paper = rows[entry["method"], name], published()[entry["method"]].per_class[name]
-            assert float(row["paper"]) == paper
-            assert float(row["ours"]) == pytest.approx(100 * iou, abs=1e-4)
-            assert float(row["difference"]) == pytest.approx(100 * iou - paper, abs=2e-4)
-            assert (row["images"], row["runs"]) == ("1449", entry["run"])
-        for rule, mean in entry["scores"]["mean_iou"].items():
-            assert float(rows[entry["method"], f"mean ({rule})"]["ours"]) == pytest.approx(
-                100 * mean, abs=1e-4
-            )
-    assert rows["+Retrain", "cat"]["runs"] == "no run"
-    assert rows["+Retrain", "cat"]["ours"] == rows["+Retrain", "cat"]["images"] == ""
+            paper = cell.paper_per_class()[name]
+            assert float(rows[name][f"{cell.name}:paper"]) == paper
+            assert float(rows[name][f"{cell.name}:ours"]) == pytest.approx(100 * iou, abs=1e-4)
+            assert float(rows[name][f"{cell.name}:difference"]) == pytest.approx(100 * iou - paper, abs=2e-4)
+        mean = 100 * entry["scores"]["mean_iou"]["voc"]
+        assert float(rows["mean"][f"{cell.name}:ours"]) == pytest.approx(mean, abs=1e-4)
+    assert rows["cat"]["table2/+Retrain/val:ours"] == "no run"
 
 
 def test_both_rules_where_they_differ(tmp_path):
     folder, entry = write_run(tmp_path, "m", "+BSL", missed=True)
-    write_tables([folder], tmp_path / "out")
-    table = markdown_rows(tmp_path / "out/table2.md")
-    assert {"ours (released)", "ours (voc)"} <= set(table[0])
+    out = report_runs([folder], tmp_path / "out")
+    table = markdown_rows(out / "tables/table2.md")
     row = dict(zip(table[0], next(row for row in table if row[0] == "+BSL"), strict=True))
-    for rule, mean in entry["scores"]["mean_iou"].items():
-        assert row[f"ours ({rule})"] == f"{100 * mean:.1f}"
-    assert "20 of 21" in (tmp_path / "out/table2.md").read_text(encoding="utf-8")
+    means = entry["scores"]["mean_iou"]
+    assert row["ours"] == f"{100 * means['voc']:.1f}"
+    assert row["ours, released mean"] == f"{100 * means['released']:.1f}"
+    assert "20 of 21" in (out / "tables/table2.md").read_text(encoding="utf-8")
 
 
 def test_one_column_where_the_rules_agree(voc_runs, tmp_path):
-    write_tables(voc_runs[0], tmp_path / "out")
-    assert "ours" in markdown_rows(tmp_path / "out/table2.md")[0]
+    out = report_runs(voc_runs[0], tmp_path / "out")
+    assert "ours, released mean" not in markdown_rows(out / "tables/table2.md")[0]
 
 
 def test_mean_and_spread_over_seeds(tmp_path):
     runs = [write_run(tmp_path, f"r{seed}", "+DSRG", seed=seed) for seed in (2, 0, 1)]
-    write_tables([folder for folder, _ in runs], tmp_path / "out")
+    out = report_runs([folder for folder, _ in runs], tmp_path / "out")
     means = [100 * entry["scores"]["mean_iou"]["voc"] for _, entry in runs]
-    row = next(row for row in rows_of(tmp_path / "out/table2.csv") if row["method"] == "+DSRG")
-    assert float(row["ours_voc"]) == pytest.approx(np.mean(means), abs=1e-4)
-    assert float(row["sd_voc"]) == pytest.approx(np.std(means, ddof=1), abs=1e-4)
+    row = next(row for row in rows_of(out / "tables/table2.csv") if row["row"] == "+DSRG")
+    assert float(row["ours"]) == pytest.approx(np.mean(means), abs=1e-4)
+    assert float(row["ours_sd"]) == pytest.approx(np.std(means, ddof=1), abs=1e-4)
     assert (row["seeds"], row["runs"]) == ("0 1 2", "r0 r1 r2")
-    text = (tmp_path / "out/table2.md").read_text(encoding="utf-8")
+    text = (out / "tables/table2.md").read_text(encoding="utf-8")
     assert f"{np.mean(means):.1f} ± {np.std(means, ddof=1):.1f}" in text
     assert "standard deviation over the seeds" in text
 
 
 def test_a_run_named_twice_counts_once(tmp_path):
     folder, _ = write_run(tmp_path, "r", "+DSRG")
-    write_tables([folder, folder / "scores_stage1.json"], tmp_path / "out")
-    row = next(row for row in rows_of(tmp_path / "out/table2.csv") if row["method"] == "+DSRG")
-    assert (row["runs"], row["sd_voc"]) == ("r", "")
+    out = report_runs([folder, folder / "scores_stage1.json"], tmp_path / "out")
+    row = next(row for row in rows_of(out / "tables/table2.csv") if row["row"] == "+DSRG")
+    assert (row["runs"], row["ours_sd"]) == ("r", "")
+
+
+def test_original_weights_have_a_column_of_their_own(tmp_path):
+    ours, _ = write_run(tmp_path, "a", "+DSRG", mean=57.0)
+    theirs, _ = write_run(tmp_path, "b", "+DSRG", mean=57.7, origin="original weights")
+    out = report_runs([ours, theirs], tmp_path / "out")
+    row = next(row for row in rows_of(out / "tables/table2.csv") if row["row"] == "+DSRG")
+    assert (float(row["ours"]), float(row["original"]), float(row["difference"])) == (57.0, 57.7, -0.6)
+    row = next(row for row in rows_of(out / "tables/table2.csv") if row["row"] == "+BSL")
+    assert (row["ours"], row["original"]) == ("no run", "no run")
+
+
+def test_the_grid_reads_in_two_directions(tmp_path):
+    folder, _ = write_run(tmp_path, "a", "+DSRG", mean=57.0, answers=["table4/θ_b = 0.95/θ_f = 0.90"])
+    table = markdown_rows(report_runs([folder], tmp_path / "out") / "tables/table4.md")
+    assert table[0][:3] == ["ours (paper)", "θ_f = 0.99", "θ_f = 0.95"]
+    row = next(row for row in table if row[0] == "θ_b = 0.95")
+    assert row[1:5] == ["no run (57.43)", "no run (57.56)", "57.00 (57.64)", "no run (57.67)"]
+
+
+def test_seeds_of_an_epoch(tmp_path):
+    quality = [
+        {"epoch": 0.0, "iteration": 0.0, "precision": 0.6, "recall": 0.3, "iou": 0.29},
+        {"epoch": 12.0, "iteration": 6349.0, "precision": 0.64, "recall": 0.66, "iou": 0.58},
+    ]
+    answers = [cell.name for cell in experiments().experiments["figure4"].cells]
+    folder, _ = write_run(tmp_path, "a", "+DSRG", answers=answers, seed_quality=quality)
+    rows = rows_of(report_runs([folder], tmp_path / "out") / "tables/figure4.csv")
+    found = {(row["row"], row["column"]): row["ours"] for row in rows}
+    assert float(found["epoch 12", "recall"]) == 66.0
+    assert found["epoch 1", "recall"] == "no run"
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here to set the tables with")
+def test_latex_compiles(voc_runs, tmp_path):
+    folder, _ = write_run(tmp_path, "d", "SEC", changed={"stage1.solver.max_iter": 5}, missed=True)
+    out = report_runs([*voc_runs[0], folder], tmp_path / "out")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "tables.tex"]
+    result = subprocess.run(
+        command, cwd=out / "tables", capture_output=True, text=True, errors="replace", timeout=120
+    )
+    assert result.returncode == 0, result.stdout[-2000:]
+    assert (out / "tables" / "tables.pdf").stat().st_size > 20_000
 
 
 @pytest.mark.parametrize(
     ("dataset", "images", "measured"),
     [
         ("mini", 40, "Measured on the embedded set: 40 generated images of 7 classes."),
-        ("voc2012-val", 80, "Measured on 80 images of voc2012-val, a part of the 1449 of VOC 2012 val."),
+        ("voc2012-val", 80, "measured on 80 of the 1449 images of voc2012-val"),
     ],
 )
 def test_other_images_are_said_to_be_not_comparable(tmp_path, dataset, images, measured):
     folder, _ = write_run(tmp_path, "r", "+DSRG", dataset=dataset, images=images)
-    write_tables([folder], tmp_path / "out")
-    for name in ("table2.md", "per_class.md"):
-        head = (tmp_path / "out" / name).read_text(encoding="utf-8").split("|")[0]
+    out = report_runs([folder], tmp_path / "out")
+    for name in ("table2.md", "table2_per_class.md"):
+        head = (out / "tables" / name).read_text(encoding="utf-8").split("|")[0]
         assert measured in head, name
         assert "**not comparable**" in head, name
-    for name in ("table2.csv", "per_class.csv"):
-        assert all(row["difference"] == "" for row in rows_of(tmp_path / "out" / name)), name
-    paper = {row["method"]: row["paper"] for row in rows_of(tmp_path / "out/table2.csv")}
-    assert paper["+DSRG"] == "57.6"
+    rows = {row["row"]: row for row in rows_of(out / "tables/table2.csv")}
+    assert all(row["difference"] == "" for row in rows.values())
+    assert "difference" not in (out / "tables/table2_per_class.csv").read_text(encoding="utf-8")
+    assert rows["+DSRG"]["paper"] == "57.6"
 
 
 def test_a_class_name_in_common_is_no_common_class(tmp_path):
     """The embedded set has bottles, too; VOC's value does not belong beside them."""
     assert "bottle" in set(MINI_CLASSES) & set(VOC_CLASSES)
     folder, _ = write_run(tmp_path, "r", "+DSRG", dataset="mini", images=40)
-    write_tables([folder], tmp_path / "out")
-    rows = rows_of(tmp_path / "out/per_class.csv")
-    assert {row["paper"] for row in rows if row["class"] in MINI_CLASSES} == {""}
-    shown = {row[0]: row[1] for row in markdown_rows(tmp_path / "out/per_class.md")}
-    assert shown["bottle"] == "–"
+    rows = rows_of(report_runs([folder], tmp_path / "out") / "tables/table2_per_class.csv")
+    assert [row["class"] for row in rows] == [*MINI_CLASSES, "mean"]
+    assert not any("paper" in key for key in rows[0])
 
 
 @pytest.mark.parametrize(
@@ -215,7 +303,6 @@ def test_a_class_name_in_common_is_no_common_class(tmp_path):
     [
         (lambda entry: "no object", "expected the keys"),
         (lambda entry: {k: v for k, v in entry.items() if k != "seed"}, "expected the keys"),
-        (lambda entry: {**entry, "method": "magic"}, "expected the keys"),
         (lambda entry: {**entry, "scores": {"mean_iou": 0.5}}, "not those of evaluate for 21 classes"),
         (lambda entry: {**entry, "classes": entry["classes"][:5]}, "not those of evaluate for 5 classes"),
     ],
@@ -224,7 +311,7 @@ def test_damaged_scores_are_refused(tmp_path, damage, message):
     folder, entry = write_run(tmp_path, "r", "+DSRG")
     (folder / "scores_stage1.json").write_text(json.dumps(damage(entry)))
     with pytest.raises(InputError, match=rf"scores_stage1\.json: .*{message}"):
-        write_tables([folder], tmp_path / "out")
+        report_runs([folder], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -236,25 +323,151 @@ def test_missing_scores_are_refused(tmp_path):
         ([tmp_path / "x"], "x: "),
     ):
         with pytest.raises(InputError, match=message):
-            write_tables(runs, tmp_path / "out")
+            report_runs(runs, tmp_path / "out")
 
 
 def test_runs_on_different_images_are_refused(tmp_path):
     runs = [write_run(tmp_path, "a", "+BSL")[0], write_run(tmp_path, "b", "+DSRG", images=80)[0]]
     with pytest.raises(InputError, match="b: images differs from a's"):
-        write_tables(runs, tmp_path / "out")
+        report_runs(runs, tmp_path / "out")
 
 
-def test_every_experiment_gets_its_folder(tmp_path):
+def test_every_family_gets_its_folder(tmp_path):
     runs = tmp_path / "runs"
-    write_run(runs, "a", "baseline", experiment="one")
-    write_run(runs, "b", "+BSL", experiment="one")
-    write_run(runs, "c", "+DSRG", dataset="mini", images=40, experiment="two")
+    write_run(runs, "a", "baseline", family="one")
+    write_run(runs, "b", "+BSL", family="one")
+    write_run(runs, "c", "+DSRG", dataset="mini", images=40, family="two")
     (runs / "unfinished").mkdir()
-    written = tables.write_all_tables(runs, tmp_path / "results")
-    assert {path.parent.name for path in written} == {"one", "two"}
-    assert {row["method"]: row["runs"] for row in rows_of(tmp_path / "results" / "one" / "table2.csv")}[
-        "+BSL"
-    ] == "b"
+    folders = report_all(runs, tmp_path / "results")
+    assert [folder.name for folder in folders] == ["one", "two"]
+    assert {row["row"]: row["runs"] for row in rows_of(folders[0] / "tables/table2.csv")}["+BSL"] == "b"
     with pytest.raises(InputError, match="no finished run in it"):
-        tables.write_all_tables(runs / "unfinished", tmp_path / "results")
+        report_all(runs / "unfinished", tmp_path / "results")
+
+
+# --- the verdict ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("means", "status"),
+    [([57.2], "reproduced"), ([57.0], "missed"), ([58.11], "missed"), ([56.9, 57.6, 57.0], "reproduced")],
+)
+def test_within_the_tolerance_or_not(tmp_path, means, status):
+    runs = [
+        write_run(tmp_path, f"r{seed}", "+DSRG", seed=seed, mean=mean)[0] for seed, mean in enumerate(means)
+    ]
+    verdict = judge(Scores(read_scores(runs)))
+    (judged,) = verdict.of(status)
+    assert (judged.cell, judged.value) == ("table2/+DSRG/val", 57.6)
+    assert judged.difference == pytest.approx(np.mean(means) - 57.6)
+    assert (judged.interval is not None) == (len(means) == 3)
+    assert len(verdict.of("not run")) == 62
+    assert verdict.sentence().startswith(
+        "Reproduced within" if status == "reproduced" else "Not reproduced: 1 of 1"
+    )
+
+
+def test_what_may_not_be_compared_is_no_pass(tmp_path):
+    for name, more in (
+        ("a", {"images": 80}),
+        ("b", {"changed": {"stage1.solver.max_iter": 5}}),
+        ("c", {"pretrained": False}),
+        ("d", {"dataset": "mini", "images": 40}),
+    ):
+        folder, _ = write_run(tmp_path, name, "+DSRG", mean=57.6, **more)
+        verdict = judge(Scores(read_scores([folder])))
+        assert [len(verdict.of(status)) for status in ("reproduced", "missed", "not comparable")] == [0, 0, 1]
+        assert verdict.sentence().startswith("Nothing to judge")
+
+
+def test_check_paper(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_command(["check-paper"]) == 2
+    assert "Nothing to judge" in capsys.readouterr().err
+    write_run(tmp_path / "results/runs", "a", "+DSRG", mean=57.3, family="paper")
+    assert run_command(["check-paper"]) == 0
+    assert (
+        "table2, +DSRG, val: reproduced, 57.30 against 57.6 (-0.30, allowed ±0.5)" in capsys.readouterr().out
+    )
+    write_run(tmp_path / "results/runs", "b", "+BSL", mean=51.0, family="paper")
+    assert run_command(["check-paper"]) == 1
+    out = capsys.readouterr().out
+    assert "table2, +BSL, val: missed, 51.00 against 53.6 (-2.60, allowed ±0.5)" in out
+    assert "Not reproduced: 1 of 2" in out
+    assert "table2, +Retrain, val: not run" in out
+
+
+def test_something_is_expected_of_every_experiment():
+    assert expectations().keys() == experiments().experiments.keys()
+    assert all(entry.tolerance > 0 and entry.source for entry in expectations().values())
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------
+
+
+def test_every_run_is_of_a_profile_and_answers_something():
+    found = experiments()
+    for profile in found.profiles():
+        load_config(profile)
+    used = {cell.run for cell in found.cells()}
+    assert used - {None} == set(found.runs)
+
+
+def test_the_grid_of_thresholds_needs_18_runs():
+    """34 cells: two rules, fifteen pairs and two one-sided settings each."""
+    runs = plan(None, names=["table4"])
+    assert sum(len(run.answers["stage1"]) for run in runs) >= 34
+    assert len(runs) == len({run.folder for run in runs}) == 18
+    by_cell = {cell: run for run in runs for cell in run.answers["stage1"]}
+    assert by_cell["table4/θ_b = 0.99/θ_f = 0.85"].folder == Path("results/runs/dsrg_vgg16_voc")
+    assert "table2/+DSRG/val" in by_cell["table4-paper-rule/θ_b = 0.99/θ_f = 0.85"].answers["stage1"]
+    assert by_cell["table4/θ_b = 0.90/θ_f = 0.99"] is by_cell["table4-paper-rule/θ_b = 0.99/θ_f = 0.99"]
+    assert by_cell["table4-paper-rule/θ_b = 0.90/θ_f = 0.99"] is not by_cell["table4/θ_b = 0.90/θ_f = 0.99"]
+    # with theta_f infinite the released rule grows nothing, which is +BSL
+    assert by_cell["table4/θ_b = 0.99/θ_f = ∞"].config.stage1.loss.cues == "fixed"
+    assert "table2/+BSL/val" in by_cell["table4/θ_b = 0.99/θ_f = ∞"].answers["stage1"]
+    assert all(set(run.methods) == {"stage1"} for run in runs)  # the table needs no retraining
+
+
+def test_plans_of_rows_and_experiments_are_the_same_runs():
+    rows = plan_rows(load_config("mini"), [0, 3])
+    assert [run.folder.name for run in rows] == [
+        *("mini-baseline", "mini-bsl", "mini"),
+        *("mini-baseline-seed3", "mini-bsl-seed3", "mini-seed3"),
+    ]
+    table2 = plan_experiments(["table2"], "mini", [], [0, 3])
+    assert [run.folder for run in table2] == [run.folder for run in rows]
+    assert [run.methods for run in table2] == [run.methods for run in rows]
+    assert [settings_sha256(run.config) for run in table2] == [settings_sha256(run.config) for run in rows]
+
+
+def test_sec_and_its_ablations():
+    runs = plan(None, ["dataset.root=x"], names=["sec"])
+    losses = {run.folder.name: run.config.stage1.loss for run in runs}
+    assert len(runs) == 7
+    assert (losses["sec_vgg16_voc-sec-seed"].expand, losses["sec_vgg16_voc-sec-seed"].constrain) == (
+        False,
+        False,
+    )
+    assert losses["sec_vgg16_voc-sec-max-pooling"].pooling == "max"
+    (sec,) = [run for run in runs if run.folder.name == "sec_vgg16_voc"]
+    assert set(sec.answers["stage1"]) == {
+        *("table1/SEC/val", "sec-losses/all three/val", "sec-pooling/weighted rank/val"),
+        "sec-field-of-view/378 pixels/val",
+    }
+    elsewhere = {run.folder.name: run.config for run in plan("mini", names=["sec"])}
+    assert elsewhere["mini-sec"].model.name == "vgg16_largefov"
+    assert elsewhere["mini-sec"].inference.protocol == "sec"
+
+
+def test_plans_that_cannot_be():
+    for arguments, message in (
+        ((None,), "give --config or --experiment"),
+        (("sec_vgg16_voc", (), {"names": ["table2"]}), "none of its runs is of sec_vgg16_voc"),
+        ((None, (), {"names": ["table9"]}), "--experiment table9: expected all or one of table1, table2"),
+        (("mini", (), {"originals": ["DSRG=x"]}), "--original DSRG=x: expected ROW=FILE"),
+        (("mini", (), {"originals": ["+DSRG=x"]}), r"--original \+DSRG: no such file: x"),
+    ):
+        profile, overrides, more = (*arguments, (), {})[:3]
+        with pytest.raises(InputError, match=message):
+            plan(profile, overrides, **more)

@@ -18,12 +18,15 @@ from repro.data.mini import build_mini
 from repro.errors import InputError
 from repro.files import write_text
 from repro.models import CaffeNet, build_model
-from repro.report import write_all_tables, write_tables
+from repro.report import judge_runs, report_all, report_runs
+from repro.report.experiments import experiments
 from repro.stages.datasets import open_experiment
 from repro.stages.evaluate import evaluate_folder
 from repro.stages.folder import predict_folder
+from repro.stages.forecast import forecast
 from repro.stages.infer import TorchSegmenter, describe, load_model
-from repro.stages.reproduce import reproduce as reproduce_experiment
+from repro.stages.plan import plan
+from repro.stages.reproduce import reproduce as reproduce_runs
 from repro.stages.runs import Run, resolve_device, write_json
 from repro.stages.train import train as train_stage
 from weights_conversion import (
@@ -151,26 +154,42 @@ def evaluate(
 @app.command(
     epilog="Example: repro reproduce --config mini --seeds 0,1,2    "
     "repro reproduce --config dsrg_vgg16_voc dataset.root=VOCdevkit/VOC2012 stage1.init.weights=vgg16_20M.caffemodel"
+    "    repro reproduce --experiment table4 --dry-run dataset.root=VOCdevkit/VOC2012"
 )
 def reproduce(
-    config: ConfigOption,
+    config: Annotated[
+        str | None, typer.Option(help="A profile; with --experiment each run's own by default.")
+    ] = None,
     overrides: Overrides = None,
+    experiment: Annotated[
+        str,
+        typer.Option(
+            help=f"Tables of the papers, e.g. table2,table4: {', '.join(experiments().experiments)}; all."
+        ),
+    ] = "",
+    original: Annotated[
+        list[str] | None, typer.Option(help="ROW=FILE: score these weights as the row's, train nothing.")
+    ] = None,
     seeds: Annotated[str, typer.Option(help="Several seeds, e.g. 0,1,2: a run each.")] = "",
     device: DeviceOption = None,
     seed: SeedOption = None,
+    dry_run: Annotated[
+        bool, typer.Option(help="Only say what would be done, how long and how large.")
+    ] = False,
 ) -> None:
-    """Run the whole experiment and write its tables; what is done already is skipped."""
-    settings = _load(config, overrides, device, seed)
-    try:
-        several = [int(text) for text in seeds.split(",") if text.strip()]
-    except ValueError:
-        raise InputError(f"--seeds {seeds}: expected whole numbers with commas between") from None
-    if seeds and not several:
-        raise InputError(f"--seeds {seeds}: expected whole numbers with commas between")
-    for path in reproduce_experiment(settings, seeds=several):
-        typer.echo(path)
-        if path.suffix == ".md":
-            typer.echo("\n" + path.read_text(encoding="utf-8"))
+    """Run whole experiments and write their results folder; what is done already is skipped."""
+    runs = plan(
+        config,
+        _overrides(overrides, device, seed),
+        names=[name.strip() for name in experiment.split(",") if name.strip()],
+        originals=original or [],
+        seeds=_seeds(seeds),
+    )
+    if dry_run:
+        typer.echo(forecast(runs))
+        return
+    for folder in reproduce_runs(runs):
+        typer.echo(f"{(folder / 'README.md').read_text(encoding='utf-8')}\n{folder}")
 
 
 @app.command(
@@ -180,19 +199,34 @@ def tables(
     runs: Annotated[
         list[Path] | None, typer.Argument(help="Run folders; all of results/runs by default.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the tables of the runs named.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results of the runs named.")] = None,
 ) -> None:
-    """Write the Markdown and CSV tables of finished runs, the paper's numbers beside them.
+    """Write the results folder of finished runs again: tables, figures, page and verdict.
 
     Without arguments: of every experiment in results/runs, each in results/<name>.
     """
     if bool(runs) != bool(out):
         raise InputError("tables: run folders and --out go together; give both or none")
-    written = (
-        write_tables(runs, out) if runs and out else write_all_tables(Path("results/runs"), Path("results"))
-    )
-    for path in written:
-        typer.echo(path)
+    folders = [report_runs(runs, out)] if runs and out else report_all(Path("results/runs"), Path("results"))
+    for folder in folders:
+        typer.echo(folder)
+
+
+@app.command(
+    "check-paper", epilog="Example: repro check-paper        repro check-paper results/runs/a results/runs/b"
+)
+def check_paper(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(help="Run folders; the papers' own in results/runs by default.")
+    ] = None,
+) -> None:
+    """Compare finished runs with the published values; exit status 1 if one is missed by more than its tolerance."""
+    verdict = judge_runs(runs, Path("results/runs"))
+    for judgement in verdict.judgements:
+        typer.echo(judgement.line())
+    typer.echo(verdict.sentence())
+    if verdict.of("missed"):
+        raise typer.Exit(1)
 
 
 @app.command(
@@ -378,8 +412,22 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
 def _load(
     profile: str, overrides: list[str] | None, device: str | None, seed: int | None, **stages: tuple[str, ...]
 ) -> Config:
+    return load_config(profile, _overrides(overrides, device, seed), **stages)
+
+
+def _overrides(overrides: list[str] | None, device: str | None, seed: int | None) -> list[str]:
     options = [f"{key}={value}" for key, value in (("device", device), ("seed", seed)) if value is not None]
-    return load_config(profile, [*(overrides or []), *options], **stages)
+    return [*(overrides or []), *options]
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        seeds = [int(number) for number in text.split(",") if number.strip()]
+    except ValueError:
+        seeds = []
+    if text and not seeds:
+        raise InputError(f"--seeds {text}: expected whole numbers with commas between")
+    return seeds
 
 
 def _predict(

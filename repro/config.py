@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -296,6 +296,11 @@ for _resolvers in _Yaml12Loader.yaml_implicit_resolvers.values():
     _resolvers[:] = [entry for entry in _resolvers if entry[0] != "tag:yaml.org,2002:timestamp"]
 
 
+def load_yaml(text: str) -> Any:
+    """YAML with the numbers, booleans and plain scalars of YAML 1.2. Raises yaml.YAMLError."""
+    return yaml.load(text, _Yaml12Loader)
+
+
 def _yaml(value: Any) -> str:
     return yaml.safe_dump(value).partition("\n")[0]
 
@@ -331,28 +336,35 @@ def load_config(
     return validated(Config, fields, profile)
 
 
+def with_changes(config: Config, changes: Mapping[str, Any], where: str) -> Config:
+    """``config`` with other values at dotted keys. Raises InputError as :func:`load_config`, naming ``where``."""
+    fields = config.model_dump()
+    for key, value in changes.items():
+        _set(fields, key.split("."), value)
+    return validated(Config, fields, where)
+
+
+_SHAPES_NOTHING = re.compile(
+    r"\.data\.(image_root|label_root|list|cues|workers)$|\.solver\.(display|average_loss|snapshot)$|\.init\.weights$"
+)
+
+
 def changed_from_profile(config: Config) -> dict[str, Any]:
     """The keys that shape the numbers and differ from the packaged profile of the config's name, with their values.
 
-    Where the images lie, the run's name, seed and rows do not count; a profile of one's own has no other to differ
-    from.
+    Where the images lie, which of them are scored, the run's name, seed and rows do not count; a profile of one's
+    own has no other to differ from.
     """
     if config.name not in profile_names():
         return {}
-    apart = {"name", "seed", "device", "output", "rows", "dataset", "report"}
-    profile = load_config(config.name)
-    row = {
-        key: value
-        for key, value in ROW_LOSSES[config.rows[0]].items()
-        if config.rows[0] in ("baseline", "+BSL")
-    }
+    apart: dict[str, Any] = dict.fromkeys(("name", "seed", "device", "output", "rows", "report"), True)
+    apart["dataset"] = set(DatasetConfig.model_fields) - {"train", "train_limit", "masks"}
     changed = {}
-    before, now = (flattened(fields.model_dump(exclude=apart)) for fields in (profile, config))
+    before, now = (
+        flattened(fields.model_dump(exclude=apart)) for fields in (load_config(config.name), config)
+    )
     for key, value in now.items():
-        part = key.rpartition(".")[2]
-        if part in ("image_root", "label_root", "list", "cues", "workers", "display", "snapshot", "weights"):
-            continue
-        if value != before.get(key) and not (key.startswith("stage1.loss.") and row.get(part) == value):
+        if value != before.get(key) and not _SHAPES_NOTHING.search(key):
             changed[key] = value
     return changed
 
@@ -394,7 +406,7 @@ def _read_profile(profile: str) -> dict[str, Any]:
                 f"--config {profile}: {reason}, nor one of the profiles {', '.join(names)}"
             ) from None
     try:
-        fields = yaml.load(text, _Yaml12Loader)
+        fields = load_yaml(text)
     except yaml.YAMLError as error:
         raise InputError(f"{profile}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(fields, dict):
@@ -407,7 +419,7 @@ def _value(text: str, path: list[str]) -> Any:
     if _field_type(Config, path) in (str, str | None):
         return None if text in ("null", "~", "") else text
     try:
-        return yaml.load(text, _Yaml12Loader)
+        return load_yaml(text)
     except yaml.YAMLError:
         return text
 

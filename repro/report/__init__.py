@@ -1,5 +1,5 @@
-"""From the runs' JSON to tables beside the papers' numbers."""
+"""From the runs' JSON to results one can publish: tables beside the papers' numbers, figures, a page, a verdict."""
 
-from repro.report.tables import write_all_tables, write_tables
+from repro.report.build import judge_runs, report_all, report_family, report_runs
 
-__all__ = ["write_all_tables", "write_tables"]
+__all__ = ["judge_runs", "report_all", "report_family", "report_runs"]

@@ -1,334 +1,208 @@
-"""Markdown and CSV tables: the papers' numbers and ours, side by side.
+"""The papers' tables with our numbers in them, as data: rows and typed columns, before any format.
 
-Everything comes from two kinds of data: ``numbers.yaml`` (published values with their sources) and the
-``scores_<stage>.json`` that each run leaves. The same runs give the same bytes.
+Everything comes from ``numbers.yaml`` (published), ``experiments.yaml`` (what answers what) and the runs' scores.
+Formats are made of it in ``formats.py``; the same runs give the same bytes.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import yaml
-
-from repro.errors import InputError
-from repro.files import write_text
-
-METHODS = ("baseline", "+BSL", "+DSRG", "+Retrain", "SEC")
-_FULL_VAL = 1449  # images of VOC 2012 val, which the papers' numbers are measured on
-_KEYS = {
-    *("run", "experiment", "settings_sha256", "changed", "seed", "method", "pretrained"),
-    *("dataset", "images", "classes", "scores"),
-}
+from repro.report.experiments import Cell, PaperTable, experiments
+from repro.report.scores import ORIGINAL, TRAINED, Entry, Estimate, Scores, incomparable
 
 
 @dataclass(frozen=True)
-class Published:
-    """A method's published numbers on VOC 2012 val, percent."""
+class Column:
+    """``kind`` says what stands in it: ``text``, a ``number``, a ``signed`` one, or an `Estimate`; text may stand
+    for any of them where there is none."""
 
-    mean: float
-    per_class: dict[str, float]
-    source: str
-
-
-def write_tables(runs: Iterable[Path], out_dir: Path) -> list[Path]:
-    """Write ``table2.md``, ``table2.csv``, ``per_class.md`` and ``per_class.csv``.
-
-    Args:
-        runs: run folders, or ``scores_*.json`` files.
-        out_dir: where to.
-
-    Returns:
-        The paths written.
-
-    Raises:
-        InputError: a folder without scores, a damaged file, or runs on different data sets or classes.
-    """
-    scores = _read_scores(runs)
-    first = scores[0]
-    for method in METHODS:
-        repeated = _of(scores, method)
-        for entry in repeated:
-            if entry["settings_sha256"] != repeated[0]["settings_sha256"] or (
-                entry is not repeated[0] and entry["seed"] == repeated[0]["seed"]
-            ):
-                raise InputError(
-                    f"{entry['run']} and {repeated[0]['run']} are both {method} but no repetitions of each other "
-                    "(other settings, or the same seed); name the runs to set side by side"
-                )
-    for entry in scores:
-        for key in ("dataset", "images", "classes"):
-            if entry[key] != first[key]:
-                raise InputError(
-                    f"{entry['run']}: {key} differs from {first['run']}'s; "
-                    "tables set runs on the same images side by side"
-                )
-    contents = {
-        "table2.md": _table2_markdown(scores),
-        "table2.csv": _csv(_table2_rows(scores)),
-        "per_class.md": _per_class_markdown(scores),
-        "per_class.csv": _csv(_per_class_rows(scores)),
-    }
-    paths = [out_dir / name for name in contents]
-    for path, text in zip(paths, contents.values(), strict=True):
-        write_text(path, text)
-    return paths
+    key: str
+    title: str
+    kind: Literal["text", "number", "signed", "estimate"]
 
 
-def write_all_tables(runs_dir: Path, results_dir: Path) -> list[Path]:
-    """The tables of every experiment that has a finished run in ``runs_dir``, in ``results_dir/<experiment>``.
+@dataclass(frozen=True)
+class Table:
+    """Rows by column key. ``grid`` names the columns that span a table in two directions: down, across, value."""
 
-    Raises:
-        InputError: no finished run, or as :func:`write_tables`.
-    """
-    experiments: dict[str, list[Path]] = {}
-    for file in sorted(runs_dir.glob("*/scores_*.json")):
-        (entry,) = _read_scores([file])
-        experiments.setdefault(entry["experiment"], []).append(file)
-    if not experiments:
-        raise InputError(
-            f"{runs_dir}: no finished run in it; make reproduce-mini or make reproduce-voc makes one"
-        )
-    return [path for name, files in experiments.items() for path in write_tables(files, results_dir / name)]
+    name: str
+    title: str
+    notes: list[str]
+    columns: list[Column]
+    rows: list[dict[str, Any]]
+    decimals: int = 1
+    grid: tuple[str, str] | None = None
 
-
-@cache
-def published() -> dict[str, Published]:
-    """The methods' rows of DSRG's Table 2 and SEC's Table 1, by the method's name here."""
-    text = (resources.files("repro.report") / "numbers.yaml").read_text(encoding="utf-8")
-    numbers = yaml.safe_load(text)
-    classes = numbers["classes_voc"]
-    rows = {
-        method: (row, "Huang et al., CVPR 2018, Table 2")
-        for method, row in numbers["dsrg"]["table2_voc_val_vgg16"].items()
-    }
-    rows["SEC"] = (numbers["sec"]["voc"]["val"], "Kolesnikov & Lampert, ECCV 2016, Table 1")
-    return {
-        method: Published(row["mean"], dict(zip(classes, row["per_class"], strict=True)), source)
-        for method, (row, source) in rows.items()
-    }
+    @property
+    def has_run(self) -> bool:
+        return any(isinstance(value, Estimate) for row in self.rows for value in row.values())
 
 
-def comparable(dataset: str, images: int) -> bool:
-    """Whether scores on these images may be set against the papers': only the whole of VOC 2012 val."""
-    return dataset == "voc2012-val" and images == _FULL_VAL
+NO_RUN = "no run"
 
 
-def _read_scores(runs: Iterable[Path]) -> list[dict[str, Any]]:
-    files: list[Path] = []
-    for run in runs:
-        found = sorted(run.glob("scores_*.json")) if run.is_dir() else [run]
-        if not found:
-            raise InputError(f"{run}: no scores_*.json, so no finished run")
-        files += found
-    files = list({file.resolve(): file for file in files}.values())  # a run named twice is still one
-    if not files:
-        raise InputError("tables: no run given")
-    scores = []
-    for file in files:
-        try:
-            entry = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{file}: not a scores file ({error})") from None
-        if not isinstance(entry, dict) or not entry.keys() >= _KEYS or entry["method"] not in METHODS:
-            raise InputError(f"{file}: not a scores file (expected the keys {', '.join(sorted(_KEYS))})")
-        results = entry["scores"]
-        if (
-            not isinstance(results, dict)
-            or not results.keys() >= {"mean_iou", "per_class_iou", "pixel_accuracy", "classes_counted"}
-            or len(results["per_class_iou"]) != len(entry["classes"])
+def all_tables(scores: Scores) -> list[Table]:
+    """Every table of the papers, in their order, those without any run too; per-class ones where classes are
+    published or a run has them."""
+    tables = []
+    for name, paper in experiments().experiments.items():
+        tables.append(_cells_table(name, paper, scores))
+        if any(cell.per_class for cell in paper.cells) and (
+            per_class := _per_class_table(name, paper, scores)
         ):
-            raise InputError(
-                f"{file}: its scores are not those of evaluate for {len(entry['classes'])} classes"
-            )
-        scores.append(entry)
-    return sorted(scores, key=lambda entry: (METHODS.index(entry["method"]), entry["seed"], entry["run"]))
+            tables.append(per_class)
+    return tables
 
 
-def _methods(scores: Sequence[dict[str, Any]]) -> list[str]:
-    """The rows to show: SEC's alone, or all of Table 2, those without a run too."""
-    present = {entry["method"] for entry in scores}
-    return ["SEC"] if present == {"SEC"} else [m for m in METHODS if m != "SEC" or "SEC" in present]
-
-
-def _of(scores: Sequence[dict[str, Any]], method: str) -> list[dict[str, Any]]:
-    return [entry for entry in scores if entry["method"] == method]
-
-
-def _mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation (None for one value)."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
-
-
-def _percent(values: Sequence[float]) -> str:
-    mean, spread = _mean_and_spread(values)
-    return f"{100 * mean:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
-
-
-def _table2_rows(scores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _cells_table(name: str, paper: PaperTable, scores: Scores) -> Table:
+    entries = _entries(paper, scores)
+    differ = any(_rules_differ(entry) for entry in entries)
+    several_columns = len({cell.column for cell in paper.cells}) > 1
+    columns = [
+        Column("row", "" if paper.layout == "grid" else "method" if "epoch" not in name else "", "text"),
+        *([Column("column", "", "text")] if several_columns else []),
+        Column("paper", "paper", "number"),
+        Column("original", "original weights", "estimate"),
+        Column("ours", "ours", "estimate"),
+        *([Column("ours_released", "ours, released mean", "estimate")] if differ else []),
+        Column("difference", "difference", "signed"),
+        Column("accuracy", "pixel accuracy", "estimate"),
+        Column("seeds", "seeds", "text"),
+        Column("runs", "runs", "text"),
+    ]
     rows = []
-    compare = comparable(scores[0]["dataset"], scores[0]["images"])
-    for method in _methods(scores):
-        runs = _of(scores, method)
-        row: dict[str, Any] = {"method": method, "paper": published()[method].mean}
-        for rule in ("released", "voc"):
-            values = [entry["scores"]["mean_iou"][rule] for entry in runs]
-            mean, spread = _mean_and_spread(values) if values else (None, None)
-            row[f"ours_{rule}"] = "" if mean is None else f"{100 * mean:.4f}"
-            row[f"sd_{rule}"] = "" if spread is None else f"{100 * spread:.4f}"
-        ours = row["ours_voc"]
-        row["difference"] = f"{float(ours) - row['paper']:.4f}" if ours and compare else ""
-        row["images"] = scores[0]["images"] if runs else ""
-        row["seeds"] = " ".join(str(entry["seed"]) for entry in runs)
-        row["runs"] = " ".join(entry["run"] for entry in runs) or "no run"
-        rows.append(row)
-    return rows
-
-
-def _table2_markdown(scores: Sequence[dict[str, Any]]) -> str:
-    compare = comparable(scores[0]["dataset"], scores[0]["images"])
-    differ = any(
-        len({f"{100 * v:.4f}" for v in entry["scores"]["mean_iou"].values()}) > 1 for entry in scores
-    )
-    rules = ("voc", "released") if differ else ("voc",)
-    header = ["method", "paper", *(f"ours ({rule})" if differ else "ours" for rule in rules)]
-    header += ["difference", "pixel accuracy", "images", "runs"]
-    body = []
-    for method in _methods(scores):
-        runs, paper = _of(scores, method), published()[method].mean
-        if not runs:
-            body.append([method, f"{paper:.1f}", *["no run"] * len(rules), "", "", "", ""])
-            continue
-        cells = [_percent([entry["scores"]["mean_iou"][rule] for entry in runs]) for rule in rules]
-        mean = statistics.fmean(entry["scores"]["mean_iou"]["voc"] for entry in runs)
-        body.append(
-            [
-                method,
-                f"{paper:.1f}",
-                *cells,
-                f"{100 * mean - paper:+.1f}" if compare else "–",
-                _percent([entry["scores"]["pixel_accuracy"] for entry in runs]),
-                str(scores[0]["images"]),
-                ", ".join(entry["run"] for entry in runs),
-            ]
+    for cell in paper.cells:
+        ours, original = scores.estimate(cell), scores.estimate(cell, ORIGINAL)
+        runs = scores.of(cell)
+        rows.append(
+            {
+                "row": cell.row,
+                "column": cell.column,
+                "paper": cell.paper,
+                "original": original or NO_RUN,
+                "ours": ours or cell.why or NO_RUN,
+                "ours_released": scores.estimate(cell, rule="released") if cell.epoch is None else None,
+                "difference": ours.mean - cell.paper if ours and not any(map(incomparable, runs)) else None,
+                "accuracy": Estimate.of([100 * entry["scores"]["pixel_accuracy"] for entry in runs])
+                if cell.epoch is None
+                else None,
+                "seeds": " ".join(str(entry["seed"]) for entry in runs),
+                "runs": " ".join(entry["run"] for entry in runs),
+            }
         )
-    notes = [_measured_on(scores), _averaging(scores, differ)]
-    changes = {f"{key}={value}" for entry in scores for key, value in entry["changed"].items()}
-    if changes:
+    empty = {column.key for column in columns if all(row[column.key] in (None, "") for row in rows)}
+    if all(row["original"] == NO_RUN for row in rows):
+        empty.add("original")
+    notes = [f"Paper: {paper.source}. Percent.", *_notes(entries, differ)]
+    if "original" in empty:
+        notes.append("No original weights were evaluated here.")
+    return Table(
+        name=name,
+        title=paper.title,
+        notes=notes,
+        columns=[column for column in columns if column.key not in empty - {"difference"}],
+        rows=rows,
+        decimals=paper.decimals,
+        grid=("row", "column") if paper.layout == "grid" else None,
+    )
+
+
+def _per_class_table(name: str, paper: PaperTable, scores: Scores) -> Table | None:
+    """A row a class; for each cell with published classes or a run the paper's, the original weights' and ours."""
+    cells = [cell for cell in paper.cells if cell.per_class or scores.of(cell)]
+    entries = _entries(paper, scores)
+    published = next((list(cell.paper_per_class()) for cell in cells if cell.per_class), [])
+    classes = entries[0]["classes"] if entries else published
+    named = classes == published  # a bottle need not be VOC's
+    columns = [Column("class", "class", "text")]
+    rows: list[dict[str, Any]] = [{"class": text} for text in [*classes, "mean"]]
+    for cell in cells:
+        label = cell.row if cell.column == "val" else f"{cell.row}, {cell.column}"
+        paper_values = cell.paper_per_class() if named else {}
+        runs = {origin: scores.of(cell, origin) for origin in (TRAINED, ORIGINAL)}
+        if paper_values:
+            columns.append(Column(f"{cell.name}:paper", f"{label}: paper", "number"))
+        if runs[ORIGINAL]:
+            columns.append(Column(f"{cell.name}:original", f"{label}: original weights", "estimate"))
+        columns.append(Column(f"{cell.name}:ours", f"{label}: ours", "estimate"))
+        compared = bool(paper_values) and bool(runs[TRAINED]) and not any(map(incomparable, runs[TRAINED]))
+        if compared:
+            columns.append(Column(f"{cell.name}:difference", f"{label}: difference", "signed"))
+        for index, row in enumerate(rows):
+            mean = index == len(classes)
+            paper_value = cell.paper if mean else paper_values.get(row["class"])
+            row[f"{cell.name}:paper"] = paper_value
+            ours = _class_estimate(runs[TRAINED], cell, None if mean else index)
+            row[f"{cell.name}:ours"] = ours or ("does not occur" if runs[TRAINED] else cell.why or NO_RUN)
+            row[f"{cell.name}:original"] = _class_estimate(runs[ORIGINAL], cell, None if mean else index)
+            if compared and ours and paper_value is not None:
+                row[f"{cell.name}:difference"] = ours.mean - paper_value
+    if not classes:
+        return None
+    return Table(
+        name=f"{name}_per_class",
+        title=f"{paper.title}: every class",
+        notes=[f"Paper: {paper.source}. Percent.", *_notes(entries, False)],
+        columns=columns,
+        rows=rows,
+    )
+
+
+def _class_estimate(runs: Sequence[Entry], cell: Cell, index: int | None) -> Estimate | None:
+    if index is None:
+        return Estimate.of([value for entry in runs if (value := entry.value(cell)) is not None])
+    values = [entry["scores"]["per_class_iou"][index] for entry in runs]
+    return Estimate.of([100 * value for value in values if value is not None])
+
+
+def _entries(paper: PaperTable, scores: Scores) -> list[Entry]:
+    found = {
+        (entry["run"], entry.stage): entry
+        for cell in paper.cells
+        for origin in (TRAINED, ORIGINAL)
+        for entry in scores.of(cell, origin)
+    }
+    return list(found.values())
+
+
+def _rules_differ(entry: Entry) -> bool:
+    return len({f"{100 * value:.4f}" for value in entry["scores"]["mean_iou"].values()}) > 1
+
+
+def _notes(entries: Sequence[Entry], differ: bool) -> list[str]:
+    """What was measured, whether it may be compared with the paper's, how it is averaged."""
+    if not entries:
+        return ["No run answers this table yet."]
+    notes = []
+    first = entries[0]
+    where = (
+        f"the embedded set: {first['images']} generated images of {len(first['classes'])} classes"
+        if first["dataset"] == "mini"
+        else f"{first['images']} images of {first['dataset']}"
+    )
+    reasons = sorted({reason for entry in entries if (reason := incomparable(entry))})
+    if reasons:
         notes.append(
-            f"Changed from the profile, so **not the paper's experiment**: {', '.join(sorted(changes))}."
+            f"Measured on {where}. Beside the paper's numbers for orientation only, **not comparable**: "
+            f"{'; '.join(reasons)}."
         )
-    if not all(entry["pretrained"] for entry in scores):
-        notes.append("Stage 1 began with random weights, not with ImageNet's VGG16 as in the paper.")
-    if any(len(_of(scores, method)) > 1 for method in METHODS):
-        notes.append("± is the standard deviation over the seeds of the runs named in the last column.")
-    return "\n\n".join(["# Mean IoU by method", *notes, _markdown(header, body)]) + "\n"
-
-
-def _per_class_rows(scores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    first = scores[0]
-    compare = comparable(first["dataset"], first["images"])
-    rows = []
-    for method in _methods(scores):
-        runs, row = _of(scores, method), published()[method]
-        named = list(row.per_class) == first["classes"]  # a bottle need not be VOC's
-        lines = [
-            (
-                name,
-                row.per_class[name] if named else None,
-                [e["scores"]["per_class_iou"][index] for e in runs],
-            )
-            for index, name in enumerate(first["classes"])
-        ]
-        lines += [
-            (f"mean ({rule})", row.mean if named else None, [e["scores"]["mean_iou"][rule] for e in runs])
-            for rule in ("released", "voc")
-        ]
-        for name, paper, values in lines:
-            known = [value for value in values if value is not None]
-            ours = 100 * statistics.fmean(known) if known else None
-            difference = None if not compare or ours is None or paper is None else ours - paper
-            rows.append(
-                {
-                    "method": method,
-                    "class": name,
-                    "paper": "" if paper is None else paper,
-                    "ours": "" if ours is None else f"{ours:.4f}",
-                    "difference": "" if difference is None else f"{difference:.4f}",
-                    "images": first["images"] if runs else "",
-                    "runs": " ".join(entry["run"] for entry in runs) or "no run",
-                }
-            )
-    return rows
-
-
-def _per_class_markdown(scores: Sequence[dict[str, Any]]) -> str:
-    compare = comparable(scores[0]["dataset"], scores[0]["images"])
-    parts = ["# IoU of every class", _measured_on(scores)]
-    rows = _per_class_rows(scores)
-    for method in _methods(scores):
-        runs = _of(scores, method)
-        parts.append(f"## {method}")
-        if not runs:
-            parts.append("no run")
-            continue
-        header = ["class", "paper", "ours", *(["difference"] if compare else [])]
-        body = []
-        for row in rows:
-            if row["method"] != method:
-                continue
-            cells = [row["class"], "–" if row["paper"] == "" else f"{row['paper']:.1f}"]
-            cells.append("does not occur" if row["ours"] == "" else f"{float(row['ours']):.1f}")
-            if compare:
-                cells.append("" if row["difference"] == "" else f"{float(row['difference']):+.1f}")
-            body.append(cells)
-        parts.append(
-            f"Paper: {published()[method].source}. Runs: {', '.join(entry['run'] for entry in runs)}."
-        )
-        parts.append(_markdown(header, body))
-    return "\n\n".join(parts) + "\n"
-
-
-def _measured_on(scores: Sequence[dict[str, Any]]) -> str:
-    """A sentence on what was measured, and whether it may be compared."""
-    first = scores[0]
-    dataset, images = first["dataset"], first["images"]
-    if comparable(dataset, images):
-        return f"Measured on the {images} images of VOC 2012 val, as the papers' numbers are. Percent."
-    if dataset == "mini":
-        what = f"Measured on the embedded set: {images} generated images of {len(first['classes'])} classes."
     else:
-        what = f"Measured on {images} images of {dataset}, a part of the {_FULL_VAL} of VOC 2012 val."
-    return f"{what} The paper's column (VOC 2012 val) is for orientation and **not comparable**. Percent."
-
-
-def _averaging(scores: Sequence[dict[str, Any]], differ: bool) -> str:
-    if not differ:
-        return "Mean over all classes; the release's rule (classes with at least one correct pixel) gives the same."
-    counted = sorted({entry["scores"]["classes_counted"] for entry in scores})
-    span = str(counted[0]) if len(counted) == 1 else f"{counted[0]} to {counted[-1]}"
-    return (
-        "Two averages: `released` counts only the classes with at least one correct pixel "
-        f"({span} of {len(scores[0]['classes'])} here), `voc` counts all."
-    )
-
-
-def _markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["-"] * len(header), *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+        notes.append(f"Measured on {where}, as the paper's numbers are.")
+    if first["dataset"] == "mini" and not all(entry["pretrained"] for entry in entries):
+        notes.append("Stage 1 began with random weights, not with ImageNet's VGG16 as in the paper.")
+    changes = sorted({f"{key}={value}" for entry in entries for key, value in entry["changed"].items()})
+    if changes:
+        notes.append(f"Changed from the profile, so **not the paper's experiment**: {', '.join(changes)}.")
+    if differ:
+        counted = sorted({entry["scores"]["classes_counted"] for entry in entries})
+        span = str(counted[0]) if len(counted) == 1 else f"{counted[0]} to {counted[-1]}"
+        notes.append(
+            "Two means: `released` counts only the classes with at least one correct pixel "
+            f"({span} of {len(first['classes'])} here), the other all."
+        )
+    if len({entry["seed"] for entry in entries}) > 1:
+        notes.append("± is the standard deviation over the seeds named.")
+    return notes

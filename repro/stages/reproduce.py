@@ -1,4 +1,4 @@
-"""The whole experiment: train, label, retrain, predict, score, tabulate. A second call does what is missing.
+"""The whole experiment: train, label, retrain, predict, score, report. A second call does what is missing.
 
 Each row of the paper's Table 2 is a run. ``+DSRG`` and ``+Retrain`` share one (the second stage starts from the
 first); ``baseline`` and ``+BSL`` are runs of their own beside it, with the losses that the row names:
@@ -7,120 +7,103 @@ first); ``baseline`` and ``+BSL`` are runs of their own beside it, with the loss
     +BSL        balanced seed loss on the cues as they are, constrain loss
     +DSRG       balanced seed loss on the grown cues, constrain loss
     +Retrain    stage 2 on the masks that +DSRG gives its training images
+
+What the other tables need is planned in ``stages/plan.py``.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
-import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-
-from repro.config import (
-    MAX_SEED,
-    ROW_LOSSES,
-    Config,
-    PredictConfig,
-    Stage1Data,
-    Stage2Data,
-    changed_from_profile,
-)
+from repro.config import Config, PredictConfig, Stage1Data, Stage2Data
 from repro.errors import InputError
 from repro.files import file_sha256
-from repro.report.tables import write_tables
+from repro.report import report_family
 from repro.stages.datasets import Experiment, open_experiment
 from repro.stages.evaluate import evaluate_folder
 from repro.stages.folder import predict_folder
+from repro.stages.growth import draw_growth
 from repro.stages.infer import TorchSegmenter, describe, load_model
+from repro.stages.plan import PlannedRun, family, results_dir, settings_sha256
 from repro.stages.runs import Run, resolve_device, write_json
 from repro.stages.train import IMAGENET_WEIGHTS, train
 
 DataT = TypeVar("DataT", Stage1Data, Stage2Data)
 
 
-def reproduce(config: Config, *, seeds: Sequence[int] = ()) -> list[Path]:
-    """Run every row of ``config.rows`` for every seed and write the tables.
+def reproduce(runs: Sequence[PlannedRun]) -> list[Path]:
+    """Make what is missing of some runs, then the results folder of each family of them.
 
     Args:
-        config: the experiment.
-        seeds: random seeds, one run each; ``config.seed`` alone by default.
+        runs: from ``plan_rows`` or ``plan_experiments``.
 
     Returns:
-        The tables written.
+        The results folders.
 
     Raises:
         InputError: anything missing or malformed in the inputs, before anything is written.
     """
-    if not config.rows:
-        raise InputError("rows: expected at least one row, such as rows=[+DSRG]")
-    seeds = seeds or (config.seed,)
-    if len(set(seeds)) != len(seeds) or min(seeds) < 0 or max(seeds) > MAX_SEED:
-        raise InputError(f"seeds {list(seeds)}: expected different whole numbers from 0 to {MAX_SEED}")
-    device = resolve_device(config.device)
-    experiment = open_experiment(config)
-    init = config.stage1.init
-    if init.weights is None and init.filler == "gaussian":
-        raise InputError(
-            "stage1.init.weights: not given; the experiment starts from ImageNet's weights, "
-            f"{IMAGENET_WEIGHTS[config.model.name.partition('_')[0]]}: pass stage1.init.weights=FILE, or "
-            "stage1.init.filler=looks_linear to train from scratch"
+    check(runs)
+    for planned in runs:
+        _Steps(planned, open_experiment(planned.config)).run_all()
+    folders: dict[Path, list[Config]] = {}
+    for base in {planned.base.run_dir: planned.base for planned in runs}.values():
+        folders.setdefault(results_dir(base), []).append(base)
+    return [
+        report_family(
+            bases[0].run_dir.parent,
+            folder,
+            family(bases[0]),
+            {base.name: settings_sha256(base) for base in bases},
         )
-    scores: list[Path] = []
-    for seed in seeds:
-        for row in ("baseline", "+BSL"):
-            if row in config.rows:
-                scores += _run_row(config, experiment, seed, row, device)
-        if rows := [row for row in config.rows if row in ("SEC", "+DSRG", "+Retrain")]:
-            scores += _run_main(config, experiment, seed, rows, device)
-    return write_tables(scores, tables_dir(config))
+        for folder, bases in folders.items()
+    ]
 
 
-def tables_dir(config: Config) -> Path:
-    """Where an experiment's tables go: ``results/<name>``, or ``tables`` beside a run with its own ``output``."""
-    return (
-        config.run_dir.parent / f"{config.run_dir.name}-tables"
-        if config.output
-        else Path("results") / config.name
-    )
-
-
-def _run_row(config: Config, experiment: Experiment, seed: int, row: str, device: torch.device) -> list[Path]:
-    loss = config.stage1.loss.model_copy(update=ROW_LOSSES[row])
-    stage1 = config.stage1.model_copy(update={"loss": loss})
-    varied = config.model_copy(update={"stage1": stage1, "seed": seed, "rows": [row]})
-    steps = _Steps(varied, experiment, device, row.strip("+").lower())
-    weights = steps.train_stage1()
-    return [steps.predict_and_score("stage1", weights, row)]
-
-
-def _run_main(
-    config: Config, experiment: Experiment, seed: int, rows: Sequence[str], device: torch.device
-) -> list[Path]:
-    steps = _Steps(config.model_copy(update={"seed": seed}), experiment, device)
-    weights = steps.train_stage1()
-    scores = [steps.predict_and_score("stage1", weights, row) for row in rows if row != "+Retrain"]
-    if "+Retrain" in rows:
-        retrained = steps.train_stage2(weights)
-        scores.append(steps.predict_and_score("stage2", retrained, "+Retrain"))
-    return scores
+def check(runs: Sequence[PlannedRun]) -> None:
+    """Raise InputError for what no run could come of: no row, a device or file not there."""
+    if not runs:
+        raise InputError("rows: expected at least one row, such as rows=[+DSRG]")
+    for base in {planned.base.run_dir: planned.base for planned in runs}.values():
+        resolve_device(base.device)
+        open_experiment(base)
+        trained = any(planned.weights is None for planned in runs if planned.base.run_dir == base.run_dir)
+        init = base.stage1.init
+        if trained and init.weights is None and init.filler == "gaussian":
+            raise InputError(
+                "stage1.init.weights: not given; the experiment starts from ImageNet's weights, "
+                f"{IMAGENET_WEIGHTS[base.model.name.partition('_')[0]]}: pass stage1.init.weights=FILE, or "
+                "stage1.init.filler=looks_linear to train from scratch"
+            )
 
 
 class _Steps:
     """The steps of one run, each in its folder."""
 
-    def __init__(
-        self, config: Config, experiment: Experiment, device: torch.device, suffix: str = ""
-    ) -> None:
-        base = config.run_dir
-        parts = [base.name, *([suffix] if suffix else []), *([f"seed{config.seed}"] if config.seed else [])]
-        self.config, self.experiment, self.base = config, experiment, base.name
+    def __init__(self, planned: PlannedRun, experiment: Experiment) -> None:
+        self.planned, self.config, self.experiment = planned, planned.config, experiment
         self._lists = tempfile.TemporaryDirectory()
-        self.run = Run(config, device, base.parent / "-".join(parts))
+        self.run = Run(planned.config, resolve_device(planned.config.device), planned.folder)
+
+    def run_all(self) -> None:
+        methods = self.planned.methods
+        if self.planned.weights is not None:
+            for stage in methods:
+                self.predict_and_score(stage, self.planned.weights)
+            return
+        weights = self.train_stage1()
+        if "stage1" in methods:
+            if self.planned.grows_for_a_figure and self.config.report.pictures:
+                draw_growth(self.run, self.config, self.experiment, self.run.folder / "stage1")
+            self.predict_and_score("stage1", weights)
+        if "stage2" in methods:
+            self.predict_and_score("stage2", self.train_stage2(weights))
 
     def train_stage1(self) -> Path:
         section, experiment = self.config.stage1, self.experiment
@@ -162,32 +145,27 @@ class _Steps:
         )
         return train(config, 2, self.run)
 
-    def predict_and_score(self, stage: str, weights: Path, method: str) -> Path:
-        """Masks of the validation images in ``predictions/<stage>`` and their ``scores.json`` beside them."""
+    def predict_and_score(self, stage: str, weights: Path) -> None:
+        """Masks of the validation images in ``predictions/<stage>``, and their scores."""
         experiment, classes = self.experiment, self.config.dataset.classes
         folder = self._predict(f"predictions/{stage}", weights, experiment.val, self.config.inference)
         truth = [experiment.truth(name) for name in experiment.val]
-        path = self.run.folder / f"scores_{stage}.json"
         write_json(
-            path,
+            self.run.folder / f"scores_{stage}.json",
             {
-                "run": self.run.folder.name,
-                "experiment": self.base,
-                "settings_sha256": self._settings_sha256(),
+                **self.planned.identity(),
+                "method": self.planned.methods[stage],
+                "answers": self.planned.answers[stage],
                 "dataset": experiment.name,
                 "images": len(experiment.val),
                 "train_images": len(experiment.train),
-                "seed": self.config.seed,
-                "method": method,
                 "model": self.config.model.model_dump(),
                 "classes": classes,
-                "changed": changed_from_profile(self.config),
-                "pretrained": self.config.stage1.init.weights is not None,
                 "weights_sha256": file_sha256(weights),
                 "scores": evaluate_folder(folder, truth, experiment.val, len(classes)),
+                "seed_quality": _seed_quality(self.run.folder / "stage1") if stage == "stage1" else [],
             },
         )
-        return path
 
     def _predict(
         self,
@@ -221,16 +199,20 @@ class _Steps:
                     )
             return step.folder
 
-    def _settings_sha256(self) -> str:
-        """Of all that shapes the run but its seed: runs with equal ones are repetitions of each other."""
-        kept = self.config.model_dump(exclude={"seed", "output", "device", "name", "rows", "report"})
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
-
     def _list(self, lines: Iterable[str]) -> str:
         """A list file for a stage, in a temporary place: the stage keeps a copy once it begins."""
         path = Path(self._lists.name) / f"{len(os.listdir(self._lists.name))}.txt"
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         return str(path)
+
+
+def _seed_quality(stage1: Path) -> list[dict[str, float]]:
+    """What training logged of its grown seeds, an epoch a row; empty where it had no masks to compare with."""
+    path = stage1 / "seed_quality.csv"
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
 def _filled(data: DataT, **defaults: Callable[[], str]) -> DataT:

@@ -43,6 +43,18 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def device_name(device: torch.device) -> str:
+    """The model of a CUDA device; of a CPU the processor's where the system tells it, or its architecture."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
 class Run:
     """The folder of one run. Nothing is written before the first step begins."""
 
@@ -75,19 +87,21 @@ class Run:
         if step.done:
             yield step
             return
+        resumed = (step.folder / "settings.json").exists()
         started, clock = _now(), time.time()
         yield step
         seconds = round(time.time() - clock, 3)
-        write_json(step.folder / "done.json", {"seconds_last_call": seconds})
         entry = {
             "started": started,
             "finished": _now(),
             "seconds_last_call": seconds,
+            "resumed": resumed,  # then the seconds are those of the last part alone
             "settings": step.settings,
             **(self._provenance or {}),
         }
         steps = {**self.manifest().get("steps", {}), name: entry}
         self._update_manifest({"steps": steps})
+        write_json(step.folder / "done.json", {"seconds_last_call": seconds})
 
     def manifest(self) -> dict[str, Any]:
         path = self.folder / "manifest.json"
@@ -137,7 +151,7 @@ def _provenance(config: Config, device: torch.device) -> dict[str, Any]:
         "seed": config.seed,
         **_git_state(),
         "device": str(device),
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "device_name": device_name(device),
         "cpu_threads": torch.get_num_threads(),
         "arithmetic": {
             "precision": config.precision,

@@ -1,0 +1,207 @@
+"""What finished runs say of themselves: their ``scores_<stage>.json``, and which of them answer a cell."""
+
+from __future__ import annotations
+
+import json
+import logging
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from repro.errors import InputError
+from repro.report.experiments import Cell
+
+log = logging.getLogger(__name__)
+
+TRAINED, ORIGINAL = "trained here", "original weights"
+_KEYS = {
+    *(
+        "run",
+        "family",
+        "base",
+        "settings_sha256",
+        "changed",
+        "seed",
+        "pretrained",
+        "origin",
+        "method",
+        "answers",
+    ),
+    *("dataset", "images", "train_images", "classes", "scores", "seed_quality"),
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A scores file: its fields, and the folder of its run."""
+
+    fields: dict[str, Any]
+    folder: Path
+    stage: str
+
+    def __getitem__(self, key: str) -> Any:
+        return self.fields[key]
+
+    def value(self, cell: Cell, rule: str = "voc") -> float | None:
+        """What it has for a cell, percent; None where that epoch was not reached or its seeds not compared."""
+        if cell.epoch is None:
+            return 100 * float(self["scores"]["mean_iou"][rule])
+        rows = [row for row in self["seed_quality"] if row["epoch"] == cell.epoch]
+        return 100 * rows[0][str(cell.figure)] if rows else None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Mean, sample standard deviation (None for one value) and number of values."""
+
+    mean: float
+    sd: float | None
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Estimate | None:
+        if not values:
+            return None
+        return cls(
+            statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values)
+        )
+
+
+def incomparable(entry: Entry) -> str | None:
+    """Why a run's scores may not be set against the papers' number; None where they may.
+
+    The papers' numbers are of the whole validation sets, from ImageNet's weights, with the papers' settings.
+    """
+    whole = {"voc2012-val": 1449, "coco-val2014": 40504}
+    expected = whole.get(entry["dataset"])
+    if expected is None:
+        return f"measured on {entry['images']} images of {entry['dataset']}"
+    if entry["images"] != expected:
+        return f"measured on {entry['images']} of the {expected} images of {entry['dataset']}"
+    if entry["changed"]:
+        return (
+            f"changed from the profile: {', '.join(f'{k}={v}' for k, v in sorted(entry['changed'].items()))}"
+        )
+    if not entry["pretrained"]:
+        return "began with random weights, not with ImageNet's"
+    return None
+
+
+class Scores:
+    """The scores of several runs.
+
+    Raises:
+        InputError: runs that answer the same cell without being repetitions of each other, or an experiment whose
+            runs were measured on different images.
+    """
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self.entries = sorted(entries, key=lambda entry: (entry["run"], entry.stage))
+        by_cell: dict[str, list[Entry]] = {}
+        for entry in self.entries:
+            for name in entry["answers"]:
+                by_cell.setdefault(name, []).append(entry)
+        self._by_cell = {
+            name: sorted(found, key=lambda entry: (entry["seed"], entry["run"]))
+            for name, found in by_cell.items()
+        }
+        for name, found in self._by_cell.items():
+            for origin in (TRAINED, ORIGINAL):
+                _same_but_for_the_seed(name, [entry for entry in found if entry["origin"] == origin])
+        by_experiment: dict[str, Entry] = {}
+        for name, found in self._by_cell.items():
+            for entry in found:
+                first = by_experiment.setdefault(name.partition("/")[0], entry)
+                for key in ("dataset", "images", "classes"):
+                    if entry[key] != first[key]:
+                        raise InputError(
+                            f"{entry['run']}: {key} differs from {first['run']}'s; "
+                            "tables set runs on the same images side by side"
+                        )
+
+    def of(self, cell: Cell, origin: str = TRAINED) -> list[Entry]:
+        """The runs that answer a cell, by seed."""
+        return [
+            entry
+            for entry in self._by_cell.get(cell.name, [])
+            if entry["origin"] == origin and entry.value(cell) is not None
+        ]
+
+    def estimate(self, cell: Cell, origin: str = TRAINED, rule: str = "voc") -> Estimate | None:
+        return Estimate.of(
+            [value for entry in self.of(cell, origin) if (value := entry.value(cell, rule)) is not None]
+        )
+
+
+def read_scores(runs: Iterable[Path]) -> list[Entry]:
+    """The scores of run folders, or ``scores_*.json`` files.
+
+    Raises:
+        InputError: a folder without scores, no run at all, or a damaged file.
+    """
+    files: list[Path] = []
+    for run in runs:
+        found = sorted(run.glob("scores_*.json")) if run.is_dir() else [run]
+        if not found:
+            raise InputError(f"{run}: no scores_*.json, so no finished run")
+        files += found
+    if not files:
+        raise InputError("tables: no run given")
+    # a run named twice is still one
+    return [_read(file) for file in {file.resolve(): file for file in files}.values()]
+
+
+def family_scores(
+    runs_dir: Path, family: str | None = None, bases: Mapping[str, str] | None = None
+) -> dict[str, list[Entry]]:
+    """The scores of all finished runs in a folder, by the results folder that they belong to.
+
+    Args:
+        runs_dir: such as ``results/runs``.
+        family: only this one.
+        bases: profile -> hash of the settings that the tables are about; runs of the profile with others are left
+            out, with a word.
+    """
+    families: dict[str, list[Entry]] = {}
+    for file in sorted(runs_dir.glob("*/scores_*.json")):
+        entry = _read(file)
+        if family not in (None, entry["family"]):
+            continue
+        if (bases or {}).get(entry["base"]["profile"], entry["base"]["sha256"]) != entry["base"]["sha256"]:
+            log.info("%s: of other settings, so not in these tables", file.parent)
+            continue
+        families.setdefault(entry["family"], []).append(entry)
+    return families
+
+
+def _read(file: Path) -> Entry:
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: not a scores file ({error})") from None
+    if not isinstance(fields, dict) or not fields.keys() >= _KEYS:
+        missing = sorted(_KEYS - fields.keys()) if isinstance(fields, dict) else sorted(_KEYS)
+        raise InputError(
+            f"{file}: not a scores file (expected the keys {', '.join(missing)} too); "
+            "the run's own command makes it again"
+        )
+    results = fields["scores"]
+    if (
+        not isinstance(results, dict)
+        or not results.keys() >= {"mean_iou", "per_class_iou", "pixel_accuracy", "classes_counted", "matrix"}
+        or len(results["per_class_iou"]) != len(fields["classes"])
+    ):
+        raise InputError(f"{file}: its scores are not those of evaluate for {len(fields['classes'])} classes")
+    return Entry(fields, file.parent, file.stem.removeprefix("scores_"))
+
+
+def _same_but_for_the_seed(cell: str, entries: Sequence[Entry]) -> None:
+    for index, entry in enumerate(entries):
+        for other in entries[:index]:
+            if entry["settings_sha256"] != other["settings_sha256"] or entry["seed"] == other["seed"]:
+                raise InputError(
+                    f"{entry['run']} and {other['run']} both answer {cell} but are no repetitions of each other "
+                    "(other settings, or the same seed); name the runs to set side by side"
+                )

@@ -1,0 +1,176 @@
+"""Reproduced or not, and by how much: each cell with a run against its published value and a stated tolerance.
+
+The tolerances and where they come from are in ``expected.yaml``. A cell without a run is "not run", and one whose
+run may not be compared with the paper's is "not comparable"; neither counts as reproduced.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import resources
+from typing import Any, Literal
+
+from pydantic import Field
+from scipy import stats
+
+from repro.config import Section, load_yaml, validated
+from repro.errors import InputError
+from repro.report.experiments import Cell, experiments
+from repro.report.scores import Estimate, Scores, incomparable
+
+Status = Literal["reproduced", "missed", "not comparable", "not run", "cannot be run"]
+
+
+class Expectation(Section):
+    """One entry of ``expected.yaml``."""
+
+    experiments: list[str] = Field(min_length=1)
+    metric: str
+    tolerance: float = Field(gt=0)
+    source: str
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A cell's outcome. ``value`` is the published one, ``interval`` the 95 % prediction interval of our seeds."""
+
+    cell: str
+    status: Status
+    value: float
+    tolerance: float
+    source: str
+    ours: Estimate | None = None
+    interval: tuple[float, float] | None = None
+    why: str = ""
+
+    @property
+    def difference(self) -> float | None:
+        return None if self.ours is None else self.ours.mean - self.value
+
+    def shown_difference(self) -> str:
+        return (
+            "–" if self.difference is None or self.status == "not comparable" else f"{self.difference:+.2f}"
+        )
+
+    def line(self) -> str:
+        """One line for the screen."""
+        label = self.cell.replace("/", ", ")
+        if self.status in ("not run", "cannot be run"):
+            return f"{label}: {self.status}{f' ({self.why})' if self.why else ''}"
+        assert self.ours is not None
+        ours = f"{self.ours.mean:.2f}" + ("" if self.ours.sd is None else f" ± {self.ours.sd:.2f}")
+        if self.status == "not comparable":
+            return f"{label}: {ours}, not comparable with {self.value:g}: {self.why}"
+        return (
+            f"{label}: {self.status}, {ours} against {self.value:g} "
+            f"({self.difference:+.2f}, allowed ±{self.tolerance:g})"
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    judgements: list[Judgement]
+
+    def of(self, status: Status) -> list[Judgement]:
+        return [judgement for judgement in self.judgements if judgement.status == status]
+
+    def sentence(self) -> str:
+        """The verdict in a sentence."""
+        reproduced, missed = self.of("reproduced"), self.of("missed")
+        judged = len(reproduced) + len(missed)
+        rest = ", ".join(
+            f"{count} {status}"
+            for status, count in Counter(
+                judgement.status for judgement in self.judgements if judgement not in (*reproduced, *missed)
+            ).items()
+        )
+        rest = f" ({rest})" if rest else ""
+        if not judged:
+            return (
+                f"Nothing to judge: of {len(self.judgements)} published values none has a run that may be compared "
+                f"with it{rest}."
+            )
+        if not missed:
+            return (
+                f"Reproduced within tolerance: {judged} of {judged} published values that have a run{rest}."
+            )
+        worst = max(missed, key=lambda judgement: abs(judgement.difference or 0))
+        return (
+            f"Not reproduced: {len(missed)} of {judged} published values that have a run are missed, "
+            f"{worst.cell.replace('/', ', ')} by {worst.difference:+.2f}{rest}."
+        )
+
+    def markdown(self) -> str:
+        """The sentence, and a table of every cell that has a run."""
+        lines = ["# Verdict", f"**{self.sentence()}**"]
+        rows = [
+            f"| {judgement.cell.replace('/', ', ')} | {judgement.value:g} | ±{judgement.tolerance:g} | "
+            f"{judgement.ours.mean:.2f} | {judgement.shown_difference()} | {judgement.status} |"
+            for judgement in self.judgements
+            if judgement.ours is not None
+        ]
+        if rows:
+            header = ["| what | published | tolerance | ours | difference | |", "| - | - | - | - | - | - |"]
+            lines.append("\n".join([*header, *rows]))
+        lines.append("Where each tolerance comes from: `repro/report/expected.yaml`.")
+        return "\n\n".join(lines) + "\n"
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "verdict": self.sentence(),
+            "cells": [
+                {**asdict(judgement), "difference": judgement.difference} for judgement in self.judgements
+            ],
+        }
+
+
+@cache
+def expectations() -> dict[str, Expectation]:
+    """``expected.yaml`` by experiment. Raises InputError unless each has exactly one."""
+    text = (resources.files("repro.report") / "expected.yaml").read_text(encoding="utf-8")
+    found: dict[str, Expectation] = {}
+    for fields in load_yaml(text):
+        entry = validated(Expectation, fields, "expected.yaml")
+        for name in entry.experiments:
+            if name in found or name not in experiments().experiments:
+                raise InputError(f"expected.yaml: {name}: expected an experiment, once")
+            found[name] = entry
+    if absent := [name for name in experiments().experiments if name not in found]:
+        raise InputError(f"expected.yaml: nothing is expected of {absent[0]}")
+    return found
+
+
+def judge(scores: Scores) -> Verdict:
+    """Every cell of every experiment."""
+    return Verdict(
+        [
+            _judge(cell, expectations()[name], scores)
+            for name, paper in experiments().experiments.items()
+            for cell in paper.cells
+        ]
+    )
+
+
+def _judge(cell: Cell, expected: Expectation, scores: Scores) -> Judgement:
+    def outcome(status: Status, **more: Any) -> Judgement:
+        return Judgement(cell.name, status, cell.paper, expected.tolerance, expected.source, **more)
+
+    if cell.why is not None:
+        return outcome("cannot be run", why=cell.why)
+    runs, ours = scores.of(cell), scores.estimate(cell)
+    if ours is None:
+        return outcome("not run")
+    if reasons := sorted({reason for entry in runs if (reason := incomparable(entry))}):
+        return outcome("not comparable", ours=ours, why="; ".join(reasons))
+    within = abs(ours.mean - cell.paper) <= expected.tolerance
+    return outcome("reproduced" if within else "missed", ours=ours, interval=_interval(ours))
+
+
+def _interval(ours: Estimate) -> tuple[float, float] | None:
+    """Where one more seed's value lies with 95 %: the published value is one seed's as well."""
+    if ours.sd is None or ours.count < 3:
+        return None
+    reach = float(stats.t.ppf(0.975, ours.count - 1)) * ours.sd * (1 + 1 / ours.count) ** 0.5
+    return ours.mean - reach, ours.mean + reach
