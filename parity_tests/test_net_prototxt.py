@@ -26,6 +26,7 @@ from weights_conversion import (
     write_caffemodel,
     write_prototxt,
 )
+from weights_conversion.net_shapes import blob_shapes, derive_shapes
 
 RECORDED = ("vgg16_aspp", "vgg16_largefov", "vgg16_cam", "vgg16_bg", "resnet101_aspp")
 
@@ -121,6 +122,24 @@ def test_other_nets_and_data_train_with_the_same_layers():
     (update,) = (layer for layer in net.layers if layer.one("name") == "update-seed")
     settings = update["python_param"][0].one("param_str")
     assert eval(settings) == {"th1": 0.99, "th2": math.inf}  # as the layer reads it
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_classifiers_train_on_labels_without_background(name):
+    section = load_config("sec_vgg16_voc").stage1
+    net = build_model(name, width_divisor=16)
+    prototxt = train_prototxt(net, section)
+    layers = wiring(prototxt)
+    assert list(layers)[-3:] == ["labels-slice", "silence", "loss"]
+    assert layers["loss"][:2] == ("SigmoidCrossEntropyLoss", [net.scores_blob, "labels-classes"])
+    assert prototxt.layers[0]["transform_param"][0]["mean_value"] == [104.008, 116.669, 122.675]
+    derived = derive_shapes(prototxt)
+    assert [layer.note for layer in derived if layer.note] == []
+    shapes = blob_shapes(derived)
+    assert shapes["labels-classes"] == (15, 1, 1, 20)
+    assert shapes[net.scores_blob] == (15, 20)
+    with pytest.raises(InputError, match=f"{name} trains on the images and cue file of stage 1"):
+        train_prototxt(net, load_config("dsrg_vgg16_voc").stage2)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ from repro.models import build_model
 from repro.solver import CaffeSGD
 from repro.stages.objectives import Stage1Objective
 from repro.stages.precision import has_bfloat16
-from weights_conversion import load_caffe_weights, read_solverstate
+from weights_conversion import load_caffe_weights, read_caffemodel, read_solverstate
 
 NARROW = ["model.width_divisor=16", "model.dropout=0"]
 IN_ORDER = ["data.mirror=false", "data.shuffle=false"]
@@ -108,6 +108,12 @@ def test_resnet101_trains(tmp_path, stage1_inputs):
     after = load_file(tmp_path / "stage1" / "iter_4.safetensors")
     for name, values in before.state_dict().items():
         assert torch.equal(after[name], values) == name.startswith(("bn", "scale")), name
+    # Caffe's pair: one history for every blob, those that are not learnt too
+    pair = [tmp_path / f"iter_4.{kind}" for kind in ("solverstate", "caffemodel")]
+    convert = ["convert", tmp_path / "stage1" / "iter_4.state", pair[0], "--to", "resnet101_aspp"]
+    assert run_command([*map(str, convert), "--width-divisor", "16"]) == 0
+    blobs = [blob.shape for layer in read_caffemodel(pair[1]).layers.values() for blob in layer.blobs]
+    assert [history.shape for history in read_solverstate(pair[0]).history] == blobs
 
 
 def test_first_iteration_in_detail(golden, stage1_inputs):

@@ -6,6 +6,7 @@ Python layers are the releases' ``pylayers`` (SEC's where ``loss.variant`` is ``
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from torch import nn
@@ -15,9 +16,11 @@ from repro.data.images import MEAN_BGR
 from repro.errors import InputError
 from repro.layers.common import BatchNorm, EltwiseSum, InnerProduct, Scale
 from repro.layers.pooling import CaffeAvePool, CaffeMaxPool
-from repro.models.base import GAUSSIAN_STD, CaffeNet
+from repro.models import CLASSIFIERS, CaffeNet
+from repro.models.base import GAUSSIAN_STD
 from weights_conversion.prototxt import Identifier, Message
 
+CLASSIFIER_MEAN_BGR = (104.008, 116.669, 122.675)  # of SEC's classifiers
 PrototxtFiller = Literal["gaussian", "msra"]
 
 
@@ -49,12 +52,17 @@ def train_prototxt(
 ) -> Message:
     """The net between the data and loss layers of a stage, as in the releases' train-s and train-f.prototxt.
 
-    Paths that ``section.data`` leaves open get the releases' names.
+    Paths that ``section.data`` leaves open get the releases' names. A classifier takes stage 1's: it reads the same
+    images and the labels of the same cue file, and minimises ``SigmoidCrossEntropyLoss``; its prototxt was not
+    released, so that only the layers are theirs.
 
     Raises:
         InputError: settings that no layer of the releases has.
     """
-    if isinstance(section, Stage1Config):
+    if net.name in CLASSIFIERS:
+        first, last = _classifier_data(net, section), _classifier_losses(net.scores_blob)
+        name = net.name
+    elif isinstance(section, Stage1Config):
         first, last = _stage1_data(section.data), _stage1_losses(net.scores_blob, section.loss)
         name = "SEC" if section.loss.variant == "sec" else "DSRG"
     else:
@@ -136,7 +144,7 @@ def _python(
     return message(name=name, type="Python", bottom=bottoms, top=tops, python_param=python, **more)
 
 
-def _stage1_data(data: Stage1Data) -> list[Message]:
+def _stage1_data(data: Stage1Data, mean: Sequence[float] = MEAN_BGR) -> list[Message]:
     tops = ["labels", "cues", "images"]
     if data.layer == "AnnotationCOCO":
         settings = {
@@ -160,7 +168,7 @@ def _stage1_data(data: Stage1Data) -> list[Message]:
         new_width=data.new_width,
         shuffle=data.shuffle,
     )
-    transform = message(mirror=False, mean_value=[_number(float(value)) for value in MEAN_BGR])
+    transform = message(mirror=False, mean_value=[_number(float(value)) for value in mean])
     settings = {"cues": data.cues or "localization_cues.pickle", "mirror": data.mirror}
     return [
         message(
@@ -209,6 +217,30 @@ def _stage1_losses(scores: str, loss: LossConfig) -> list[Message]:
     elif loss.cues == "grown":
         layers.append(message(name="silence", type="Silence", bottom=log_result))
     return layers
+
+
+def _classifier_data(net: CaffeNet, section: Stage1Config | Stage2Config) -> list[Message]:
+    if not isinstance(section, Stage1Config) or section.data.layer != "ImageData":
+        raise InputError(f"{net.name} trains on the images and cue file of stage 1 of a VOC profile")
+    size = {"new_height": net.input_size, "new_width": net.input_size}
+    return _stage1_data(section.data.model_copy(update=size), CLASSIFIER_MEAN_BGR)
+
+
+def _classifier_losses(scores: str) -> list[Message]:
+    """The labels without background, (N, 1, 1, C), against the scores (N, C): Caffe compares their counts alone."""
+    slices = message(axis=3, slice_point=1)
+    tops = ["labels-background", "labels-classes"]
+    return [
+        message(name="labels-slice", type="Slice", bottom="labels", top=tops, slice_param=slices),
+        message(name="silence", type="Silence", bottom=["labels-background", "cues"]),
+        message(
+            name="loss",
+            type="SigmoidCrossEntropyLoss",
+            bottom=[scores, "labels-classes"],
+            top="loss",
+            loss_weight=1,
+        ),
+    ]
 
 
 def _loss(name: str, layer: str, bottoms: list[str]) -> Message:
