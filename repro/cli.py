@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import typer
@@ -16,13 +16,14 @@ from repro.config import Config, PredictConfig, load_config, profile_names
 from repro.data import CocoInstances, convert_cues, find_images, read_id_list
 from repro.data.mini import build_mini
 from repro.errors import InputError
+from repro.export import GraphName, PrecisionName
 from repro.files import write_text
-from repro.models import CaffeNet, build_model
+from repro.models import CLASSIFIERS, CaffeNet, build_model
 from repro.report import judge_runs, report_all, report_runs
 from repro.report.experiments import experiments
 from repro.stages.datasets import open_experiment
 from repro.stages.evaluate import evaluate_folder
-from repro.stages.folder import predict_folder
+from repro.stages.folder import FolderResult, predict_folder
 from repro.stages.forecast import forecast
 from repro.stages.infer import TorchSegmenter, describe, load_model
 from repro.stages.plan import plan
@@ -84,16 +85,29 @@ def train(
 
 @app.command(
     epilog="Example: repro predict --config dsrg_vgg16_voc --weights iter_20000.safetensors "
-    "--images photos/ --out masks/"
+    "--images photos/ --out masks/    repro predict … --engine onnx --device cuda --precision fp16"
 )
 def predict(
     config: ConfigOption,
-    weights: Annotated[Path, typer.Option(help=".safetensors, .caffemodel or .caffemodel.h5")],
+    weights: Annotated[
+        Path, typer.Option(help=".safetensors, .caffemodel or .caffemodel.h5; with --engine onnx .onnx, too.")
+    ],
     images: Annotated[Path, typer.Option(help="An image or a folder of images.")],
     out: Annotated[Path, typer.Option(help="Folder for the palette PNGs.")],
     overrides: Overrides = None,
     ids: Annotated[Path | None, typer.Option("--list", help="Only the ids of this list, one a line.")] = None,
     device: DeviceOption = None,
+    engine: Literal["torch", "onnx"] = "torch",
+    precision: Annotated[
+        PrecisionName | None,
+        typer.Option(
+            help="Of the onnx engine's layers; the loss of the smaller two is measured and printed.",
+            show_default=False,
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images of equal size at once, onnx engine.", show_default=False)
+    ] = None,
 ) -> None:
     """Segment images with the profile's test protocol; masks that are there already are kept.
 
@@ -101,7 +115,86 @@ def predict(
     """
     settings = _load(config, overrides, device, None)
     found = _images(images, ids)
-    _predict(settings, weights, found, out, settings.inference)
+    if engine == "torch":
+        if precision or batch_size:
+            raise InputError("--precision and --batch-size go with --engine onnx; PyTorch has precision=fast")
+        _predict(settings, weights, found, out, settings.inference)
+        return
+    from repro.export.engine import open_segmenter  # onnx and onnxruntime are extras
+
+    segmenter, described, loss = open_segmenter(
+        settings,
+        weights,
+        settings.inference,
+        found,
+        device=resolve_device(settings.device),
+        precision=precision,
+        batch_size=batch_size,
+    )
+    if loss:
+        typer.echo(loss)
+    _report(predict_folder(segmenter, found, out, described=described), out)
+
+
+@app.command(
+    epilog="Example: repro export --config dsrg_vgg16_voc --weights iter_20000.safetensors --out dsrg.onnx "
+    "--check photos/"
+)
+def export(
+    config: ConfigOption,
+    weights: Annotated[Path, typer.Option(help=".safetensors, .caffemodel or .caffemodel.h5")],
+    out: Annotated[Path, typer.Option(help="The .onnx to write.")],
+    overrides: Overrides = None,
+    graph: Annotated[
+        GraphName,
+        typer.Option(
+            help="The net; with softmax at image size; or the profile's whole test script but its CRF, from bytes.",
+        ),
+    ] = "multiscale",
+    precision: Annotated[
+        PrecisionName, typer.Option(help="Of the layers; the smaller two need --check.")
+    ] = "fp32",
+    classifier: Annotated[
+        str | None,
+        typer.Option(
+            help=f"{' or '.join(CLASSIFIERS)}, the nets of the cues, instead of the profile's; --graph scores.",
+            show_default=False,
+        ),
+    ] = None,
+    check: Annotated[
+        list[Path] | None,
+        typer.Option(help="Compare with PyTorch on this image or folder of images; may come again."),
+    ] = None,
+    gt: Annotated[
+        Path | None, typer.Option(help="Folder of ground-truth masks of these images, <id>.png.")
+    ] = None,
+    device: DeviceOption = None,
+) -> None:
+    """Write a net as an ONNX file with free batch and image size, and say how it agrees with PyTorch."""
+    from repro.export.agreement import MASK_BOUND
+    from repro.export.engine import export_file
+
+    if gt and not check:
+        raise InputError("--gt: ground truth of which images? --check names them")
+    settings = _load(config, overrides, device, None)
+    images = {path.name: path for source in check or [] for path in _images(source, None, "--check").values()}
+    agreement = export_file(
+        settings,
+        weights,
+        out,
+        device=resolve_device(settings.device),
+        graph=graph,
+        precision=precision,
+        classifier=classifier,
+        check=images,
+        truth=gt,
+    )
+    typer.echo(out)
+    if agreement:
+        typer.echo(agreement.table())
+        if precision == "fp32" and 1 - agreement.pixel_agreement > MASK_BOUND:
+            print(f"repro: more than {MASK_BOUND:.0e} of the pixels differ", file=sys.stderr)
+            raise typer.Exit(1)
 
 
 @app.command(
@@ -440,20 +533,27 @@ def _predict(
 ) -> None:
     model = load_model(settings, weights, resolve_device(settings.device))
     described = describe(settings, weights, script)
-    result = predict_folder(TorchSegmenter(model, script), images, out, described=described, labels=labels)
-    typer.echo(f"{out}: {result.written} masks written, {result.kept} were there")
-    if result.failures and len(images) == 1:
+    _report(
+        predict_folder(TorchSegmenter(model, script), images, out, described=described, labels=labels), out
+    )
+
+
+def _report(result: FolderResult, out: Path) -> None:
+    """Say what was done; a lone image that failed is bad input, failures among several are a list and status 1."""
+    total = result.written + result.kept + len(result.failures)
+    if result.failures and total == 1:
         raise InputError(next(iter(result.failures.values())))
+    typer.echo(f"{out}: {result.written} masks written, {result.kept} were there")
     if result.failures:
-        print(f"repro: {len(result.failures)} of {len(images)} images failed:", file=sys.stderr)
+        print(f"repro: {len(result.failures)} of {total} images failed:", file=sys.stderr)
         for reason in result.failures.values():
             print(f"  {reason}", file=sys.stderr)
         raise typer.Exit(1)
 
 
-def _images(source: Path, ids: Path | None) -> dict[str, Path]:
+def _images(source: Path, ids: Path | None, option: str = "--images") -> dict[str, Path]:
     if not source.exists():
-        raise InputError(f"--images {source}: no such file or folder")
+        raise InputError(f"{option} {source}: no such file or folder")
     files = find_images(source) if source.is_dir() else {source.stem: source}
     if ids is None:
         return files

@@ -4,15 +4,18 @@ Exporting needs the package onnx, running onnxruntime; neither needs the other's
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from repro.export.onnx import export_onnx
     from repro.export.runtime import OnnxSegmenter
 
+GraphName = Literal["scores", "probs", "multiscale"]
+PrecisionName = Literal["fp32", "fp16", "int8"]
+
 _MODULES = {"export_onnx": "repro.export.onnx", "OnnxSegmenter": "repro.export.runtime"}
 
-__all__ = ["OnnxSegmenter", "export_onnx"]
+__all__ = ["GraphName", "OnnxSegmenter", "PrecisionName", "export_onnx"]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,12 +11,13 @@ N, H and W are free; the classifiers of the cues take the one size that they are
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import onnx
 from onnx import TensorProto, helper
@@ -25,6 +26,7 @@ from torch import nn
 from repro import __version__
 from repro.data import MEAN_BGR, colour_palette
 from repro.errors import InputError
+from repro.export import GraphName, PrecisionName
 from repro.export.graph import IR_VERSION, OPSET, Graph, add_multiscale, add_net, add_probs
 from repro.export.variants import to_float16, to_int8
 from repro.files import atomic_path, file_sha256
@@ -32,9 +34,7 @@ from repro.models import CaffeNet
 from repro.models.folding import fold_batch_norm
 from repro.stages.infer import PROTOCOLS
 
-GraphName = Literal["scores", "probs", "multiscale"]
 GRAPHS: tuple[GraphName, ...] = get_args(GraphName)
-PrecisionName = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[PrecisionName, ...] = get_args(PrecisionName)
 PRODUCER = "sec-dsrg-repro"
 LARGEST_FILE = 2**31 - 2**20
@@ -50,6 +50,7 @@ METADATA_KEYS = {
     "precision": "fp32, fp16 or int8",
     "weights": "name of the weight file",
     "weights_sha256": "its SHA-256",
+    "agreement": "JSON: images, pixel_agreement, mean_iou and summary of a comparison with PyTorch, if there was one",
     "parameters_sha256": "SHA-256 over the parameters' names and float32 values, in the net's order",
 }
 
@@ -64,6 +65,7 @@ def export_onnx(
     classes: Sequence[str] | None = None,
     weights: str | os.PathLike[str] | None = None,
     largest_file: int = LARGEST_FILE,
+    verify: Callable[[Path], Mapping[str, str]] | None = None,
 ) -> Path:
     """Write a net as an ONNX file, whole or not at all, that onnx's checker and shape inference have passed.
 
@@ -76,6 +78,8 @@ def export_onnx(
         classes: their names, for the metadata; ``class 0`` … by default.
         weights: the file that the parameters came from, for the metadata.
         largest_file: in bytes.
+        verify: called with the path of the finished file before it gets its name; may raise, and returns metadata
+            to add.
 
     Returns:
         ``path``.
@@ -86,7 +90,7 @@ def export_onnx(
     exported = build_onnx(
         model, graph=graph, protocol=protocol, precision=precision, classes=classes, weights=weights
     )
-    return save_onnx(exported, path, largest_file=largest_file)
+    return save_onnx(exported, path, largest_file=largest_file, verify=verify)
 
 
 def build_onnx(
@@ -168,20 +172,21 @@ def build_onnx(
 
 
 def save_onnx(
-    exported: onnx.ModelProto, path: str | os.PathLike[str], *, largest_file: int = LARGEST_FILE
+    exported: onnx.ModelProto,
+    path: str | os.PathLike[str],
+    *,
+    largest_file: int = LARGEST_FILE,
+    verify: Callable[[Path], Mapping[str, str]] | None = None,
 ) -> Path:
-    """Check a model and write it; returns ``path``.
-
-    Where its weights have more than ``largest_file`` bytes they go into ``<path>.data``, and out of ``exported``.
-    """
+    """Check a model and write it; arguments and result as for ``export_onnx``. Large weights leave ``exported``."""
     target = Path(path)
-    with atomic_path(target) as temporary:
+    with contextlib.ExitStack() as stack:
+        temporary = stack.enter_context(atomic_path(target))
         if sum(len(tensor.raw_data) for tensor in exported.graph.initializer) <= largest_file:
             onnx.save_model(exported, temporary)
-            onnx.checker.check_model(temporary, full_check=True)
-            return target
-        data = target.with_name(f"{target.name}.data")
-        with atomic_path(data) as temporary_data:
+        else:
+            data = target.with_name(f"{target.name}.data")
+            temporary_data = stack.enter_context(atomic_path(data))
             temporary_data.unlink()  # onnx would append to it
             onnx.save_model(
                 exported,
@@ -190,13 +195,16 @@ def save_onnx(
                 location=temporary_data.name,
                 size_threshold=1024,
             )
-            onnx.checker.check_model(temporary, full_check=True)
-            shell = onnx.load_model(temporary, load_external_data=False)
-            for tensor in shell.graph.initializer:
-                for entry in tensor.external_data:
-                    if entry.key == "location":
-                        entry.value = data.name
-            onnx.save_model(shell, temporary)
+        onnx.checker.check_model(temporary, full_check=True)
+        more = verify(temporary) if verify else {}
+        shell = onnx.load_model(temporary, load_external_data=False)
+        for tensor in shell.graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = f"{target.name}.data"
+        for key, value in more.items():
+            shell.metadata_props.add(key=key, value=value)
+        onnx.save_model(shell, temporary)
     return target
 
 

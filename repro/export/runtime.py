@@ -208,8 +208,9 @@ def _device(providers: Sequence[tuple[str, dict[str, Any]]]) -> torch.device:
     return torch.device("cuda", index)
 
 
-def providers_for(device: torch.device) -> list[Provider]:
-    """The execution providers for a PyTorch device: CUDA's alone, or the CPU's."""
+def providers_for(device: torch.device, *, tf32: bool = False) -> list[Provider]:
+    """The execution provider for a PyTorch device, CUDA's or the CPU's; ``tf32`` matters on CUDA alone."""
     if device.type == "cuda":
-        return [("CUDAExecutionProvider", {"device_id": str(device.index or 0)})]
+        options = {"device_id": str(device.index or 0), "use_tf32": str(int(tf32))}
+        return [("CUDAExecutionProvider", options)]
     return ["CPUExecutionProvider"]
