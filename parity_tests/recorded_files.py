@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import csv
 import pickle
 from pathlib import Path
 
 import h5py
+import numpy as np
 from PIL import Image
 
 from repro.data import write_mask
+
+
+def read_log(folder: Path) -> dict[str, np.ndarray]:
+    """The columns of a stage's ``log.csv``."""
+    with (folder / "log.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
 
 
 def write_stage1_inputs(recording: h5py.File, folder: Path) -> None:

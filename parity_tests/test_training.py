@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import pickle
 import shutil
@@ -15,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from parity_tests.conftest import CAFFE_FILES, assert_close
-from parity_tests.recorded_files import write_retrain_inputs, write_stage1_inputs
+from parity_tests.recorded_files import read_log, write_retrain_inputs, write_stage1_inputs
 from parity_tests.tolerances import (
     LAYER,
     RESUMED,
@@ -63,12 +62,6 @@ def stage1_arguments(inputs: Path, output: Path, *more: str) -> list[str]:
         *("solver.base_lr=1e-5", "solver.stepsize=10", "solver.max_iter=30"),
         *(f"init.weights={CAFFE_FILES}/stage1_init.caffemodel", f"output={output}", *more),
     ]
-
-
-def read_log(folder: Path) -> dict[str, np.ndarray]:
-    with (folder / "log.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
 
 
 @pytest.fixture(scope="session")

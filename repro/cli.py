@@ -21,6 +21,7 @@ from repro.files import write_text
 from repro.models import CLASSIFIERS, CaffeNet, build_model
 from repro.report import judge_runs, report_all, report_runs
 from repro.report.experiments import experiments
+from repro.stages.caffe_solver import load_solver
 from repro.stages.datasets import open_experiment
 from repro.stages.evaluate import evaluate_folder
 from repro.stages.folder import FolderResult, predict_folder
@@ -68,17 +69,48 @@ SeedOption = Annotated[int | None, typer.Option(help="Random seed.", show_defaul
 
 @app.command(
     epilog="Example: repro train --stage 1 --config dsrg_vgg16_voc data.image_root=JPEGImages/ "
-    "data.list=input_list.txt data.cues=localization_cues.pickle init.weights=vgg16_20M.caffemodel output=runs/a"
+    "data.list=input_list.txt data.cues=localization_cues.pickle init.weights=vgg16_20M.caffemodel output=runs/a    "
+    "repro train --solver solver-s.prototxt init.weights=vgg16_20M_mc.caffemodel output=runs/b"
 )
 def train(
-    config: ConfigOption,
     overrides: Overrides = None,
-    stage: Annotated[int, typer.Option(min=1, max=2, help="1: on cues. 2: on pseudo labels.")] = 1,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            help=f"A profile ({', '.join(profile_names())}) or the path of one.", show_default=False
+        ),
+    ] = None,
+    solver: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of a profile: a Caffe solver prototxt of one of our nets.", show_default=False
+        ),
+    ] = None,
+    stage: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=2,
+            help="1: on cues. 2: on pseudo labels.",
+            show_default="1, or what the solver's net trains",
+        ),
+    ] = None,
     device: DeviceOption = None,
     seed: SeedOption = None,
 ) -> None:
     """Train one stage; an unfinished run goes on from its newest snapshot."""
-    settings = _load(config, overrides, device, seed, stages=(f"stage{stage}",))
+    if (config is None) == (solver is None):
+        raise InputError("train: give either --config or --solver")
+    if solver is not None:
+        run = load_solver(solver, _overrides(overrides, device, seed))
+        if stage not in (None, run.stage):
+            raise InputError(f"{solver}: its net is of stage {run.stage}, not of --stage {stage}")
+        for note in run.notes:
+            typer.echo(note, err=True)
+        settings, stage = run.config, run.stage
+    else:
+        stage = stage or 1
+        settings = _load(str(config), overrides, device, seed, stages=(f"stage{stage}",))
     weights = train_stage(settings, stage, Run(settings, resolve_device(settings.device)))
     typer.echo(f"{weights}\n{weights.parent / 'log.csv'}")
 

@@ -144,6 +144,10 @@ class Stage2Data(Section):
     workers: NonNegative = 2
 
 
+# lr_mult and decay_mult by parameter (conv1_1.weight), where they are not the net's own
+Multipliers = dict[str, Annotated[list[float], Field(min_length=2, max_length=2)]]
+
+
 class LossConfig(Section):
     """Which layers of the papers stage 1 trains with; Table 2's rows are combinations of these."""
 
@@ -169,12 +173,14 @@ class Stage1Config(Section):
     solver: SolverConfig
     loss: LossConfig
     init: InitConfig = InitConfig()
+    multipliers: Multipliers = {}
 
 
 class Stage2Config(Section):
     data: Stage2Data
     solver: SolverConfig
     init: InitConfig = InitConfig()
+    multipliers: Multipliers = {}
 
 
 class PredictConfig(Section):
@@ -326,14 +332,24 @@ def load_config(
     Raises:
         InputError: missing or malformed profile, unknown key, wrong type, malformed override.
     """
-    fields = _read_profile(profile)
+    return config_from(_read_profile(profile), overrides, profile, stages=stages)
+
+
+def config_from(
+    fields: dict[str, Any],
+    overrides: Sequence[str],
+    where: str,
+    *,
+    stages: Iterable[str] = ("stage1", "stage2"),
+) -> Config:
+    """Apply overrides to the fields of a config, which it changes, and validate them; ``where`` is named in errors."""
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise InputError(f"override {override!r}: expected key=value, for example solver.max_iter=100")
         for path in _targets(key, fields, list(stages)):
             _set(fields, path, _value(text, path))
-    return validated(Config, fields, profile)
+    return validated(Config, fields, where)
 
 
 def with_changes(config: Config, changes: Mapping[str, Any], where: str) -> Config:

@@ -11,6 +11,7 @@ from weights_conversion.net_prototxt import deploy_prototxt, train_prototxt
 from weights_conversion.prototxt import Identifier, Message, read_prototxt
 from weights_conversion.prototxt_format import format_prototxt, write_prototxt
 from weights_conversion.pth import read_pth
+from weights_conversion.schema import unknown_fields
 from weights_conversion.solverstate import SolverState, read_solverstate, write_solverstate
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "read_solverstate",
     "save_safetensors",
     "train_prototxt",
+    "unknown_fields",
     "write_caffemodel",
     "write_prototxt",
     "write_solverstate",

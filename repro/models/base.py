@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -51,6 +51,7 @@ class CaffeNet(nn.Module):
         self.name = name
         self.input_size = input_size
         self.layers: list[NetLayer] = []
+        self._multipliers: dict[str, tuple[float, float]] = {}
 
     def add(self, name: str, module: nn.Module, *bottoms: str, top: str | None = None) -> str:
         """Append a layer; returns its top, which is ``name`` unless the layer works in-place on ``top``."""
@@ -169,6 +170,19 @@ class CaffeNet(nn.Module):
             std = GAUSSIAN_STD if filler == "gaussian" else (2.0 / weight[0].numel()) ** 0.5
         weight.normal_(0.0, std, generator=generator)
 
+    def set_multipliers(self, multipliers: Mapping[str, Sequence[float]]) -> None:
+        """Give parameters another (``lr_mult``, ``decay_mult``) than the papers', by name (``conv1_1.weight``).
+
+        Where ``lr_mult`` is 0 no gradient is computed, which then does not count in ``clip_gradients`` either.
+        Raises InputError for a name that the net has not.
+        """
+        parameters = dict(self.named_parameters())
+        for name, (lr_mult, decay_mult) in multipliers.items():
+            if name not in parameters:
+                raise InputError(f"multipliers: {self.name} has no parameter {name!r}")
+            parameters[name].requires_grad_(lr_mult != 0)
+            self._multipliers[name] = (float(lr_mult), float(decay_mult))
+
     def param_groups(self) -> list[dict[str, Any]]:
         """Parameters in Caffe's order with their multipliers, one group a parameter.
 
@@ -182,6 +196,7 @@ class CaffeNet(nn.Module):
             decay_mult = 0.0 if kind == "bias" else 1.0
             if not parameter.requires_grad:
                 lr_mult = decay_mult = 0.0
+            lr_mult, decay_mult = self._multipliers.get(name, (lr_mult, decay_mult))
             groups.append({"params": [parameter], "lr_mult": lr_mult, "decay_mult": decay_mult, "name": name})
         return groups
 

@@ -64,6 +64,7 @@ def train(config: Config, stage: int, run: Run) -> Path:
     with run.step(f"stage{stage}", _settings(config, stage, section, hashes)) as step:
         if not step.done:
             model = _initial_model(config, section.init)
+            model.set_multipliers(section.multipliers)
             objective: Objective = (
                 Stage1Objective(section.loss)
                 if isinstance(section, Stage1Config)
