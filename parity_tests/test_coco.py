@@ -252,7 +252,7 @@ def test_what_is_missing_is_said(coco, tmp_path, capsys):
         ([], "dataset.root: no such folder: None"),
         (
             [f"dataset.root={tmp_path}"],
-            f"no cues (*.png; repro seeds make --coco makes them) in {tmp_path}/cues/train2014",
+            f"no cues (*.png; repro seeds make makes them) in {tmp_path}/cues/train2014",
         ),
         ([f"dataset.root={coco}", "dataset.val=val2017"], f"no images (*.jpg) in {coco}/val2017"),
         ([f"dataset.root={coco}", "dataset.input_list=x.txt"], "dataset.input_list: "),

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from repro.data.voc import CLASS_NAMES
 from repro.errors import InputError
+from repro.layers.localization import BACKGROUND_SHARE, CAM_THRESHOLD, SALIENCY_THRESHOLD, MergeRule
 from repro.layers.losses import Pooling
 from repro.models import SEGMENTATION_NETS
 from repro.models.base import Filler
@@ -98,6 +99,7 @@ class DatasetConfig(Section):
     input_list: str | None = None
     cues: str | None = None
     classes: list[str] = list(CLASS_NAMES)
+    make_cues: bool = False  # reproduce makes the cues itself, by stage 0
     train_limit: Positive | None = None
     val_limit: Positive | None = None
 
@@ -146,6 +148,44 @@ class Stage2Data(Section):
 
 # lr_mult and decay_mult by parameter (conv1_1.weight), where they are not the net's own
 Multipliers = dict[str, Annotated[list[float], Field(min_length=2, max_length=2)]]
+
+
+class Stage0Data(Section):
+    """Images and their labels. Where they are not given, those of ``dataset`` are taken: its training list, and the
+    labels of VOC's ``Annotations``, of its cue file or of COCO's annotations. A folder of images without a list is
+    taken whole."""
+
+    image_root: str | None = None
+    list: str | None = None
+    labels: str | None = None
+    held_out: float = Field(default=0.05, ge=0, lt=1)  # share of the images, for average precision
+    input_size: Annotated[int, Field(ge=32)] = 321
+    batch_size: Positive = 15
+    mirror: bool = True
+    shuffle: bool = True
+    workers: NonNegative = 2
+
+
+class CuesConfig(Section):
+    """How cues are made of the classifiers; see ``repro/layers/localization.py``. ``saliency`` is a folder of maps that
+    stands in for the classifier of the background."""
+
+    cam_threshold: float = Field(default=CAM_THRESHOLD, ge=0, lt=1)
+    background_share: float = Field(default=BACKGROUND_SHARE, ge=0, lt=1)
+    saliency: str | None = None
+    saliency_threshold: float = Field(default=SALIENCY_THRESHOLD, gt=0, le=1)
+    merge: MergeRule = "smaller_wins"
+    batch_size: Positive = 16
+
+
+class Stage0Config(Section):
+    """The classifiers ``vgg16_cam`` and ``vgg16_bg``, both trained by one solver, and the cues made of them."""
+
+    data: Stage0Data
+    solver: SolverConfig
+    init: InitConfig = InitConfig()
+    test_interval: NonNegative = 500
+    cues: CuesConfig = CuesConfig()
 
 
 class LossConfig(Section):
@@ -232,6 +272,7 @@ class Config(Section):
     rows: list[Literal["baseline", "+BSL", "+DSRG", "+Retrain", "SEC"]]
     dataset: DatasetConfig = DatasetConfig()
     model: ModelConfig
+    stage0: Stage0Config | None = None
     stage1: Stage1Config
     pseudo_labels: PseudoLabelConfig | None = None
     stage2: Stage2Config | None = None
@@ -250,6 +291,8 @@ class Config(Section):
             )
         if "+Retrain" in self.rows and (self.stage2 is None or self.pseudo_labels is None):
             raise ValueError("row +Retrain needs the sections pseudo_labels and stage2")
+        if self.dataset.make_cues and self.stage0 is None:
+            raise ValueError("dataset.make_cues needs the section stage0")
         if "SEC" in self.rows and len(self.rows) > 1:
             raise ValueError(f"rows {self.rows}: SEC goes alone")
         for row in self.rows:
@@ -361,7 +404,8 @@ def with_changes(config: Config, changes: Mapping[str, Any], where: str) -> Conf
 
 
 _SHAPES_NOTHING = re.compile(
-    r"\.data\.(image_root|label_root|list|cues|workers)$|\.solver\.(display|average_loss|snapshot)$|\.init\.weights$"
+    r"\.data\.(image_root|label_root|list|labels|cues|workers)$|\.solver\.(display|average_loss|snapshot)$"
+    r"|\.init\.weights$|\.cues\.batch_size$|\.test_interval$"
 )
 
 
@@ -374,7 +418,9 @@ def changed_from_profile(config: Config) -> dict[str, Any]:
     if config.name not in profile_names():
         return {}
     apart: dict[str, Any] = dict.fromkeys(("name", "seed", "device", "output", "rows", "report"), True)
-    apart["dataset"] = set(DatasetConfig.model_fields) - {"train", "train_limit", "masks"}
+    apart["dataset"] = set(DatasetConfig.model_fields) - {"train", "train_limit", "masks", "make_cues"}
+    if not config.dataset.make_cues:
+        apart["stage0"] = True
     changed = {}
     before, now = (
         flattened(fields.model_dump(exclude=apart)) for fields in (load_config(config.name), config)
@@ -462,7 +508,7 @@ def _targets(key: str, fields: dict[str, Any], stages: list[str]) -> list[list[s
     path = key.split(".")
     running = [stage for stage in stages if fields.get(stage) is not None]
     having = [stage for stage in running if _field_type(Config, [stage, *path]) is not None]
-    if path[0] not in ("data", "solver", "init", "loss") or not running:
+    if path[0] not in ("data", "solver", "init", "loss", "cues") or not running:
         return [path]
     if path[0] == "init" or (path[0] == "data" and path[-1] in _STAGE1_FILES):
         having = having[:1]

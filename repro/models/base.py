@@ -77,6 +77,13 @@ class CaffeNet(nn.Module):
         with torch.autocast(images.device.type, self.autocast):
             return self._run(images, self._last_readers())[self.scores_blob].to(images.dtype)
 
+    def forward_some(self, images: torch.Tensor, *names: str) -> list[torch.Tensor]:
+        """The named blobs, in the images' dtype; arguments as for ``forward``. No other is kept longer than needed."""
+        readers = {blob: layer for blob, layer in self._last_readers().items() if blob not in names}
+        with torch.autocast(images.device.type, self.autocast, enabled=self.autocast is not None):
+            blobs = self._run(images, readers)
+        return [blobs[name].to(images.dtype) for name in names]
+
     def forward_blobs(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Every blob by its Caffe name, as Caffe leaves it (an in-place ReLU has run); arguments as for ``forward``.
 

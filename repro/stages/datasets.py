@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from repro.config import Config
-from repro.data import VOID, CueFile, VocLayout, read_id_list, read_mask, read_pairs_list
+from repro.data import VOID, CueFile, VocLayout, find_images, read_id_list, read_mask, read_pairs_list
+from repro.data.labels import Labels, labels_of, read_labels
 from repro.data.mini import build_mini
 from repro.errors import InputError
 
@@ -41,7 +42,7 @@ class Experiment:
         val: ids. Both in list order.
         train_root, val_root: folders of the images.
         truth_root: folder of the validation masks.
-        cues: the cue file (VOC) or the folder of the cue PNGs (COCO).
+        cues: the cue file (VOC) or the folder of the cue PNGs (COCO); none yet with ``dataset.make_cues``.
         name: how tables call the validation set.
         num_classes: of the masks and cues, background included.
     """
@@ -98,7 +99,62 @@ def open_experiment(config: Config) -> Experiment:
     return experiment
 
 
-def _open_voc(config: Config) -> Experiment:
+@dataclass(frozen=True)
+class LabelledSet:
+    """Training images by name, and the classes of each, without background; ``source`` is where those were read."""
+
+    images: dict[str, Path]
+    labels: Labels
+    source: Path
+
+
+def open_labelled(config: Config) -> LabelledSet:
+    """The images and image-level labels that stage 0 learns from.
+
+    Raises:
+        InputError: a profile without stage 0, images or labels that are missing, an image that has no label.
+    """
+    if config.stage0 is None:
+        raise InputError(f"the profile {config.name} has no section stage0, which makes cues")
+    data, dataset = config.stage0.data, config.dataset
+    listed = Path(data.list) if data.list else None
+    input_list = None
+    if data.image_root is not None:
+        if data.labels is None:
+            raise InputError(
+                "stage0.data.labels: not given; add data.labels=FILE, such as a CSV of image and class names"
+            )
+        found = find_images(data.image_root)
+        source = Path(data.labels)
+    elif dataset.kind == "coco":
+        root = _coco_root(config)
+        source = Path(data.labels or root / "annotations" / f"instances_{dataset.train}.json")
+        found = find_images(root / dataset.train)
+    else:
+        layout = _voc_layout(config)
+        if listed is None and layout.image_set(dataset.train).is_file():
+            listed = layout.image_set(dataset.train)
+        source = Path(data.labels or layout.root / "Annotations")
+        if data.labels is None and not source.is_dir():
+            source = _found(dataset.cues, "cues", _CUE_NAMES, layout.root)
+            input_list = _found(dataset.input_list, "input_list", ("input_list.txt",), layout.root)
+        found = find_images(layout.images)
+
+    labels = read_labels(source, dataset.classes, input_list=input_list or dataset.input_list)
+    if listed is not None:
+        names = [Path(name).stem for name in read_id_list(listed)]
+        if absent := [name for name in names if name not in found]:
+            raise InputError(f"{listed}: {absent[0]} has no image in {data.image_root or dataset.root}")
+    elif data.image_root is not None:
+        names = list(found)
+    else:  # a tree that holds other images, too, or images that show none of the classes
+        names = [name for name in found if labels.get(name)]
+        log.info("%d of %d images have labels in %s", len(names), len(found), source)
+    names = names[: dataset.train_limit]
+    return LabelledSet({name: found[name] for name in names}, labels_of(names, labels, source), source)
+
+
+def _voc_layout(config: Config) -> VocLayout:
     dataset = config.dataset
     if dataset.kind == "mini":
         root = Path(dataset.root) if dataset.root else MINI_ROOT
@@ -109,9 +165,15 @@ def _open_voc(config: Config) -> Experiment:
         root = Path(dataset.root)
         if not root.is_dir():
             raise InputError(f"dataset.root: no such folder: {root}; {_VOC_HINT}")
-    layout = VocLayout.open(root)
-    cues = _found(dataset.cues, "cues", _CUE_NAMES, root)
-    input_list = _found(dataset.input_list, "input_list", ("input_list.txt",), root)
+    return VocLayout.open(root)
+
+
+def _open_voc(config: Config) -> Experiment:
+    dataset, layout = config.dataset, _voc_layout(config)
+    if dataset.make_cues:
+        return _voc_experiment(config, layout, dict.fromkeys(open_labelled(config).images, ""), Path())
+    cues = _found(dataset.cues, "cues", _CUE_NAMES, layout.root)
+    input_list = _found(dataset.input_list, "input_list", ("input_list.txt",), layout.root)
 
     indices = {Path(line.image).stem: str(line.cue_index) for line in read_pairs_list(input_list)}
     train_list = layout.image_set(dataset.train)
@@ -126,8 +188,15 @@ def _open_voc(config: Config) -> Experiment:
     else:
         log.info("%s is not there: training on all %d images of %s", train_list, len(indices), input_list)
         names = list(indices)
+    return _voc_experiment(
+        config, layout, {name: indices[name] for name in names[: dataset.train_limit]}, cues
+    )
+
+
+def _voc_experiment(config: Config, layout: VocLayout, train: dict[str, str], cues: Path) -> Experiment:
+    dataset = config.dataset
     return Experiment(
-        train={name: indices[name] for name in names[: dataset.train_limit]},
+        train=train,
         val=read_id_list(layout.image_set(dataset.val))[: dataset.val_limit],
         train_root=layout.images,
         val_root=layout.images,
@@ -140,33 +209,20 @@ def _open_voc(config: Config) -> Experiment:
 
 def _open_coco(config: Config) -> Experiment:
     """COCO's own folders: images in ``<root>/<split>``; beside them cue PNGs and masks, which COCO does not have."""
-    dataset = config.dataset
-    if dataset.root is None or not Path(dataset.root).is_dir():
-        raise InputError(
-            f"dataset.root: no such folder: {dataset.root}; the folder of COCO's train2014, val2014 and annotations "
-            "(cocodataset.org) expected"
-        )
+    dataset, root = config.dataset, _coco_root(config)
     if dataset.input_list is not None:
         raise InputError(
             "dataset.input_list: COCO's training images are those with a PNG in dataset.cues; leave it out"
         )
-    root = Path(dataset.root)
     cues = Path(dataset.cues) if dataset.cues else root / "cues" / dataset.train
-    names = {}
-    for key, folder, suffix in (
-        ("train", cues, ".png"),
-        ("val", root / dataset.val, ".jpg"),
-    ):
-        found = (
-            sorted(path.stem for path in folder.iterdir() if path.suffix == suffix) if folder.is_dir() else []
-        )
-        if not found:
-            what = "cues (*.png; repro seeds make --coco makes them)" if key == "train" else "images (*.jpg)"
-            raise InputError(f"dataset.{key}: no {what} in {folder}")
-        names[key] = found
+    if dataset.make_cues:
+        train, cues = list(open_labelled(config).images), Path()
+    else:
+        train = _named(cues, ".png", "dataset.train: no cues (*.png; repro seeds make makes them) in")
+    val = _named(root / dataset.val, ".jpg", "dataset.val: no images (*.jpg) in")
     return Experiment(
-        train={name: f"{name}.png" for name in names["train"][: dataset.train_limit]},
-        val=names["val"][: dataset.val_limit],
+        train={name: f"{name}.png" for name in train[: dataset.train_limit]},
+        val=val[: dataset.val_limit],
         train_root=root / dataset.train,
         val_root=root / dataset.val,
         truth_root=root / dataset.masks / dataset.val,
@@ -174,6 +230,24 @@ def _open_coco(config: Config) -> Experiment:
         name=f"coco-{dataset.val}",
         num_classes=config.model.num_classes,
     )
+
+
+def _named(folder: Path, suffix: str, none: str) -> list[str]:
+    """The names of a folder's files of one kind, sorted. InputError (``none``, the folder) for none."""
+    found = sorted(path.stem for path in folder.iterdir() if path.suffix == suffix) if folder.is_dir() else []
+    if not found:
+        raise InputError(f"{none} {folder}")
+    return found
+
+
+def _coco_root(config: Config) -> Path:
+    root = config.dataset.root
+    if root is None or not Path(root).is_dir():
+        raise InputError(
+            f"dataset.root: no such folder: {root}; the folder of COCO's train2014, val2014 and annotations "
+            "(cocodataset.org) expected"
+        )
+    return Path(root)
 
 
 def _found(given: str | None, key: str, names: tuple[str, ...], root: Path) -> Path:

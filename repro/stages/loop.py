@@ -13,11 +13,12 @@ import shutil
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from tqdm import tqdm
 
-from repro.config import Stage1Config, Stage2Config
+from repro.config import Stage0Config, Stage1Config, Stage2Config
 from repro.data import DataLayer, make_loader
 from repro.errors import InputError
 from repro.models import CaffeNet
@@ -26,7 +27,7 @@ from repro.stages.objectives import Batch, Objective
 from repro.stages.precision import LAYOUT
 from repro.stages.runs import Step
 from repro.stages.snapshots import resume, write_snapshot
-from repro.stages.train_log import Figures, LogFile, Row
+from repro.stages.train_log import CsvLog, Figures, Row
 
 
 def update(
@@ -61,12 +62,25 @@ def update(
     return sums
 
 
+class Observer(Protocol):
+    """Looks on while a stage trains and keeps a log of its own; it changes nothing."""
+
+    def start(self, folder: Path, iteration: int, state: dict[str, torch.Tensor]) -> None:
+        """The run begins at ``iteration``; ``state`` is what ``state()`` gave then, empty for a new run."""
+
+    def after(self, done: int) -> None:
+        """``done`` iterations are done."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What it has gathered and not yet logged, for a snapshot."""
+
+
 class SolverLoop:
     """One stage's training in its folder, from its newest snapshot or from ``model`` as it is."""
 
     def __init__(
         self,
-        section: Stage1Config | Stage2Config,
+        section: Stage0Config | Stage1Config | Stage2Config,
         seed: int,
         model: CaffeNet,
         solver: CaffeSGD,
@@ -74,8 +88,9 @@ class SolverLoop:
         dataset: DataLayer,
         list_path: Path,
         step: Step,
+        observer: Observer | None = None,
     ) -> None:
-        self.section, self.seed = section, seed
+        self.section, self.seed, self.observer = section, seed, observer
         self.model, self.solver, self.objective = model, solver, objective
         self.dataset, self.list_path = dataset, list_path
         self.folder, self.step, self.device = step.folder, step, step.run.device
@@ -89,10 +104,12 @@ class SolverLoop:
         """
         config = self.section.solver
         torch.manual_seed(self.seed)  # dropout
-        resume(self.folder, self.model, self.solver, self.device)
+        observed = resume(self.folder, self.model, self.solver, self.device)
         batches = self._batches()
         self.step.begin()
         shutil.copyfile(self.list_path, self.folder / "list.txt")
+        if self.observer:
+            self.observer.start(self.folder, self.solver.iteration, observed)
         self.model.train()
         latest: deque[torch.Tensor] = deque(maxlen=config.average_loss)
         figures = Figures()
@@ -104,8 +121,8 @@ class SolverLoop:
             disable=None,
             dynamic_ncols=True,
         )
-        columns = ("loss", *self.objective.columns)
-        with bar, LogFile(self.folder / "log.csv", columns, self.solver.iteration) as log_file:
+        columns = ("iteration", "lr", "loss", *self.objective.columns)
+        with bar, CsvLog(self.folder / "log.csv", columns, self.solver.iteration) as log_file:
             while self.solver.iteration < config.max_iter:
                 iteration, rate = self.solver.iteration, self.solver.rate
                 sums = update(self.model, self.solver, self.objective, batches)
@@ -117,11 +134,14 @@ class SolverLoop:
                     for row in figures.send(iteration, rate, sums, smoothed):
                         self._report(row, log_file, bar)
                 bar.update()
+                if self.observer:
+                    self.observer.after(done)
                 if is_snapshot:
                     for row in figures.rest():
                         self._report(row, log_file, bar)
                     self._check_finite(iteration, {name: float(value) for name, value in sums.items()})
-                    write_snapshot(self.folder, self.model, self.solver, self.device)
+                    observed = self.observer.state() if self.observer else {}
+                    write_snapshot(self.folder, self.model, self.solver, self.device, observed)
 
     def _batches(self) -> Iterator[Batch]:
         config, data = self.section.solver, self.section.data
@@ -140,9 +160,9 @@ class SolverLoop:
         # the first now: bad input shows before anything is written
         return itertools.chain([next(batches)], batches) if iterations > 0 else batches
 
-    def _report(self, row: Row, log_file: LogFile, bar: tqdm) -> None:
+    def _report(self, row: Row, log_file: CsvLog, bar: tqdm) -> None:
         self._check_finite(row.iteration, row.figures)
-        log_file.write(row)
+        log_file.write(row.fields())
         images = self.section.data.batch_size * self.solver.config.iter_size * (bar.format_dict["rate"] or 0)
         parts = {name: f"{value:.4g}" for name, value in row.figures.items() if name != "loss"}
         bar.set_postfix(

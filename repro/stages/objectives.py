@@ -27,6 +27,7 @@ from repro.layers import (
     interp,
     refine,
     seed_loss,
+    sigmoid_cross_entropy_loss,
 )
 from repro.models import CaffeNet
 
@@ -97,6 +98,15 @@ class Stage1Objective:
         if config.constrain:
             losses["loss-Constrain"] = constrain_loss(probs, log_result, clip=config.variant == "dsrg")
         return Outcome(losses, figures)
+
+
+class ClassifierObjective:
+    """Caffe's multi-label sigmoid loss on ``images`` (N, 3, S, S) and ``labels`` (N, C−1), for both classifiers."""
+
+    columns: tuple[str, ...] = ()
+
+    def __call__(self, model: CaffeNet, batch: Batch) -> Outcome:
+        return Outcome({"loss": sigmoid_cross_entropy_loss(model(batch["images"]), batch["labels"])})
 
 
 class Stage2Objective:

@@ -7,8 +7,6 @@ of every table that it fits, whichever experiment asked for it.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +22,7 @@ from repro.config import (
     with_changes,
 )
 from repro.errors import InputError
+from repro.files import json_sha256
 from repro.report.experiments import PAPER, Cell, RunSpec, experiments
 from repro.report.scores import ORIGINAL, TRAINED
 
@@ -92,6 +91,8 @@ def settings_sha256(config: Config) -> str:
     is infinite nothing grows.
     """
     kept = config.model_dump(exclude={"seed", "output", "device", "name", "rows", "report"})
+    if not config.dataset.make_cues:
+        kept["stage0"] = None
     loss = kept["stage1"]["loss"]
     if loss["rule"] == "released":
         loss["theta_b"] = max(loss["theta_b"], loss["theta_f"])
@@ -102,7 +103,7 @@ def settings_sha256(config: Config) -> str:
     del loss["rule"]
     if not loss["expand"]:
         loss["pooling"] = None
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    return json_sha256(kept)
 
 
 def plan(

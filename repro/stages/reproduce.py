@@ -14,6 +14,7 @@ What the other tables need is planned in ``stages/plan.py``.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import os
 import tempfile
@@ -22,9 +23,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from repro.config import Config, PredictConfig, Stage1Data, Stage2Data
+from repro.data import read_pairs_list
 from repro.errors import InputError
 from repro.files import file_sha256
 from repro.report import report_family
+from repro.stages.classifier import SEED_CLASSIFIERS, stage0_of, train_classifier
 from repro.stages.datasets import Experiment, open_experiment
 from repro.stages.evaluate import evaluate_folder
 from repro.stages.folder import predict_folder
@@ -32,6 +35,7 @@ from repro.stages.growth import draw_growth
 from repro.stages.infer import TorchSegmenter, describe, load_model
 from repro.stages.plan import PlannedRun, family, results_dir, settings_sha256
 from repro.stages.runs import Run, resolve_device, write_json
+from repro.stages.seeds import make_cues
 from repro.stages.train import IMAGENET_WEIGHTS, train
 
 DataT = TypeVar("DataT", Stage1Data, Stage2Data)
@@ -51,7 +55,10 @@ def reproduce(runs: Sequence[PlannedRun]) -> list[Path]:
     """
     check(runs)
     for planned in runs:
-        _Steps(planned, open_experiment(planned.config)).run_all()
+        experiment = open_experiment(planned.config)
+        if planned.config.dataset.make_cues and planned.weights is None:
+            experiment = _with_made_cues(planned, experiment)
+        _Steps(planned, experiment).run_all()
     folders: dict[Path, list[Config]] = {}
     for base in {planned.base.run_dir: planned.base for planned in runs}.values():
         folders.setdefault(results_dir(base), []).append(base)
@@ -81,6 +88,21 @@ def check(runs: Sequence[PlannedRun]) -> None:
                 f"{IMAGENET_WEIGHTS[base.model.name.partition('_')[0]]}: pass stage1.init.weights=FILE, or "
                 "stage1.init.filler=looks_linear to train from scratch"
             )
+
+
+def _with_made_cues(planned: PlannedRun, experiment: Experiment) -> Experiment:
+    """The experiment on cues that stage 0 makes in the folder of the base's run, once for all runs of a seed."""
+    seed = planned.config.seed
+    config = planned.base.model_copy(update={"seed": seed})
+    name = f"{config.run_dir.name}-seed{seed}" if seed else config.run_dir.name
+    run = Run(config, resolve_device(config.device), config.run_dir.parent / name)
+    needed = SEED_CLASSIFIERS if stage0_of(config).cues.saliency is None else SEED_CLASSIFIERS[:1]
+    weights = {net: train_classifier(config, net, run) for net in needed}
+    made = make_cues(config, weights, run.folder / "stage0" / "cues", run.device)
+    train = experiment.train
+    if not made.cues.is_dir():
+        train = {Path(line.image).stem: str(line.cue_index) for line in read_pairs_list(made.input_list)}
+    return dataclasses.replace(experiment, train=train, cues=made.cues)
 
 
 class _Steps:

@@ -27,8 +27,10 @@ def snapshots(folder: Path) -> list[int]:
     return [iteration for iteration in iterations if (folder / f"iter_{iteration}.safetensors").exists()]
 
 
-def write_snapshot(folder: Path, model: CaffeNet, solver: CaffeSGD, device: torch.device) -> None:
-    """Write both files of the present iteration, each atomically, the state last."""
+def write_snapshot(
+    folder: Path, model: CaffeNet, solver: CaffeSGD, device: torch.device, observed: dict[str, torch.Tensor]
+) -> None:
+    """Write both files of the present iteration, each atomically, the state last; ``observed`` goes into it."""
     iteration = solver.iteration
     random = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
@@ -38,6 +40,7 @@ def write_snapshot(folder: Path, model: CaffeNet, solver: CaffeSGD, device: torc
         "current_step": current_step(solver.config, iteration - 1),  # for a Caffe solver state
         "history": [history.cpu() for history in solver.history],
         "random": random,
+        "observed": observed,
     }
     save_safetensors(
         model,
@@ -48,11 +51,11 @@ def write_snapshot(folder: Path, model: CaffeNet, solver: CaffeSGD, device: torc
         torch.save(state, temporary)
 
 
-def resume(folder: Path, model: CaffeNet, solver: CaffeSGD, device: torch.device) -> bool:
-    """Take over the newest snapshot in the folder; False where there is none."""
+def resume(folder: Path, model: CaffeNet, solver: CaffeSGD, device: torch.device) -> dict[str, torch.Tensor]:
+    """Take over the newest snapshot in the folder, if there is one; returns what it holds as ``observed``."""
     iterations = snapshots(folder)
     if not iterations:
-        return False
+        return {}
     newest = folder / f"iter_{max(iterations)}.state"
     state = torch.load(newest, weights_only=True)
     load_weights(model, newest.with_suffix(".safetensors"))
@@ -61,4 +64,5 @@ def resume(folder: Path, model: CaffeNet, solver: CaffeSGD, device: torch.device
     if device.type == "cuda" and "cuda" in state["random"]:
         torch.cuda.set_rng_state(state["random"]["cuda"], device)
     log.info("%s: going on from iteration %d (%s)", folder.name, state["iteration"], newest)
-    return True
+    observed: dict[str, torch.Tensor] = state.get("observed", {})
+    return observed

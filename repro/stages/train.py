@@ -32,8 +32,8 @@ IMAGENET_WEIGHTS = {
     "resnet101": "ResNet-101-model.caffemodel of He et al.'s release",
 }
 # what a stage's files and speed depend on, but not its numbers
-_SHAPELESS = {
-    "data": {"workers", "keep_gb", "image_root", "label_root", "list", "cues"},
+SHAPELESS = {
+    "data": {"workers", "keep_gb", "image_root", "label_root", "list", "labels", "cues"},
     "solver": {"display", "average_loss", "snapshot"},
 }
 
@@ -212,7 +212,7 @@ def _settings(
 ) -> dict[str, Any]:
     """All that shapes the stage's weights; paths are stood for by the hashes of their contents."""
     fields = section.model_dump()
-    for part, keys in _SHAPELESS.items():
+    for part, keys in SHAPELESS.items():
         fields[part] = {key: value for key, value in fields[part].items() if key not in keys}
     fields["init"] = {key: fields["init"][key] for key in ("filler", "spread_branches")}
     return {

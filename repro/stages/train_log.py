@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +24,10 @@ class Row(NamedTuple):
     rate: float
     figures: dict[str, float]
     smoothed: float
+
+    def fields(self) -> dict[str, float]:
+        """What ``log.csv`` has of it."""
+        return {"iteration": self.iteration, "lr": self.rate, **self.figures}
 
 
 class _OnItsWay(NamedTuple):
@@ -67,11 +71,11 @@ class Figures:
         yield Row(iteration, rate, dict(zip(names, numbers, strict=True)), smoothed)
 
 
-class LogFile:
-    """``log.csv``: opened at an iteration, it keeps the rows before it and appends."""
+class CsvLog:
+    """A CSV file with a column ``iteration``: opened at an iteration, it keeps the rows before it and appends."""
 
     def __init__(self, path: Path, columns: tuple[str, ...], iteration: int) -> None:
-        self.columns = ("iteration", "lr", *columns)
+        self.columns = columns
         kept = io.StringIO()
         writer = csv.DictWriter(kept, self.columns, lineterminator="\n")
         writer.writeheader()
@@ -82,12 +86,12 @@ class LogFile:
         self.file = path.open("a", newline="", encoding="utf-8", buffering=1)
         self.writer = csv.DictWriter(self.file, self.columns, lineterminator="\n")
 
-    def __enter__(self) -> LogFile:
+    def __enter__(self) -> CsvLog:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.file.close()
 
-    def write(self, row: Row) -> None:
-        figures = {name: f"{value:.9g}" for name, value in row.figures.items()}
-        self.writer.writerow({"iteration": row.iteration, "lr": f"{row.rate:.9g}", **figures})
+    def write(self, fields: Mapping[str, float | None]) -> None:
+        """Append a row; floats get nine digits, None is an empty cell."""
+        self.writer.writerow({k: f"{v:.9g}" if isinstance(v, float) else v for k, v in fields.items()})

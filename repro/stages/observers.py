@@ -1,0 +1,93 @@
+"""What is watched while a net trains: a classifier's average precision on held-out images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from repro.data import make_loader
+from repro.data.labels import LabelledImages
+from repro.models import CaffeNet
+from repro.stages.precision import LAYOUT
+from repro.stages.train_log import CsvLog
+
+
+def average_precision(scores: npt.NDArray[np.floating], present: npt.NDArray[np.bool_]) -> float | None:
+    """VOC's average precision since 2010: the area under the precision–recall curve made monotone.
+
+    Args:
+        scores: (n,) of the images; equal ones are taken in the images' order.
+        present: (n,) whether the class is in the image.
+
+    Returns:
+        0–1; None where the class is in no image.
+    """
+    if not present.any():
+        return None
+    hits = present[np.argsort(-scores, kind="stable")]
+    precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
+    best_beyond = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(best_beyond[hits].mean())
+
+
+class HeldOutPrecision:
+    """``average_precision.csv``: mean and per class, every ``interval`` iterations and after the last.
+
+    The mean is over the classes that the held-out images show; the cells of the others are empty.
+    """
+
+    def __init__(
+        self,
+        model: CaffeNet,
+        images: LabelledImages,
+        classes: Sequence[str],
+        *,
+        interval: int,
+        last: int,
+        batch_size: int,
+    ) -> None:
+        self.model, self.images, self.classes = model, images, list(classes)
+        self.interval, self.last, self.batch_size = interval, last, batch_size
+
+    def start(self, folder: Path, iteration: int, state: dict[str, torch.Tensor]) -> None:
+        # a row's iteration counts what is done: the one written at a snapshot stays
+        columns = ("iteration", "mean", *self.classes)
+        self._log = CsvLog(folder / "average_precision.csv", columns, iteration + 1 if iteration else 0)
+
+    def after(self, done: int) -> None:
+        if done == self.last or (self.interval and done % self.interval == 0):
+            scores, present = self._scores()
+            found = {
+                name: average_precision(scores[:, index], present[:, index] > 0)
+                for index, name in enumerate(self.classes)
+            }
+            known = [value for value in found.values() if value is not None]
+            self._log.write({"iteration": done, "mean": sum(known) / len(known), **found})
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    @torch.inference_mode()
+    def _scores(self) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and labels (n, C−1) of the held-out images."""
+        parameter = next(self.model.parameters())
+        batches = make_loader(
+            self.images,
+            self.batch_size,
+            shuffle=False,
+            seed=0,
+            iterations=-(-len(self.images) // self.batch_size),
+        )
+        scores, labels = [], []
+        self.model.eval()
+        for batch in batches:
+            images = batch["images"].to(parameter).contiguous(memory_format=LAYOUT)
+            scores.append(self.model(images).double().cpu())
+            labels.append(batch["labels"])
+        self.model.train()
+        count = len(self.images)  # the last batch runs on into the list's beginning
+        return torch.cat(scores)[:count].numpy(), torch.cat(labels)[:count].numpy()
