@@ -13,7 +13,7 @@ REPRO := $(BIN)/python -m repro
 EXTRA := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-long test-gpu lint format reproduce-mini reproduce-voc tables check-paper clean
+.PHONY: help setup test test-long test-gpu lint format reproduce-mini reproduce-voc bench tables check-paper clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | \
@@ -62,6 +62,9 @@ reproduce-mini: $(STAMP)  ## Build the embedded set and run every stage on it (S
 reproduce-voc: $(STAMP)  ## Run the whole experiment on PASCAL VOC 2012
 	$(REPRO) reproduce --config $(PROFILE) --device $(DEVICE) $(if $(SEEDS),--seeds $(SEEDS)) \
 	  $(if $(VOC_ROOT),"dataset.root=$(VOC_ROOT)") $(if $(RUN),"output=$(RUN)") $(ARGS)
+
+bench: $(STAMP)  ## Time every part of training and prediction (PROFILE, DEVICE, ARGS="precision=fast …")
+	$(REPRO) bench --config $(PROFILE) --device $(DEVICE) $(ARGS)
 
 tables: $(STAMP)  ## Write the results folder of every finished run in results/runs again
 	$(REPRO) tables

@@ -12,6 +12,7 @@ import torch
 import typer
 from tqdm import tqdm
 
+from repro.bench import bench as run_bench
 from repro.config import Config, PredictConfig, load_config, profile_names
 from repro.data import CocoInstances, convert_cues, find_images, read_id_list
 from repro.data.mini import build_mini
@@ -360,6 +361,23 @@ def check_paper(
     typer.echo(verdict.sentence())
     if verdict.of("missed"):
         raise typer.Exit(1)
+
+
+@app.command(
+    epilog="Example: repro bench --config dsrg_vgg16_voc precision=fast data.batch_size=10 --device cuda"
+)
+def bench(
+    config: ConfigOption = "dsrg_vgg16_voc",
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="Folder for the figures and the table.")] = Path("results/bench"),
+    seconds: Annotated[float, typer.Option(min=0.01, help="What each part may take.")] = 2.0,
+    device: DeviceOption = None,
+) -> None:
+    """Time each part of a stage-1 iteration and of a prediction, beside what the originals computed with."""
+    settings = _load(config, overrides, device, None, stages=("stage1",))
+    figures, table = run_bench(settings, out, seconds=seconds)
+    typer.echo(table.read_text(encoding="utf-8"))
+    typer.echo(f"{figures}\n{table}")
 
 
 @app.command(

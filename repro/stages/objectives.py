@@ -10,6 +10,7 @@ are summed (``loss_weight: 1``), and figures that are only reported.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -29,10 +30,10 @@ from repro.layers import (
     seed_loss,
     sigmoid_cross_entropy_loss,
 )
-from repro.models import CaffeNet
 
 IGNORE_LABEL = 255
 Batch = dict[str, torch.Tensor]
+Net = Callable[[torch.Tensor], torch.Tensor]  # images to scores
 
 
 @dataclass
@@ -50,7 +51,7 @@ class Outcome:
 class Objective(Protocol):
     columns: tuple[str, ...]
 
-    def __call__(self, model: CaffeNet, batch: Batch) -> Outcome: ...
+    def __call__(self, net: Net, batch: Batch) -> Outcome: ...
 
 
 class Stage1Objective:
@@ -71,10 +72,10 @@ class Stage1Objective:
         if config.cues == "grown":
             self.columns += ("seeds",)
 
-    def __call__(self, model: CaffeNet, batch: Batch) -> Outcome:
+    def __call__(self, net: Net, batch: Batch) -> Outcome:
         config = self.config
         images, labels, cues = batch["images"], batch["labels"], batch["cues"]
-        scores = model(images)
+        scores = net(images)
         probs = caffe_softmax(scores)
         crf_input = probs if config.variant == "dsrg" else scores
         figures = {}
@@ -105,8 +106,8 @@ class ClassifierObjective:
 
     columns: tuple[str, ...] = ()
 
-    def __call__(self, model: CaffeNet, batch: Batch) -> Outcome:
-        return Outcome({"loss": sigmoid_cross_entropy_loss(model(batch["images"]), batch["labels"])})
+    def __call__(self, net: Net, batch: Batch) -> Outcome:
+        return Outcome({"loss": sigmoid_cross_entropy_loss(net(batch["images"]), batch["labels"])})
 
 
 class Stage2Objective:
@@ -120,8 +121,8 @@ class Stage2Objective:
     def __init__(self, label_shrink: int) -> None:
         self.label_shrink = label_shrink
 
-    def __call__(self, model: CaffeNet, batch: Batch) -> Outcome:
-        scores = model(batch["images"])
+    def __call__(self, net: Net, batch: Batch) -> Outcome:
+        scores = net(batch["images"])
         # the shrunk grid falls on whole pixels, so this samples labels and never blends them
         label = interp(batch["label"], shrink_factor=self.label_shrink)[:, 0].round().long()
         valid = (label != IGNORE_LABEL).sum()

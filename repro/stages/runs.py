@@ -72,7 +72,7 @@ class Run:
             write_text(self.folder / "config.yaml", yaml.safe_dump(self.config.model_dump(), sort_keys=False))
         except OSError as error:
             raise InputError(f"output {self.folder}: cannot be written ({error.strerror})") from None
-        self._provenance = _provenance(self.config, self.device)
+        self._provenance = provenance(self.config, self.device)
         self._update_manifest({"started": _now(), **self._provenance})
 
     @contextlib.contextmanager
@@ -145,7 +145,8 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def _provenance(config: Config, device: torch.device) -> dict[str, Any]:
+def provenance(config: Config, device: torch.device) -> dict[str, Any]:
+    """What made a result: command, seed, commit, device, arithmetic, versions."""
     return {
         "command": sys.argv,
         "seed": config.seed,

@@ -1,0 +1,110 @@
+"""One benchmark: its rows as JSON, and a Markdown table of all that lie beside it."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from repro.bench.inputs import inputs
+from repro.bench.timing import Row, Timer, peak_memory
+from repro.bench.training import prediction_rows, training_rows
+from repro.config import Config
+from repro.errors import InputError
+from repro.files import write_text
+from repro.models import build_model
+from repro.stages.runs import provenance, resolve_device, write_json
+
+PICTURES = 60  # of the loader: more than a batch, so that it has to shuffle and decode
+
+
+def bench(config: Config, out: Path, *, seconds: float = 2.0) -> tuple[Path, Path]:
+    """Time every part of ``config``'s stage 1 and of its prediction.
+
+    Args:
+        config: net, batch size, precision and device are taken from it.
+        out: folder for ``<device>-<precision>.json`` and ``bench.md``, the table of all JSON files there.
+        seconds: what a part may take; of what takes longer, two runs are timed.
+
+    Returns:
+        The two files written.
+
+    Raises:
+        InputError: a device that is not there, or data of another kind than the benchmark's own.
+    """
+    if config.stage1.data.layer != "ImageData":
+        raise InputError(f"bench: stage1.data.layer is {config.stage1.data.layer}, ImageData expected")
+    if config.stage1.loss.variant != "dsrg":
+        raise InputError(f"bench: stage1.loss.variant is {config.stage1.loss.variant}, dsrg expected")
+    device = resolve_device(config.device)
+    timer = Timer(device, seconds=seconds)
+    data, fields = config.stage1.data, config.model
+    grid = build_model(fields.name, width_divisor=64).grid_size(data.new_height, data.new_width)
+    references = find_spec("pydensecrf") is not None
+    rows: list[Row] = []
+    with inputs(max(PICTURES, data.batch_size), fields.num_classes, grid) as given:
+        for part in (training_rows, prediction_rows):
+            bar = tqdm(part(config, given, timer, references), desc="bench", unit="part", disable=None)
+            rows.extend(bar)
+    result = {
+        **provenance(config, device),
+        "precision": config.precision,
+        "model": fields.model_dump(),
+        "batch_size": data.batch_size,
+        "peak_memory_bytes": peak_memory(device),
+        "rows": [asdict(row) for row in rows],
+    }
+    path = out / f"{_slug(_device(result))}-{config.precision}.json"
+    write_json(path, result)
+    return path, write_table(out)
+
+
+def write_table(folder: Path) -> Path:
+    """``bench.md`` in ``folder``: a section for each JSON file of a benchmark there."""
+    sections = [
+        "# Benchmark\n\nWritten by `repro bench`. A time is the best of its runs, a ratio the median of runs that "
+        "alternate in one process (above 1: faster than the reference).\n"
+    ]
+    for path in sorted(folder.glob("*.json")):
+        sections.append(_section(json.loads(path.read_text(encoding="utf-8"))))
+    table = folder / "bench.md"
+    write_text(table, "\n".join(sections))
+    return table
+
+
+def _section(result: dict[str, Any]) -> str:
+    model = result["model"]
+    width = "" if model["width_divisor"] == 1 else f" at 1/{model['width_divisor']} width"
+    lines = [
+        f"## {_device(result)}, {result['precision']}",
+        "",
+        f"{model['name']}{width}, batch {result['batch_size']}, torch {result['versions']['torch']}, "
+        f"peak memory {result['peak_memory_bytes'] / 2**30:.1f} GiB; commit {(result['commit'] or 'unknown')[:12]}"
+        f"{' with changes' if result['dirty'] else ''}",
+        "",
+        "| part | ms | reference | its ms | ratio | |",
+        "|-|-|-|-|-|-|",
+    ]
+    for row in result["rows"]:
+        figures = ", ".join(f"{value:.3g} {name}" for name, value in (row["figures"] or {}).items())
+        compared = ["", "", ""]
+        if row["reference"]:
+            compared = [row["reference"], f"{1e3 * row['reference_seconds']:.3g}", f"{row['ratio']:.2f}"]
+        lines.append(
+            "| " + " | ".join([row["part"], f"{1e3 * row['seconds']:.3g}", *compared, figures]) + " |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _device(result: dict[str, Any]) -> str:
+    threads = f", {result['cpu_threads']} threads" if result["device"] == "cpu" else ""
+    return f"{result['device_name']}{threads}"
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
