@@ -5,6 +5,7 @@ RUN     ?=
 ARGS    ?=
 SEEDS   ?=
 VOC_ROOT ?=
+FROM    ?=
 
 BIN   := .venv/bin
 STAMP := .venv/.installed
@@ -13,7 +14,7 @@ REPRO := $(BIN)/python -m repro
 EXTRA := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-long test-gpu lint format reproduce-mini reproduce-voc bench tables check-paper clean
+.PHONY: help setup test test-long test-gpu lint format data reproduce-mini reproduce-voc bench tables check-paper clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | \
@@ -46,14 +47,19 @@ test-long: $(STAMP)  ## Only the tests that take minutes: the full-width profile
 test-gpu: $(STAMP)  ## Only the tests that need a CUDA device
 	$(BIN)/python -m pytest -m cuda
 
-lint: $(STAMP)  ## Formatting, lint and types
+lint: $(STAMP)  ## Formatting, lint, types and known vulnerabilities
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python -m bandit --quiet --configfile pyproject.toml --recursive repro weights_conversion tools
+	tools/audit $(BIN)/python
 
 format: $(STAMP)  ## Let ruff format and mend what it can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+data: $(STAMP)  ## Get VOC 2012, masks, cues and weights (VOC_ROOT= your own tree, FROM=folder of your copies)
+	$(REPRO) data fetch $(if $(VOC_ROOT),--voc-root "$(VOC_ROOT)") $(if $(FROM),--from "$(FROM)")
 
 reproduce-mini: $(STAMP)  ## Build the embedded set and run every stage on it (SEEDS=0,1,2 for a spread)
 	$(REPRO) reproduce --config mini --device $(DEVICE) $(if $(SEEDS),--seeds $(SEEDS)) \

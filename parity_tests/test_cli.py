@@ -89,6 +89,27 @@ def test_no_verb_and_a_wrong_one(capsys):
     assert run(capsys, "train", "--config", "dsrg_vgg16_voc", "--stage", "3")[0] == 2
 
 
+def test_two_runs_in_one_folder(inputs, capsys):
+    (inputs / "run").mkdir()
+    other = subprocess.Popen(
+        [
+            *(sys.executable, "-c"),
+            "import sys; from pathlib import Path; from repro.files import lock_folder\n"
+            f"lock_folder(Path({str(inputs / 'run')!r})); print('held', flush=True); sys.stdin.read()",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert other.stdout.readline() == b"held\n"
+        line = refused(capsys, *train_arguments(inputs))
+        assert f"{inputs}/run: in use by process {other.pid} on " in line
+        assert [path.name for path in (inputs / "run").iterdir()] == [".lock"]
+    finally:
+        other.communicate()
+    assert run(capsys, *train_arguments(inputs))[0] == 0
+
+
 # --- what bad input gets -----------------------------------------------------------------------------------
 
 
@@ -366,7 +387,7 @@ def test_reproduce_says_what_is_missing(tmp_path, capsys, monkeypatch):
     base = ["reproduce", "--config", "dsrg_vgg16_voc"]
     line = refused(capsys, *base)
     assert "no VOC 2012 given" in line
-    assert "curl -LO" in line
+    assert "make data (repro data fetch)" in line
     assert "no such folder: VOC2012" in refused(capsys, *base, "dataset.root=VOC2012")
     for folder in ("JPEGImages", "ImageSets/Segmentation"):
         (tmp_path / "VOCdevkit/VOC2012" / folder).mkdir(parents=True)

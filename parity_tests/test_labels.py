@@ -106,6 +106,16 @@ def test_coco(tmp_path):
         ({"l.csv": b"a.jpg,c\xff\n"}, "l.csv", "l.csv: byte 7 is not UTF-8"),
         ({"d/a.xml": annotation("wolf")}, "d", "a.xml: 'wolf' is not one of the classes"),
         ({"d/a.xml": "<annotation>"}, "d", "a.xml: damaged XML"),
+        (
+            {"d/a.xml": '<!DOCTYPE a [<!ENTITY x "x"><!ENTITY y "&x;&x;">]><a>&y;</a>'},
+            "d",
+            "a.xml: damaged XML",
+        ),
+        (
+            {"d/a.xml": '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><a>&x;</a>'},
+            "d",
+            "a.xml: damaged",
+        ),
         ({"d/cat_t.txt": "a 2\n"}, "d", "cat_t.txt:1: 'a 2', '<image> -1|0|1' expected"),
         ({"d/cat_t.txt": "a 1\n"}, "d", "d: no list dog_<set>.txt"),
     ],

@@ -14,8 +14,11 @@ from tqdm import tqdm
 
 from repro.bench import bench as run_bench
 from repro.config import Config, PredictConfig, load_config, profile_names
-from repro.data import CocoInstances, convert_cues, find_images, read_id_list
+from repro.data import CocoInstances, VocLayout, convert_cues, find_images, read_id_list
+from repro.data.fetch import Fetcher
 from repro.data.mini import build_mini
+from repro.data.sbd import build_train_aug, find_sbd
+from repro.data.verify import verify
 from repro.errors import InputError
 from repro.export import GraphName, PrecisionName
 from repro.files import write_text
@@ -587,6 +590,85 @@ def seeds_score(
     typer.echo(f"{figures['images']} images, {100 * figures['labelled']:.1f} % of the pixels labelled")
     if out:
         write_json(out, figures)
+
+
+@data_app.command(
+    "fetch",
+    epilog="Example: repro data fetch --voc-root data/VOCdevkit/VOC2012        repro data fetch --from /mnt/archives",
+)
+def data_fetch(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Sources of the catalogue; those that the experiments need by default."),
+    ] = None,
+    voc_root: Annotated[
+        Path,
+        typer.Option(
+            help="The VOC tree: one of your own, or where to make it. The rest goes beside VOCdevkit."
+        ),
+    ] = Path("data/VOCdevkit/VOC2012"),
+    own: Annotated[
+        Path | None, typer.Option("--from", help="Folder with your own copies; nothing is downloaded.")
+    ] = None,
+    catalogue: Annotated[
+        Path | None, typer.Option(help="Another sources.yaml, with your own mirrors.")
+    ] = None,
+    keep_archives: Annotated[bool, typer.Option(help="Keep archives once they are unpacked.")] = False,
+    show: Annotated[
+        bool, typer.Option("--list", help="Only list the sources and what is there of them.")
+    ] = False,
+) -> None:
+    """Get VOC 2012, masks, cues and initial weights: checked, unpacked, in place. What is there already stays."""
+    fetcher = Fetcher(voc_root, catalogue=catalogue, own=own, keep_archives=keep_archives)
+    if show:
+        for name, source in fetcher.sources.items():
+            size = f"{source.size / 1e6:.1f} MB" if source.size else f"at most {source.most / 1e6:.0f} MB"
+            there = "there" if fetcher.is_there(source) else "-"
+            typer.echo(f"{name}\n  {source.what}\n  {size}, {there}: {fetcher.place(source)}")
+            typer.echo("".join(f"  {url}\n" for url in source.urls) + f"  {source.note}")
+        return
+    for outcome in fetcher.fetch(names or ()):
+        typer.echo(outcome)
+    if not names:
+        weights = fetcher.place(fetcher.sources["vgg16_20M"])
+        typer.echo(f'next: make reproduce-voc VOC_ROOT={voc_root} ARGS="stage1.init.weights={weights}"')
+
+
+@data_app.command(
+    "sbd", epilog="Example: repro data sbd benchmark_RELEASE/dataset --voc-root data/VOCdevkit/VOC2012"
+)
+def data_sbd(
+    sbd: Annotated[Path, typer.Argument(help="SBD's folder, with cls/*.mat, train.txt and val.txt.")],
+    voc_root: Annotated[Path, typer.Option(help="The VOC tree that gets the masks and the list.")],
+) -> None:
+    """Turn SBD's .mat files into SegmentationClassAug masks and write train_aug.txt, the 10,582 training images."""
+    result = build_train_aug(find_sbd(sbd), VocLayout.open(voc_root))
+    typer.echo(
+        f"{voc_root / 'SegmentationClassAug'}: {result.written} masks written, {result.kept} were there"
+    )
+    typer.echo(result.list_path)
+
+
+@data_app.command("verify", epilog="Example: repro data verify data/VOCdevkit/VOC2012 --out report.json")
+def data_verify(
+    root: Annotated[Path, typer.Argument(help="The VOC tree.")] = Path("data/VOCdevkit/VOC2012"),
+    cues: Annotated[Path | None, typer.Option(help="Cue file; the one beside VOCdevkit by default.")] = None,
+    input_list: Annotated[Path | None, typer.Option(help="List of images and cue indices; as above.")] = None,
+    quick: Annotated[bool, typer.Option(help="Only the headers of images and masks.")] = False,
+    partial: Annotated[bool, typer.Option(help="A part of the sets: the lists say how many.")] = False,
+    pin: Annotated[
+        bool, typer.Option(help="Remember what images and masks are; later calls compare.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the report as JSON, too.")] = None,
+) -> None:
+    """Check a VOC tree: counts, every image and mask, cues, hashes."""
+    report = verify(root, cues=cues, input_list=input_list, quick=quick, partial=partial, pin=pin)
+    for check in report.checks:
+        typer.echo(check)
+    if out:
+        write_json(out, report.as_dict())
+    if failed := [check.name for check in report.checks if not check.ok]:
+        raise InputError(f"{root}: {len(failed)} of {len(report.checks)} checks failed: {', '.join(failed)}")
 
 
 @data_app.command("mini", epilog="Example: repro data mini data/mini")

@@ -347,7 +347,7 @@ for _resolvers in _Yaml12Loader.yaml_implicit_resolvers.values():
 
 def load_yaml(text: str) -> Any:
     """YAML with the numbers, booleans and plain scalars of YAML 1.2. Raises yaml.YAMLError."""
-    return yaml.load(text, _Yaml12Loader)
+    return yaml.load(text, _Yaml12Loader)  # nosec B506
 
 
 def _yaml(value: Any) -> str:

@@ -66,7 +66,16 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     Raises InputError naming the file for one that is missing, empty, truncated, damaged, of another format
     than JPEG, PNG, BMP, PPM or TIFF, or above `MAX_PIXELS` (seen in the header, before it is decoded).
     """
-    name = os.fspath(path)
+    return _opened(os.fspath(path), decode=True)
+
+
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Height and width as an image's header has them; the pixels are not looked at. Errors as `open_image`."""
+    width, height = _opened(os.fspath(path), decode=False).size
+    return height, width
+
+
+def _opened(name: str, *, decode: bool) -> Image.Image:
     if not os.path.isfile(name):
         raise InputError(f"{name}: no such image file")
     if os.path.getsize(name) == 0:
@@ -74,7 +83,7 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     try:
         with _open_header(name) as image:
             width, height = image.size
-            if width * height <= MAX_PIXELS:
+            if decode and width * height <= MAX_PIXELS:
                 image.load()
     except Image.UnidentifiedImageError as error:
         raise InputError(

@@ -15,9 +15,9 @@ import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
+from defusedxml import DefusedXmlException, ElementTree
 
 from repro.data.coco import CocoInstances
 from repro.data.cues import HDF5_SUFFIXES, PICKLE_SUFFIXES, CueFile
@@ -165,7 +165,7 @@ def _read_voc_annotations(folder: Path, indices: Mapping[str, int]) -> Labels:
     for path in sorted(folder.glob("*.xml")):
         try:
             root = ElementTree.parse(path).getroot()
-        except (ElementTree.ParseError, OSError) as error:
+        except (ElementTree.ParseError, DefusedXmlException, OSError) as error:
             raise InputError(f"{path}: damaged XML ({error}), an annotation of VOC expected") from None
         names = {(entry.findtext("name") or "").strip() for entry in root.iter("object")}
         found[path.stem] = sorted(_class_of(name, indices, str(path)) for name in names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -78,6 +78,22 @@ class VocLayout:
     def image_set(self, name: str) -> Path:
         """The list of an image set: ``train``, ``val``, ``trainval``, ``test``, ``train_aug``."""
         return self.root / "ImageSets" / "Segmentation" / f"{name}.txt"
+
+
+CUE_NAMES = ("localization_cues.h5", "localization_cues.pickle", "localization_cues.pickle.gz")
+INPUT_LIST_NAMES = ("input_list.txt",)
+
+
+def data_folder(root: str | os.PathLike[str]) -> Path:
+    """Where the cues, lists and weights of a VOC tree lie: beside ``VOCdevkit``, or in a tree of another name."""
+    resolved = Path(root).resolve()
+    return resolved.parent.parent if resolved.parent.name == "VOCdevkit" else resolved
+
+
+def found_beside(root: str | os.PathLike[str], names: Sequence[str]) -> Path | None:
+    """The first file of these names in a VOC tree or in its `data_folder`."""
+    candidates = (folder / name for folder in (Path(root), data_folder(root)) for name in names)
+    return next((path for path in candidates if path.is_file()), None)
 
 
 # --- masks --------------------------------------------------------------------------------------------------

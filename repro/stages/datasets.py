@@ -13,20 +13,19 @@ from repro.config import Config
 from repro.data import VOID, CueFile, VocLayout, find_images, read_id_list, read_mask, read_pairs_list
 from repro.data.labels import Labels, labels_of, read_labels
 from repro.data.mini import build_mini
+from repro.data.voc import CUE_NAMES, INPUT_LIST_NAMES, data_folder, found_beside
 from repro.errors import InputError
 
 log = logging.getLogger(__name__)
 
 MINI_ROOT = Path("data") / "mini"
-_CUE_NAMES = ("localization_cues.h5", "localization_cues.pickle", "localization_cues.pickle.gz")
 _VOC_HINT = (
-    "it is the folder VOCdevkit/VOC2012 of VOCtrainval_11-May-2012.tar; get it with: "
-    "curl -LO http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar "
-    "&& tar xf VOCtrainval_11-May-2012.tar, then pass VOC_ROOT=VOCdevkit/VOC2012 (dataset.root=…)"
+    "it is the folder VOCdevkit/VOC2012 of VOCtrainval_11-May-2012.tar; get it, the cues and the initial weights with: "
+    "make data (repro data fetch); one of your own: VOC_ROOT=FOLDER (dataset.root=FOLDER)"
 )
 _CUES_HINT = (
-    "it comes with the SEC release (github.com/kolesman/SEC, folder training); "
-    "put it beside VOCdevkit, or pass dataset.{key}=FILE"
+    "it comes with the SEC release; get it with: make data VOC_ROOT={root} (repro data fetch), "
+    "or pass one of your own, dataset.{key}=FILE"
 )
 
 
@@ -172,8 +171,8 @@ def _open_voc(config: Config) -> Experiment:
     dataset, layout = config.dataset, _voc_layout(config)
     if dataset.make_cues:
         return _voc_experiment(config, layout, dict.fromkeys(open_labelled(config).images, ""), Path())
-    cues = _found(dataset.cues, "cues", _CUE_NAMES, layout.root)
-    input_list = _found(dataset.input_list, "input_list", ("input_list.txt",), layout.root)
+    cues = _found(dataset.cues, "cues", CUE_NAMES, layout.root)
+    input_list = _found(dataset.input_list, "input_list", INPUT_LIST_NAMES, layout.root)
 
     indices = {Path(line.image).stem: str(line.cue_index) for line in read_pairs_list(input_list)}
     train_list = layout.image_set(dataset.train)
@@ -256,10 +255,7 @@ def _found(given: str | None, key: str, names: tuple[str, ...], root: Path) -> P
         if not Path(given).is_file():
             raise InputError(f"dataset.{key}: no such file: {given}")
         return Path(given)
-    folders = (root, root.resolve().parent.parent)
-    for folder in folders:
-        for name in names:
-            if (folder / name).is_file():
-                return folder / name
-    places = " or ".join(str(folder) for folder in folders)
-    raise InputError(f"dataset.{key}: no {' or '.join(names)} in {places}; {_CUES_HINT.format(key=key)}")
+    if found := found_beside(root, names):
+        return found
+    hint = _CUES_HINT.format(key=key, root=root)
+    raise InputError(f"dataset.{key}: no {' or '.join(names)} in {root} or {data_folder(root)}; {hint}")

@@ -27,7 +27,7 @@ import yaml
 
 from repro.config import Config, flattened
 from repro.errors import InputError
-from repro.files import write_text
+from repro.files import lock_folder, make_folder, write_text
 from repro.stages.precision import has_bfloat16
 
 _REPORTED_PACKAGES = ("torch", "numpy", "scipy", "h5py", "pillow", "pydensecrf2", "safetensors")
@@ -64,11 +64,15 @@ class Run:
         self._provenance: dict[str, Any] | None = None  # of this call, once it has begun
 
     def begin(self) -> None:
-        """Make the folder, write ``config.yaml`` and start the manifest. Raises InputError if that cannot be done."""
+        """Make the folder, lock it, write ``config.yaml`` and start the manifest.
+
+        Raises InputError if that cannot be done, or if another process has the folder; it is named.
+        """
         if self._provenance is not None:
             return
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
+            lock_folder(self.folder)
             write_text(self.folder / "config.yaml", yaml.safe_dump(self.config.model_dump(), sort_keys=False))
         except OSError as error:
             raise InputError(f"output {self.folder}: cannot be written ({error.strerror})") from None
