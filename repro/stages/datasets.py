@@ -135,8 +135,8 @@ def open_labelled(config: Config) -> LabelledSet:
             listed = layout.image_set(dataset.train)
         source = Path(data.labels or layout.root / "Annotations")
         if data.labels is None and not source.is_dir():
-            source = _found(dataset.cues, "cues", _CUE_NAMES, layout.root)
-            input_list = _found(dataset.input_list, "input_list", ("input_list.txt",), layout.root)
+            source = _found(dataset.cues, "cues", CUE_NAMES, layout.root)
+            input_list = _found(dataset.input_list, "input_list", INPUT_LIST_NAMES, layout.root)
         found = find_images(layout.images)
 
     labels = read_labels(source, dataset.classes, input_list=input_list or dataset.input_list)
