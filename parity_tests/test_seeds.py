@@ -549,3 +549,86 @@ def test_made_cues_do_as_well_as_the_given_ones(tmp_path):
         assert run_command([str(a) for a in (*score, "--masks", root / "SegmentationClass")]) == 0
         iou[kind] = json.loads((tmp_path / "s.json").read_text())["iou"]
     assert iou["made"] > iou["given"] - 0.1
+
+
+# --- the quality of the seeds that stage 1 grows --------------------------------------------------------------
+
+
+def stage1_arguments(mini: Path, output: Path, *more: str) -> list[str]:
+    return [
+        *(
+            "train",
+            "--stage",
+            "1",
+            "--config",
+            "mini",
+            "--device",
+            "cpu",
+            f"data.image_root={mini}/JPEGImages",
+        ),
+        *(f"data.list={mini}/input_list.txt", f"data.cues={mini}/localization_cues.pickle", "data.workers=0"),
+        *("data.batch_size=4", "solver.max_iter=6", "solver.snapshot=4", f"output={output}", *more),
+    ]
+
+
+def test_quality_of_the_grown_seeds_is_logged_each_pass(mini, tmp_path, caplog):
+    truth = f"data.truth_root={mini}/SegmentationClass"
+    with caplog.at_level("INFO"):
+        assert (
+            run_command(stage1_arguments(mini, tmp_path / "a", truth, "loss.theta_f=0.2", "loss.theta_b=0.2"))
+            == 0
+        )
+    assert "for the log of the seeds' quality alone; training does not see them" in caplog.text
+    text = (tmp_path / "a" / "stage1" / "seed_quality.csv").read_text()
+    rows = list(csv.DictReader(text.splitlines()))
+    assert text.splitlines()[0] == "epoch,iteration,precision,recall,iou,labelled"
+    assert [(row["epoch"], row["iteration"]) for row in rows] == [("0", "0"), ("1", "3"), ("2", "6")]
+    # a pass is 3 batches of 4 of the 12 images: epoch 0 is the score of the given cues
+    score = [
+        "seeds",
+        "score",
+        "--config",
+        "mini",
+        "--out",
+        f"{tmp_path}/s.json",
+        "--masks",
+        f"{mini}/SegmentationClass",
+    ]
+    given = ["--cues", f"{mini}/localization_cues.pickle", "--list", f"{mini}/input_list.txt"]
+    assert run_command([*score, *given]) == 0
+    figures = json.loads((tmp_path / "s.json").read_text())
+    for name in ("precision", "recall", "iou", "labelled"):
+        assert float(rows[0][name]) == pytest.approx(figures[name], rel=1e-8)
+    assert float(rows[1]["labelled"]) > float(rows[0]["labelled"])  # low thresholds: much grows
+
+    # seeds that do not grow keep their quality, mirrored or not
+    assert run_command(stage1_arguments(mini, tmp_path / "b", truth, "loss.cues=fixed", "rows=[+BSL]")) == 0
+    still = list(csv.DictReader((tmp_path / "b" / "stage1" / "seed_quality.csv").open()))
+    for row in still:
+        assert float(row["iou"]) == pytest.approx(figures["iou"], rel=1e-8)
+
+
+def test_looking_at_the_seeds_changes_nothing_and_survives_an_interruption(mini, tmp_path):
+    truth = f"data.truth_root={mini}/SegmentationClass"
+    for name, more in (("with", [truth]), ("without", [])):
+        assert run_command(stage1_arguments(mini, tmp_path / name, *more)) == 0
+    watched, plain = tmp_path / "with" / "stage1", tmp_path / "without" / "stage1"
+    assert (watched / "iter_6.safetensors").read_bytes() == (plain / "iter_6.safetensors").read_bytes()
+    assert (watched / "log.csv").read_bytes() == (plain / "log.csv").read_bytes()
+    assert not (plain / "seed_quality.csv").exists()
+    whole = (watched / "seed_quality.csv").read_text()
+    for name in ("done.json", "iter_6.safetensors", "iter_6.state"):
+        (watched / name).unlink()
+    assert (
+        run_command(stage1_arguments(mini, tmp_path / "with", truth)) == 0
+    )  # from iteration 4, amid the second pass
+    assert (watched / "seed_quality.csv").read_text() == whole
+
+
+def test_masks_that_are_missing_for_the_log(mini, tmp_path, capsys):
+    arguments = stage1_arguments(mini, tmp_path / "a", f"data.truth_root={tmp_path}")
+    assert "mini_train_" in refused(capsys, *arguments)
+    assert "stage1.data.truth_root: no such folder: /nowhere" in refused(
+        capsys, *arguments, "data.truth_root=/nowhere"
+    )
+    assert not (tmp_path / "a").exists()

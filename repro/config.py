@@ -96,6 +96,9 @@ class DatasetConfig(Section):
     train: str = "train_aug"
     val: str = "val"
     masks: str = "SegmentationClass"
+    train_masks: str | None = (
+        "SegmentationClassAug"  # if all training images have one: for the log of their seeds
+    )
     input_list: str | None = None
     cues: str | None = None
     classes: list[str] = list(CLASS_NAMES)
@@ -116,6 +119,8 @@ class InitConfig(Section):
 class Stage1Data(Section):
     """``layer`` is the original that reads the list: ``ImageData`` (with ``Annotation``) lines ``image index`` and
     a cue file, ``AnnotationCOCO`` lines ``image cue-label`` and a folder of PNGs, both as ``cues``.
+    ``truth_root`` is a folder of the images' masks, ``<image>.png``: the quality of the seeds is logged with them, and
+    nothing is learnt from them.
     ``background_label`` is the former's: in COCO background is present where it has a cue; so is ``keep_gb``, the
     gigabytes of temporary files for images that are decoded and resized once (all of VOC take 3.3)."""
 
@@ -123,6 +128,7 @@ class Stage1Data(Section):
     image_root: str | None = None
     list: str | None = None
     cues: str | None = None
+    truth_root: str | None = None
     batch_size: Positive = 20
     new_height: Positive = 321
     new_width: Positive = 321
@@ -404,7 +410,7 @@ def with_changes(config: Config, changes: Mapping[str, Any], where: str) -> Conf
 
 
 _SHAPES_NOTHING = re.compile(
-    r"\.data\.(image_root|label_root|list|labels|cues|workers)$|\.solver\.(display|average_loss|snapshot)$"
+    r"\.data\.(image_root|label_root|truth_root|list|labels|cues|workers)$|\.solver\.(display|average_loss|snapshot)$"
     r"|\.init\.weights$|\.cues\.batch_size$|\.test_interval$"
 )
 

@@ -16,6 +16,7 @@ import ijson
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from repro.data.cues import CellTruth
 from repro.data.datasets import Item, located, naming, tensor
 from repro.data.images import MEAN_BGR, read_image_bgr, subtract_mean, zoom_to
 from repro.data.voc import VOID, read_label_list, read_mask, write_mask
@@ -48,6 +49,7 @@ class AnnotationCOCO:
         list_path: lines ``image cue-label``.
         grid: rows and columns of the cues.
         mirror: flip image and cues together, a coin an image.
+        truth_root: as for `repro.data.datasets.ImageData`.
 
     Raises InputError naming the list's line when a file is missing.
     """
@@ -64,7 +66,9 @@ class AnnotationCOCO:
         new_width: int = 321,
         mirror: bool = False,
         mean: Sequence[float] = MEAN_BGR,
+        truth_root: PathLike | None = None,
     ) -> None:
+        self.truth = None if truth_root is None else CellTruth(truth_root, num_classes, grid)
         self.lines = read_label_list(list_path)
         self.num_classes = num_classes
         self.grid = grid
@@ -106,11 +110,19 @@ class AnnotationCOCO:
         zoomed = zoom_to(image, self.new_height, self.new_width, axes=(0, 1))
         images = subtract_mean(zoomed[:, :, ::-1], self.mean)
         cues = (label == np.arange(self.num_classes, dtype=np.uint8)[:, None, None]).astype(np.float32)
-        if self.mirror and rng.integers(2):
-            images, cues = images[:, :, ::-1], cues[:, :, ::-1]
+        flip = -1 if self.mirror and rng.integers(2) else 1
         labels = np.zeros(self.num_classes, np.float32)
         labels[present] = 1
-        return {"images": tensor(images), "labels": tensor(labels), "cues": tensor(cues), "index": index}
+        item = {
+            "images": tensor(images[:, :, ::flip]),
+            "labels": tensor(labels),
+            "cues": tensor(cues[:, :, ::flip]),
+            "index": index,
+        }
+        if self.truth is not None:
+            counts = naming(where, self.truth.counts, Path(self.lines[index].image).stem)
+            item["truth"] = tensor(counts[:, :, ::flip])
+        return item
 
 
 class CocoInstances:

@@ -22,6 +22,7 @@ import h5py
 import numpy as np
 from numpy.typing import ArrayLike
 
+from repro.data.voc import read_mask
 from repro.errors import InputError
 from repro.files import atomic_path
 
@@ -198,6 +199,31 @@ def cell_counts(mask: np.ndarray, num_classes: int, height: int, width: int) -> 
     flat = mask[counted].astype(np.int64) * (height * width) + cell[counted]
     counts = np.bincount(flat, minlength=num_classes * height * width)
     return counts.reshape(num_classes, height, width).astype(np.int32)
+
+
+class CellTruth:
+    """Masks as `cell_counts`, each read once and then kept in a few kilobytes by the process that read it.
+
+    Args:
+        root: folder of masks, ``<name>.png``.
+        grid: rows and columns.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], num_classes: int, grid: tuple[int, int]) -> None:
+        self.root, self.num_classes, self.grid = Path(root), num_classes, grid
+        self._kept: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def counts(self, name: str) -> np.ndarray:
+        """int32 (C, rows, columns). Raises InputError as `read_mask`."""
+        if name not in self._kept:
+            mask = read_mask(self.root / f"{name}.png", self.num_classes)
+            found = cell_counts(mask, self.num_classes, *self.grid)
+            classes = np.flatnonzero(found.any(axis=(1, 2)))
+            self._kept[name] = classes, found[classes]
+        classes, kept = self._kept[name]
+        counts = np.zeros((self.num_classes, *self.grid), np.int32)
+        counts[classes] = kept
+        return counts
 
 
 def _offsets(lengths: list[int]) -> np.ndarray:

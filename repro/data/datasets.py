@@ -11,12 +11,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from repro.data.cues import CueFile
+from repro.data.cues import CellTruth, CueFile
 from repro.data.images import MEAN_BGR, read_image_bgr, read_image_rgb, resize_bilinear_u8, subtract_mean
 from repro.data.kept import KeptImages
 from repro.data.voc import CLASS_NAMES, VOID, read_label_list, read_mask, read_pairs_list
@@ -40,6 +41,8 @@ class ImageData:
         grid: rows and columns of the cues.
         mirror: flip image and cues together, a coin an image.
         mean: subtracted from blue, green, red.
+        truth_root: folder of the images' masks, of which each item then has the ``truth``: pixels of each class in
+            each cell, int32 (C, rows, columns), flipped with the cues.
 
     Raises InputError naming the list's line when an image is missing or its cues are not usable. All lines are
     checked here, so that a run does not end hours later; what an image file holds is checked when it is read.
@@ -58,8 +61,10 @@ class ImageData:
         new_width: int = 321,
         mirror: bool = False,
         mean: Sequence[float] = MEAN_BGR,
+        truth_root: PathLike | None = None,
     ) -> None:
         self.lines = read_pairs_list(list_path)
+        self.truth = None if truth_root is None else CellTruth(truth_root, num_classes, grid)
         self.cues = cues if isinstance(cues, CueFile) else CueFile.open(cues)
         self.num_classes = num_classes
         self.background_label = background_label
@@ -86,15 +91,18 @@ class ImageData:
         line = self.lines[index]
         images = subtract_mean(self._kept.get(index, partial(self._resized, index)), self.mean)
         cues = self.cues.cues_blob(line.cue_index, self.num_classes, *self.grid)
-        if self.mirror and rng.integers(2):
-            images, cues = images[:, :, ::-1], cues[:, :, ::-1]
+        flip = -1 if self.mirror and rng.integers(2) else 1
         labels = self.cues.labels_blob(line.cue_index, self.num_classes, self.background_label)
-        return {
-            "images": tensor(images),
+        item = {
+            "images": tensor(images[:, :, ::flip]),
             "labels": tensor(labels),
-            "cues": tensor(cues),
+            "cues": tensor(cues[:, :, ::flip]),
             "index": line.cue_index,
         }
+        if self.truth is not None:
+            where = f"{self._list}:{line.line}"
+            item["truth"] = tensor(naming(where, self.truth.counts, Path(line.image).stem)[:, :, ::flip])
+        return item
 
     def keep(self, limit: int) -> None:
         """From now on decode and resize each image once and keep it, up to ``limit`` bytes (`repro.data.kept`)."""

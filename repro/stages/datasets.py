@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +41,7 @@ class Experiment:
         val: ids. Both in list order.
         train_root, val_root: folders of the images.
         truth_root: folder of the validation masks.
+        train_truth_root: of the training images' masks, where all of them have one: for logs, never to learn from.
         cues: the cue file (VOC) or the folder of the cue PNGs (COCO); none yet with ``dataset.make_cues``.
         name: how tables call the validation set.
         num_classes: of the masks and cues, background included.
@@ -51,6 +52,7 @@ class Experiment:
     train_root: Path
     val_root: Path
     truth_root: Path
+    train_truth_root: Path | None
     cues: Path
     name: str
     num_classes: int
@@ -200,6 +202,7 @@ def _voc_experiment(config: Config, layout: VocLayout, train: dict[str, str], cu
         train_root=layout.images,
         val_root=layout.images,
         truth_root=layout.root / dataset.masks,
+        train_truth_root=_masks_of(train, layout.root, dataset.train_masks),
         cues=cues,
         name="mini" if dataset.kind == "mini" else f"voc2012-{dataset.val}",
         num_classes=config.model.num_classes,
@@ -225,10 +228,18 @@ def _open_coco(config: Config) -> Experiment:
         train_root=root / dataset.train,
         val_root=root / dataset.val,
         truth_root=root / dataset.masks / dataset.val,
+        train_truth_root=_masks_of(train[: dataset.train_limit], root / dataset.masks, dataset.train),
         cues=cues,
         name=f"coco-{dataset.val}",
         num_classes=config.model.num_classes,
     )
+
+
+def _masks_of(names: Iterable[str], root: Path, folder: str | None) -> Path | None:
+    """``root/folder`` if it has a mask for each name."""
+    if folder is None or not (root / folder).is_dir():
+        return None
+    return root / folder if all((root / folder / f"{name}.png").is_file() for name in names) else None
 
 
 def _named(folder: Path, suffix: str, none: str) -> list[str]:

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 
 from repro.data.voc import read_mask
 from repro.errors import InputError
@@ -116,8 +115,9 @@ def seed_matrix(truth: torch.Tensor, cues: torch.Tensor) -> torch.Tensor:
     classes = truth.shape[1]
     numbered = cues * torch.arange(1, classes + 1, device=cues.device, dtype=cues.dtype)[:, None, None]
     seeds = numbered.amax(dim=1).long() - 1
-    columns = F.one_hot(torch.where(seeds < 0, classes, seeds), classes + 1)
-    return torch.einsum("nchw,nhws->cs", truth.double(), columns.double())
+    column = torch.where(seeds < 0, classes, seeds)[:, None]
+    columns = column == torch.arange(classes + 1, device=cues.device)[:, None, None]
+    return torch.einsum("nchw,nshw->cs", truth.double(), columns.double())
 
 
 def seed_figures(matrix: npt.ArrayLike) -> dict[str, Any]:

@@ -59,10 +59,15 @@ class Stage1Objective:
 
     The batch holds ``images`` (N, 3, h, w), ``labels`` (N, C) and ``cues`` (N, C, H, W). The CRF runs once and
     serves both the constrain loss and the growing; the release computes the same thing twice.
+
+    Args:
+        watch: is shown the batch, given and grown cues with it; it changes nothing.
     """
 
-    def __init__(self, config: LossConfig) -> None:
-        self.config = config
+    def __init__(
+        self, config: LossConfig, watch: Callable[[Batch, torch.Tensor], None] | None = None
+    ) -> None:
+        self.config, self.watch = config, watch
         names = {
             "loss-Seed": config.seed != "none",
             "loss-Expand": config.expand,
@@ -89,6 +94,8 @@ class Stage1Objective:
                     labels, refined, cues, theta_f=config.theta_f, theta_b=config.theta_b, rule=config.rule
                 )
                 figures["seeds"] = cues.sum()
+        if self.watch:
+            self.watch(batch, cues)
         losses = {}
         if config.seed != "none":
             losses["loss-Seed"] = (balanced_seed_loss if config.seed == "balanced" else seed_loss)(

@@ -1,4 +1,4 @@
-"""What is watched while a net trains: a classifier's average precision on held-out images."""
+"""What is watched while a net trains: average precision on held-out images (stage 0), quality of seeds (stage 1)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,59 @@ import torch
 from repro.data import make_loader
 from repro.data.labels import LabelledImages
 from repro.models import CaffeNet
+from repro.stages.evaluate import seed_figures, seed_matrix
+from repro.stages.objectives import Batch
 from repro.stages.precision import LAYOUT
 from repro.stages.train_log import CsvLog
+
+
+class SeedQuality:
+    """``seed_quality.csv``: precision, recall and IoU of the seeds that stage 1 trains on, and the share of the pixels
+    that they label, after each pass through the images (Fig. 4 of the DSRG paper).
+
+    A pass's figures are over the seeds that each of its batches was trained on, so over the growth of the whole pass.
+    Epoch 0 is the cues as they are given. Counts are added up on the device; the host asks for them once a pass.
+
+    Args:
+        images: of a pass.
+        batch: images of an iteration.
+    """
+
+    columns = ("epoch", "iteration", "precision", "recall", "iou", "labelled")
+
+    def __init__(self, images: int, batch: int) -> None:
+        self.images, self.batch = images, batch
+        self._counts: dict[str, torch.Tensor] = {}
+
+    def watch(self, batch: Batch, cues: torch.Tensor) -> None:
+        """Add a batch with its ``truth`` and given ``cues``, and the ``cues`` that were grown of them."""
+        for name, seeds in (("grown", cues), *((("given", batch["cues"]),) if self._epoch == 0 else ())):
+            matrix = seed_matrix(batch["truth"], seeds)
+            self._counts[name] = (
+                self._counts[name].to(matrix.device) + matrix if name in self._counts else matrix
+            )
+
+    def start(self, folder: Path, iteration: int, state: dict[str, torch.Tensor]) -> None:
+        self._counts = dict(state)
+        self._epoch = iteration * self.batch // self.images
+        self._log = CsvLog(folder / "seed_quality.csv", self.columns, iteration + 1 if iteration else 0)
+
+    def after(self, done: int) -> None:
+        epoch = done * self.batch // self.images
+        if epoch == self._epoch:
+            return
+        if "given" in self._counts:
+            self._write(0, 0, self._counts["given"])
+        self._write(epoch, done, self._counts["grown"])
+        self._counts, self._epoch = {}, epoch
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {name: counts.cpu() for name, counts in self._counts.items()}
+
+    def _write(self, epoch: int, iteration: int, counts: torch.Tensor) -> None:
+        figures = seed_figures(counts.cpu())
+        named = {name: figures[name] for name in self.columns[2:]}
+        self._log.write({"epoch": epoch, "iteration": iteration, **named})
 
 
 def average_precision(scores: npt.NDArray[np.floating], present: npt.NDArray[np.bool_]) -> float | None:

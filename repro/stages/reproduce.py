@@ -135,6 +135,7 @@ class _Steps:
             image_root=lambda: str(experiment.train_root),
             list=lambda: self._list(lines),
             cues=lambda: str(experiment.cues),
+            truth_root=lambda: str(experiment.train_truth_root) if experiment.train_truth_root else None,
         )
         config = self.config.model_copy(update={"stage1": section.model_copy(update={"data": data})})
         return train(config, 1, self.run)
@@ -237,7 +238,7 @@ def _seed_quality(stage1: Path) -> list[dict[str, float]]:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
-def _filled(data: DataT, **defaults: Callable[[], str]) -> DataT:
+def _filled(data: DataT, **defaults: Callable[[], str | None]) -> DataT:
     """``data`` with the paths that the user did not give."""
     return data.model_copy(
         update={key: make() for key, make in defaults.items() if getattr(data, key) is None}

@@ -20,6 +20,7 @@ from repro.models import CaffeNet, build_model
 from repro.solver import CaffeSGD
 from repro.stages.loop import SolverLoop
 from repro.stages.objectives import Objective, Stage1Objective, Stage2Objective
+from repro.stages.observers import SeedQuality
 from repro.stages.precision import to_device
 from repro.stages.runs import Run
 from repro.stages.snapshots import snapshots
@@ -33,7 +34,7 @@ IMAGENET_WEIGHTS = {
 }
 # what a stage's files and speed depend on, but not its numbers
 SHAPELESS = {
-    "data": {"workers", "keep_gb", "image_root", "label_root", "list", "labels", "cues"},
+    "data": {"workers", "keep_gb", "image_root", "label_root", "truth_root", "list", "labels", "cues"},
     "solver": {"display", "average_loss", "snapshot"},
 }
 
@@ -65,12 +66,8 @@ def train(config: Config, stage: int, run: Run) -> Path:
         if not step.done:
             model = _initial_model(config, section.init)
             model.set_multipliers(section.multipliers)
-            objective: Objective = (
-                Stage1Objective(section.loss)
-                if isinstance(section, Stage1Config)
-                else Stage2Objective(section.data.label_shrink)
-            )
             dataset = _dataset(section, stage, files, config.model.num_classes, model)
+            observer, objective = _objective(section, len(dataset))
             to_device(model, config, run.device)
             solver = CaffeSGD(model, section.solver)
             if not section.init.weights and not snapshots(step.folder):
@@ -84,7 +81,9 @@ def train(config: Config, stage: int, run: Run) -> Path:
             if section.init.solverstate:
                 _take_over(solver, section.init.solverstate)
             list_path = Path(files["list"])
-            SolverLoop(section, config.seed, model, solver, objective, dataset, list_path, step).run()
+            SolverLoop(
+                section, config.seed, model, solver, objective, dataset, list_path, step, observer
+            ).run()
         return step.folder / f"iter_{section.solver.max_iter}.safetensors"
 
 
@@ -97,6 +96,8 @@ def _files(section: Stage1Config | Stage2Config, stage: int) -> dict[str, str]:
             if data[key] is None:
                 raise InputError(f"stage{stage}.data.{key}: not given; add data.{key}=PATH")
             files[key] = data[key]
+    if isinstance(section, Stage1Config) and section.data.truth_root is not None:
+        files["truth_root"] = section.data.truth_root
     files |= {
         key: path for key, path in (("weights", init.weights), ("solverstate", init.solverstate)) if path
     }
@@ -107,6 +108,20 @@ def _files(section: Stage1Config | Stage2Config, stage: int) -> dict[str, str]:
         if not (Path(path).is_dir() if expected == "folder" else Path(path).is_file()):
             raise InputError(f"stage{stage}.{section_name}.{key}: no such {expected}: {path}")
     return files
+
+
+def _objective(section: Stage1Config | Stage2Config, images: int) -> tuple[SeedQuality | None, Objective]:
+    """What the stage minimises, and what watches its seeds."""
+    if isinstance(section, Stage2Config):
+        return None, Stage2Objective(section.data.label_shrink)
+    if section.data.truth_root is None:
+        return None, Stage1Objective(section.loss)
+    log.info(
+        "masks of %s: for the log of the seeds' quality alone; training does not see them",
+        section.data.truth_root,
+    )
+    quality = SeedQuality(images, section.data.batch_size * section.solver.iter_size)
+    return quality, Stage1Objective(section.loss, quality.watch)
 
 
 def _cues_are_pngs(section: Stage1Config | Stage2Config) -> bool:
@@ -128,6 +143,7 @@ def _dataset(
                 new_height=data.new_height,
                 new_width=data.new_width,
                 mirror=data.mirror,
+                truth_root=data.truth_root,
             )
         dataset = ImageData(
             files["image_root"],
@@ -139,6 +155,7 @@ def _dataset(
             new_height=data.new_height,
             new_width=data.new_width,
             mirror=data.mirror,
+            truth_root=data.truth_root,
         )
         if section.solver.max_iter * section.solver.iter_size * data.batch_size > len(dataset):
             dataset.keep(int(data.keep_gb * 1e9))
