@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from parity_tests.conftest import assert_close
-from repro.config import LossConfig
+from repro.config import LossConfig, load_config
 from repro.layers import (
     balanced_seed_loss,
     caffe_softmax,
@@ -15,9 +15,14 @@ from repro.layers import (
     crf_log,
     expand_loss,
     grow_seeds,
+    mean_field_engine,
     refine,
     seed_loss,
 )
+from repro.layers.permutohedral_torch import build
+from repro.models import build_model
+from repro.solver import CaffeSGD
+from repro.stages.loop import update
 from repro.stages.objectives import Stage1Objective, Stage2Objective
 
 
@@ -150,3 +155,39 @@ def test_a_batch_of_void_costs_nothing():
     outcome.total.backward()
     assert outcome.losses["loss"] == 0
     assert not model.scores.grad.any()
+
+
+def spatial_lattice_that_does_not_look(height, width, sd_xy, device):
+    picture = torch.zeros(height * width, 1, 3, dtype=torch.uint8, device=device)
+    return build(mean_field_engine.geometry(height, width, sd_xy, None, device), picture)
+
+
+@pytest.mark.parametrize("name", ["dsrg_vgg16_voc", "sec_vgg16_voc"])
+def test_an_iteration_waits_for_no_value(name, monkeypatch):
+    """On the meta device no tensor has a value: whatever would wait for one raises. The flood, which on other devices
+    than the CPU and CUDA looks whether it has ended, is left out; its CUDA kernel is tested by itself. The spatial
+    lattice, built once and kept, is the one thing that may look."""
+    monkeypatch.setattr("repro.layers.region_growing.flood", lambda mapped, start: start)
+    monkeypatch.setattr(mean_field_engine, "spatial_lattice", spatial_lattice_that_does_not_look)
+    config = load_config(name, ["model.width_divisor=16", "stage1.solver.clip_gradients=10"])
+    with torch.device("meta"):
+        model = build_model(config.model.name, width_divisor=16)
+        batch = {
+            "images": torch.empty(2, 3, 97, 97),
+            "labels": torch.empty(2, 21),
+            "cues": torch.empty(2, 21, 13, 13),
+        }
+    figures = update(
+        model, CaffeSGD(model, config.stage1.solver), Stage1Objective(config.stage1.loss), iter([batch])
+    )
+    assert {"loss", "loss-Seed", "loss-Constrain"} <= figures.keys()
+    assert all(value.device.type == "meta" and value.ndim == 0 for value in figures.values())
+
+
+def test_an_iteration_of_retraining_waits_for_no_value():
+    with torch.device("meta"):
+        model = build_model("vgg16_aspp", width_divisor=16)
+        batch = {"images": torch.empty(2, 3, 97, 97), "label": torch.empty(2, 1, 97, 97)}
+    solver = CaffeSGD(model, {"base_lr": 1e-3, "lr_policy": "poly", "power": 0.9, "max_iter": 10})
+    figures = update(model, solver, Stage2Objective(8), iter([batch]))
+    assert figures.keys() == {"loss", "accuracy", "accuracy-recall", "accuracy-jaccard"}
