@@ -290,14 +290,18 @@ def subtract_mean(image_bgr: np.ndarray, mean: Sequence[float] = MEAN_BGR) -> np
 
 
 def preprocess_zoomed(
-    image_rgb: np.ndarray, factors: tuple[float, float], mean: Sequence[float] = MEAN_BGR
-) -> np.ndarray:
+    image_rgb: ArrayT, factors: tuple[float, float], mean: Sequence[float] = MEAN_BGR
+) -> ArrayT:
     """``preprocess`` of the releases' test scripts: zoom the float RGB image, swap to BGR, subtract the mean.
 
     Args:
-        image_rgb: (H, W, 3), 0–255.
+        image_rgb: (H, W, 3), 0–255; NumPy array or torch tensor on any device, which does the work there.
         factors: for height and width; the scripts give ``(size / H, size / W)`` or the scale twice.
-    Returns: float32 (3, H', W').
+    Returns: float32 (3, H', W') of the same kind, on the same device.
     """
-    zoomed = zoom_linear(image_rgb.astype(np.float32), (*factors, 1.0))
-    return subtract_mean(zoomed[:, :, ::-1], mean)
+    if not isinstance(image_rgb, torch.Tensor):
+        pixels = torch.from_numpy(np.ascontiguousarray(image_rgb))
+        return preprocess_zoomed(pixels, factors, mean).numpy()
+    zoomed = zoom_linear(image_rgb.float(), (*factors, 1.0))
+    planes = zip(reversed(zoomed.unbind(-1)), mean, strict=True)
+    return torch.stack([plane - of_plane for plane, of_plane in planes])

@@ -87,15 +87,15 @@ def predict_probs(model: CaffeNet, image_rgb: np.ndarray, *, protocol: str) -> t
     if image_rgb.dtype != np.uint8 or image_rgb.ndim != 3 or image_rgb.shape[2] != 3:
         raise InputError(f"image: expected uint8 (H, W, 3), found {image_rgb.dtype} {image_rgb.shape}")
     script = PROTOCOLS[protocol]
-    as_read = script.as_read(image_rgb)
     height, width = image_rgb.shape[:2]
     parameter = next(model.parameters())
+    picture = torch.from_numpy(np.ascontiguousarray(script.as_read(image_rgb))).to(parameter.device)
     was_training = model.training
     model.eval()
     try:
         total: torch.Tensor | None = None
         for factors in script.zooms(height, width):
-            blob = torch.from_numpy(preprocess_zoomed(as_read, factors)[None]).to(parameter)
+            blob = preprocess_zoomed(picture, factors)[None].to(parameter.dtype)
             blob = blob.contiguous(memory_format=LAYOUT)
             grid = model(blob)
             if script.zooms_probabilities:
