@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -316,6 +318,27 @@ def test_the_file_is_pinned_and_describes_itself(tmp_path):
     run = session(path)
     assert [(value.name, value.shape) for value in run.get_inputs()] == [("images", ["N", "H", "W", 3])]
     assert [(value.name, value.shape) for value in run.get_outputs()] == [("multiscale", ["N", 21, "H", "W"])]
+
+
+def test_the_page_lists_the_operators():
+    page = (Path(__file__).parent.parent / "docs" / "onnx.md").read_text(encoding="utf-8")
+    listed = re.findall(r": ([A-Za-z, ]+)\.\n", page.partition("## Operators")[2].partition("All are of")[0])
+    used: list[set[str]] = [set(), set(), set()]
+    for name in (*SEGMENTATION_NETS, *CLASSIFIERS):
+        model = net(name, width_divisor=64)
+        used[0] |= operators(model, graph="scores")
+        used[2] |= operators(model, graph="scores", precision="int8")
+    for protocol in PROTOCOLS:
+        used[1] |= operators(net("vgg16_largefov"), graph="multiscale", protocol=protocol)
+    assert [set(names.split(", ")) for names in listed] == [
+        used[0],
+        used[1] - used[0],
+        used[2] - used[1] - used[0],
+    ]
+
+
+def operators(model, **options) -> set[str]:
+    return {node.op_type for node in build_onnx(model, **options).graph.node}
 
 
 def test_scales_share_their_weights(tmp_path):
