@@ -6,6 +6,9 @@ ARGS    ?=
 SEEDS   ?=
 VOC_ROOT ?=
 FROM    ?=
+WEIGHTS ?=
+OUT     ?= results/$(PROFILE).onnx
+CHECK   ?=
 
 BIN   := .venv/bin
 STAMP := .venv/.installed
@@ -14,7 +17,7 @@ REPRO := $(BIN)/python -m repro
 EXTRA := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-long test-gpu lint format data reproduce-mini reproduce-voc bench tables check-paper clean
+.PHONY: help setup test test-long test-gpu lint format data reproduce-mini reproduce-voc bench tables onnx check-paper clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | \
@@ -77,6 +80,11 @@ tables: $(STAMP)  ## Write the results folder of every finished run in results/r
 
 check-paper: $(STAMP)  ## Compare finished runs with the published values; fails on a miss, naming it
 	$(REPRO) check-paper
+
+onnx: $(STAMP)  ## Export WEIGHTS=file of PROFILE's net to OUT=file.onnx, compared with PyTorch on CHECK=images
+	@[ -n "$(WEIGHTS)" ] || { echo "make onnx: WEIGHTS=file expected, .safetensors or .caffemodel" >&2; exit 2; }
+	$(REPRO) export --config $(PROFILE) --device $(DEVICE) --weights "$(WEIGHTS)" --out "$(OUT)" \
+	  $(if $(CHECK),--check "$(CHECK)") $(ARGS)
 
 clean:  ## Remove .venv and caches, keep results and data
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info
