@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from repro.bench.inference import inference_rows
 from repro.bench.inputs import inputs
 from repro.bench.timing import Row, Timer, peak_memory
 from repro.bench.training import prediction_rows, training_rows
@@ -24,7 +25,7 @@ PICTURES = 60  # of the loader: more than a batch, so that it has to shuffle and
 
 
 def bench(config: Config, out: Path, *, seconds: float = 2.0) -> tuple[Path, Path]:
-    """Time every part of ``config``'s stage 1 and of its prediction.
+    """Time every part of ``config``'s stage 1 and of its prediction, and PyTorch against ONNX Runtime.
 
     Args:
         config: net, batch size, precision and device are taken from it.
@@ -51,12 +52,14 @@ def bench(config: Config, out: Path, *, seconds: float = 2.0) -> tuple[Path, Pat
         for part in (training_rows, prediction_rows):
             bar = tqdm(part(config, given, timer, references), desc="bench", unit="part", disable=None)
             rows.extend(bar)
+        peak = peak_memory(device)
+        rows.extend(tqdm(inference_rows(config, given, timer), desc="bench", unit="part", disable=None))
     result = {
         **provenance(config, device),
         "precision": config.precision,
         "model": fields.model_dump(),
         "batch_size": data.batch_size,
-        "peak_memory_bytes": peak_memory(device),
+        "peak_memory_bytes": peak,
         "rows": [asdict(row) for row in rows],
     }
     path = out / f"{_slug(_device(result))}-{config.precision}.json"
