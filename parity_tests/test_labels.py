@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from parity_tests.generated_coco import write_coco
+from repro.cli import run_command
 from repro.data import CLASS_NAMES, COCO_CLASS_NAMES, write_cues
 from repro.data.labels import (
     CLASSIFIER_MEAN_BGR,
@@ -154,3 +155,21 @@ def test_classifier_input(tmp_path):
         np.testing.assert_array_equal(item["images"], want[:, :, ::-1] if flipped else want)
         seen.add(flipped)
     assert seen == {True, False}
+
+
+def test_labels_as_csv(tmp_path, capsys):
+    """Any form becomes the CSV, and reads back the same."""
+    write_coco(tmp_path / "coco", train=3, val=1)
+    source = tmp_path / "coco" / "annotations" / "instances_train2014.json"
+    target = tmp_path / "labels.csv"
+    assert run_command(["data", "labels", str(source), str(target), "--config", "dsrg_vgg16_coco"]) == 0
+    assert capsys.readouterr().out == f"{target}: 3 images\n"
+    lines = target.read_text().splitlines()
+    assert lines[:2] == ["image,classes", "COCO_train2014_000000000003,person,bicycle"]
+    assert read_labels(target, COCO_CLASS_NAMES) == read_labels(source, COCO_CLASS_NAMES)
+    assert (
+        run_command(["data", "labels", str(source), str(tmp_path / "x.txt"), "--config", "dsrg_vgg16_coco"])
+        == 2
+    )
+    assert "x.txt: expected a name that ends in .csv" in capsys.readouterr().err
+    assert not (tmp_path / "x.txt").exists()

@@ -16,6 +16,7 @@ from repro.bench import bench as run_bench
 from repro.config import Config, PredictConfig, load_config, profile_names
 from repro.data import CocoInstances, VocLayout, convert_cues, find_images, read_id_list
 from repro.data.fetch import Fetcher
+from repro.data.labels import read_labels, write_labels
 from repro.data.mini import build_mini
 from repro.data.sbd import build_train_aug, find_sbd
 from repro.data.verify import verify
@@ -27,7 +28,7 @@ from repro.report import judge_runs, report_all, report_runs
 from repro.report.experiments import experiments
 from repro.stages.caffe_solver import load_solver
 from repro.stages.classifier import SEED_CLASSIFIERS, classifier_weights, train_classifier
-from repro.stages.datasets import open_experiment
+from repro.stages.datasets import open_experiment, open_labelled
 from repro.stages.evaluate import evaluate_folder
 from repro.stages.folder import FolderResult, predict_folder
 from repro.stages.forecast import forecast
@@ -244,24 +245,34 @@ def export(
 @app.command(
     "pseudo-labels",
     epilog="Example: repro pseudo-labels --config dsrg_vgg16_voc --weights stage1/iter_8000.safetensors "
-    "--out labels/ dataset.root=VOCdevkit/VOC2012",
+    "--out labels/ dataset.root=VOCdevkit/VOC2012        (or --images photos/ instead of dataset.root)",
 )
 def pseudo_labels(
     config: ConfigOption,
     weights: Annotated[Path, typer.Option(help="Stage 1's weights.")],
     out: Annotated[Path, typer.Option(help="Folder for the label PNGs.")],
     overrides: Overrides = None,
+    images: Annotated[
+        Path | None, typer.Option(help="A folder of images; those of dataset.root by default.")
+    ] = None,
     device: DeviceOption = None,
 ) -> None:
-    """Label the training images of dataset.root with a stage-1 net, for stage 2 to train on."""
+    """Label the training images with a stage-1 net, for stage 2 to train on."""
     settings = _load(config, overrides, device, None)
     if settings.pseudo_labels is None:
         raise InputError(f"{config}: the profile has no section pseudo_labels")
-    experiment = open_experiment(settings)
-    labels = experiment.labels() if settings.pseudo_labels.use_labels else None
-    found = {name: experiment.image(name) for name in experiment.train}
+    labels: Callable[[str], Sequence[int]] | None = None
+    if images:
+        found = find_images(images)
+        if settings.pseudo_labels.use_labels:
+            labels = open_labelled(settings).labels.__getitem__
+    else:
+        experiment = open_experiment(settings)
+        found = {name: experiment.image(name) for name in experiment.train}
+        if settings.pseudo_labels.use_labels:
+            labels = experiment.labels()
     _predict(settings, weights, found, out, settings.pseudo_labels, labels)
-    write_text(out / "list.txt", "".join(f"{name}.jpg {name}.png\n" for name in found))
+    write_text(out / "list.txt", "".join(f"{path.name} {name}.png\n" for name, path in found.items()))
     typer.echo(f"{out / 'list.txt'}: the list for stage 2")
 
 
@@ -688,6 +699,31 @@ def data_cues(
     """Convert the originals' cue pickle to HDF5, once, so that runs start at once and no pickle is read again."""
     convert_cues(source, target)
     typer.echo(target)
+
+
+@data_app.command(
+    "labels",
+    epilog="Example: repro data labels VOC2012/Annotations labels.csv        "
+    "repro data labels instances_train2014.json labels.csv --config dsrg_vgg16_coco",
+)
+def data_labels(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="A CSV or text file, a folder of VOC's Annotations or ImageSets/Main, COCO's JSON, a cue file."
+        ),
+    ],
+    target: Annotated[Path, typer.Argument(help="The .csv to write: image and class names.")],
+    config: ConfigOption = "dsrg_vgg16_voc",
+    input_list: Annotated[
+        Path | None, typer.Option("--list", help="A cue file's list, lines 'image index'.")
+    ] = None,
+) -> None:
+    """Write image-level labels of any form as a CSV, to look at or to train on."""
+    classes = load_config(config).dataset.classes
+    labels = read_labels(source, classes, input_list=input_list)
+    write_labels(target, labels, classes)
+    typer.echo(f"{target}: {sum(map(bool, labels.values()))} images")
 
 
 @data_app.command(

@@ -25,6 +25,7 @@ from repro.data.datasets import Item, tensor
 from repro.data.images import read_image_bgr, resize_bilinear_u8, subtract_mean
 from repro.data.voc import read_pairs_list, read_text
 from repro.errors import InputError
+from repro.files import write_text
 
 CLASSIFIER_MEAN_BGR = (104.008, 116.669, 122.675)
 """Mean of blue, green and red that SEC's classifiers subtract."""
@@ -74,6 +75,20 @@ def read_labels(source: PathLike, classes: Sequence[str], *, input_list: PathLik
         f"{path}: unknown kind of labels; expected .csv, .txt, COCO's .json, a cue file (.h5, .pickle), or a folder "
         "of VOC's annotations (*.xml) or class lists (<class>_<set>.txt)"
     )
+
+
+def write_labels(path: PathLike, labels: Mapping[str, Sequence[int]], classes: Sequence[str]) -> None:
+    """Write a CSV that `read_labels` reads, atomically; images without a label are left out.
+
+    Raises InputError for another ending than ``.csv``.
+    """
+    if Path(path).suffix != ".csv":
+        raise InputError(f"{os.fspath(path)}: expected a name that ends in .csv")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "classes"])
+    writer.writerows([name, *(classes[label] for label in found)] for name, found in labels.items() if found)
+    write_text(path, text.getvalue())
 
 
 def labels_of(names: Iterable[str], labels: Mapping[str, Sequence[int]], source: PathLike) -> Labels:
