@@ -29,7 +29,7 @@ setup: $(STAMP)  ## Make .venv and install everything at the versions of constra
 $(STAMP): pyproject.toml constraints.txt tools/find_python
 	@python=$$(tools/find_python) && \
 	{ [ -x $(BIN)/python ] || "$$python" -m venv .venv; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,$(EXTRA)]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,report,$(EXTRA)]'
 	@# the tests' oracle for the dense CRF is compiled on installation: nice to have, a must where tests decide
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pydensecrf2 >.venv/pydensecrf.log 2>&1 \
 	  || { echo "pydensecrf2 could not be built (no C++ compiler? see .venv/pydensecrf.log): the tests against it will skip" >&2; \

@@ -7,17 +7,30 @@ tables/            each table as .md, .csv and .tex; tables.tex sets them all
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import logging
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from repro.errors import InputError
-from repro.files import write_text
+from repro.files import file_sha256, write_text
 from repro.report import formats
 from repro.report.experiments import PAPER
+from repro.report.manifest import manifest
+from repro.report.page import render, write_pictures
+from repro.report.pictures import Album, open_album
 from repro.report.scores import Entry, Scores, family_scores, read_scores
 from repro.report.tables import all_tables
 from repro.report.verdict import Verdict, judge
+from repro.stages.runs import write_json
+
+if TYPE_CHECKING:
+    from repro.report.figures import Drawing
+
+log = logging.getLogger(__name__)
 
 
 def report_runs(runs: Iterable[Path], out_dir: Path) -> Path:
@@ -66,18 +79,47 @@ def judge_runs(runs: Iterable[Path] | None, runs_dir: Path) -> Verdict:
 
 def _build(entries: list[Entry], out_dir: Path) -> Path:
     scores = Scores(entries)
-    tables = all_tables(scores)
-    verdict = judge(scores)
-    contents: dict[str, str] = {}
+    tables, verdict, provenance = all_tables(scores), judge(scores), manifest(scores)
+    fresh = out_dir.parent / f".{out_dir.name}.new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
     for table in tables:
-        contents[f"tables/{table.name}.md"] = formats.markdown(table)
-        contents[f"tables/{table.name}.csv"] = formats.csv_text(table)
-        contents[f"tables/{table.name}.tex"] = formats.latex(table)
-    contents["tables/tables.tex"] = formats.latex_document([table.name for table in tables])
-    contents["verdict.json"] = json.dumps(verdict.as_json(), indent=1, ensure_ascii=False) + "\n"
-    contents["README.md"] = "\n".join(
-        [verdict.markdown(), *(formats.markdown(table, brief=True) for table in tables if table.has_run)]
-    )
-    for name, content in contents.items():
-        write_text(out_dir / name, content)
+        write_text(fresh / f"tables/{table.name}.md", formats.markdown(table))
+        write_text(fresh / f"tables/{table.name}.csv", formats.csv_text(table))
+        write_text(fresh / f"tables/{table.name}.tex", formats.latex(table))
+    write_text(fresh / "tables/tables.tex", formats.latex_document([table.name for table in tables]))
+    write_json(fresh / "verdict.json", verdict.as_json())
+    album = open_album(scores)
+    drawings = _draw(scores, album, fresh / "figures")
+    pictures = write_pictures(album, fresh / "images") if album else []
+    family = entries[0]["family"]
+    write_text(fresh / "index.html", render(family, tables, verdict, drawings, album, pictures, provenance))
+    shown = [formats.markdown(table, brief=True) for table in tables if table.has_run]
+    shown += [f"![{drawing.alt}](figures/{drawing.name}.png)\n" for drawing in drawings]
+    write_text(fresh / "README.md", "\n".join([verdict.markdown(), *shown]))
+    _move_into(fresh, out_dir, provenance)
     return out_dir
+
+
+def _draw(scores: Scores, album: Album | None, out_dir: Path) -> list[Drawing]:
+    if importlib.util.find_spec("matplotlib") is None:
+        log.warning("no figures: matplotlib is not here; the extra `report` of this package brings it")
+        return []
+    from repro.report.figures import draw_all  # a second to load, and an extra
+
+    return draw_all(scores, album, out_dir)
+
+
+def _move_into(fresh: Path, out_dir: Path, provenance: dict[str, Any]) -> None:
+    names = sorted(path.relative_to(fresh).as_posix() for path in fresh.rglob("*") if path.is_file())
+    files = {name: file_sha256(fresh / name) for name in names}
+    before = out_dir / "manifest.json"
+    listed = json.loads(before.read_text(encoding="utf-8"))["files"] if before.is_file() else {}
+    for name in listed.keys() - files.keys():
+        (out_dir / name).unlink(missing_ok=True)
+    for name in names:
+        (out_dir / name).parent.mkdir(parents=True, exist_ok=True)
+        (fresh / name).replace(out_dir / name)
+    write_json(fresh / "manifest.json", {**provenance, "files": files})
+    (fresh / "manifest.json").replace(before)
+    shutil.rmtree(fresh)

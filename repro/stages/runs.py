@@ -16,7 +16,6 @@ import json
 import platform
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -28,9 +27,12 @@ import yaml
 from repro.config import Config, flattened
 from repro.errors import InputError
 from repro.files import lock_folder, make_folder, write_text
+from repro.stages.measure import Measurement
 from repro.stages.precision import has_bfloat16
 
-_REPORTED_PACKAGES = ("torch", "numpy", "scipy", "h5py", "pillow", "pydensecrf2", "safetensors")
+_REPORTED_PACKAGES = (
+    *("torch", "numpy", "scipy", "numba", "h5py", "pillow", "safetensors", "matplotlib", "pydensecrf2"),
+)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -92,20 +94,20 @@ class Run:
             yield step
             return
         resumed = (step.folder / "settings.json").exists()
-        started, clock = _now(), time.time()
+        started, measurement = _now(), Measurement(self.device)
         yield step
-        seconds = round(time.time() - clock, 3)
+        measured = measurement.result()
         entry = {
             "started": started,
             "finished": _now(),
-            "seconds_last_call": seconds,
-            "resumed": resumed,  # then the seconds are those of the last part alone
+            "resumed": resumed,  # then what was measured is of the last part alone
+            **measured,
             "settings": step.settings,
             **(self._provenance or {}),
         }
         steps = {**self.manifest().get("steps", {}), name: entry}
         self._update_manifest({"steps": steps})
-        write_json(step.folder / "done.json", {"seconds_last_call": seconds})
+        write_json(step.folder / "done.json", {"seconds_last_call": measured["seconds_last_call"]})
 
     def manifest(self) -> dict[str, Any]:
         path = self.folder / "manifest.json"

@@ -1,0 +1,70 @@
+"""Where every number comes from: of each run the commit, command, configuration, hashes, versions and machine, and
+apart from them what differs from call to call (times, memory, energy)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import yaml
+
+from repro.report.scores import Scores
+
+_MEASURED = {
+    *("started", "finished", "resumed", "seconds_last_call", "energy_joules"),
+    *("peak_memory_bytes", "peak_device_memory_bytes"),
+}
+
+
+def manifest(scores: Scores) -> dict[str, Any]:
+    """``runs``: run -> what shaped its numbers; ``measured``: run -> step -> what it took."""
+    runs: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
+    for folder in dict.fromkeys(entry.folder for entry in scores.entries):
+        if not (folder / "manifest.json").is_file():
+            continue
+        recorded = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        steps = recorded.get("steps", {})
+        runs[folder.name] = {
+            "config": config,
+            "scores": {
+                entry.stage: {"method": entry["method"], "weights_sha256": entry.fields.get("weights_sha256")}
+                for entry in scores.entries
+                if entry.folder == folder
+            },
+            "steps": {
+                name: {key: value for key, value in steps[name].items() if key not in _MEASURED}
+                for name in sorted(steps)
+            },
+        }
+        measured[folder.name] = {
+            name: {key: value for key, value in steps[name].items() if key in _MEASURED}
+            for name in sorted(steps)
+        }
+    return {"runs": runs, "measured": measured}
+
+
+def summary(found: dict[str, Any]) -> list[dict[str, str]]:
+    """A row a step, for the page: what it ran on and what it took."""
+    rows = []
+    for run, details in found["runs"].items():
+        for name, step in details["steps"].items():
+            took = found["measured"][run][name]
+            memory = took.get("peak_memory_bytes", {}).get("process")
+            energy = took.get("energy_joules")
+            commit = (step.get("commit") or "unknown")[:12]
+            rows.append(
+                {
+                    "run": run,
+                    "step": name,
+                    "commit": f"{commit}{', changed since' if step.get('dirty') else ''}",
+                    "seed": str(step.get("seed", "")),
+                    "device": f"{step.get('device_name', '')} ({step.get('device', '')})",
+                    "precision": str(step.get("arithmetic", {}).get("precision", "")),
+                    "seconds": f"{took.get('seconds_last_call', 0):.1f}{' (last part)' if took.get('resumed') else ''}",
+                    "memory": "–" if memory is None else f"{memory / 1e6:.0f} MB",
+                    "energy": "not told" if energy is None else f"{energy:.0f} J",
+                }
+            )
+    return rows

@@ -1,0 +1,124 @@
+"""Images of the validation set with their masks: which are worst and best, and copies small enough to show."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from repro.config import Config, load_config
+from repro.data import VOID, colour_palette, read_image_rgb, read_mask
+from repro.errors import InputError
+from repro.report.experiments import experiments
+from repro.report.scores import TRAINED, Entry, Scores
+from repro.stages.datasets import Experiment, open_experiment
+from repro.stages.evaluate import confusion_matrix, per_class_iou
+
+log = logging.getLogger(__name__)
+
+# the rows whose masks are worth a look, the one that images are judged by last
+_METHODS = ("table1/SEC/val", *(f"table2/{row}/val" for row in ("baseline", "+BSL", "+DSRG", "+Retrain")))
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A validation image, its masks by method, the mean IoU over the classes in it (0–1), the ids of those."""
+
+    name: str
+    image: Path
+    truth: Path
+    masks: dict[str, Path]
+    iou: float
+    classes: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Album:
+    """The pictures of a run's validation set, judged by the masks of ``method``."""
+
+    config: Config
+    experiment: Experiment
+    methods: list[str]
+    pictures: list[Picture]
+
+    @property
+    def classes(self) -> list[str]:
+        return self.config.dataset.classes
+
+    def extremes(self, count: int) -> tuple[list[Picture], list[Picture]]:
+        """The ``count`` worst and best, the worst first."""
+        order = sorted(self.pictures, key=lambda picture: (picture.iou, picture.name))
+        count = min(count, len(order) // 2)
+        return order[:count], order[len(order) - count :]
+
+    def selection(self, count: int) -> list[Picture]:
+        """At most ``count`` of them, evenly from the worst to the best."""
+        order = sorted(self.pictures, key=lambda picture: (picture.iou, picture.name))
+        if len(order) <= count:
+            return order
+        return [order[round(place)] for place in np.linspace(0, len(order) - 1, count)]
+
+
+def principal(scores: Scores) -> list[Entry]:
+    """The runs of Table 2's rows and SEC, of the lowest seed, in the tables' order; else whatever there is."""
+    found = []
+    for name in _METHODS:
+        if runs := scores.of(experiments().cell(name)):
+            found.append(runs[0])
+    return found or [entry for entry in scores.entries if entry["origin"] == TRAINED][:1]
+
+
+def open_album(scores: Scores) -> Album | None:
+    """The validation set of the principal runs with their masks; None where it may not be shown, or is not here."""
+    entries = principal(scores)
+    if not entries:
+        return None
+    last = entries[-1]
+    try:
+        config = load_config(str(last.folder / "config.yaml"))
+        if not config.report.pictures:
+            return None
+        experiment = open_experiment(config)
+    except InputError as error:
+        log.warning("no pictures: %s", error)
+        return None
+    entries = [entry for entry in entries if entry["dataset"] == last["dataset"]]
+    folders = {entry["method"]: entry.folder / "predictions" / entry.stage for entry in entries}
+    pictures = []
+    for name in experiment.val:
+        masks = {method: folder / f"{name}.png" for method, folder in folders.items()}
+        truth = read_mask(experiment.truth(name), experiment.num_classes)
+        predicted = read_mask(masks[last["method"]], experiment.num_classes)
+        matrix = confusion_matrix(truth, predicted, experiment.num_classes)
+        iou = per_class_iou(matrix)
+        present = np.flatnonzero(~np.isnan(iou))
+        value = float(iou[present].mean()) if present.size else 0.0
+        pictures.append(
+            Picture(name, experiment.image(name), experiment.truth(name), masks, value, present.tolist())
+        )
+    return Album(config, experiment, list(folders), pictures)
+
+
+def shrunk(path: Path, side: int, *, mask: bool = False) -> Image.Image:
+    """An image or a mask with no side longer than ``side``; a mask keeps its indices and the VOC palette."""
+    if mask:
+        picture = Image.fromarray(read_mask(path, 255))
+        picture.putpalette(colour_palette().tobytes())
+    else:
+        picture = Image.fromarray(read_image_rgb(path))
+    factor = side / max(picture.size)
+    if factor >= 1:
+        return picture
+    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+    return picture.resize(size, Image.Resampling.NEAREST if mask else Image.Resampling.BILINEAR)
+
+
+def coloured(mask: np.ndarray, unlabelled: Sequence[int] = (255, 255, 255)) -> np.ndarray:
+    """A mask (H, W) in VOC's colours, uint8 (H, W, 3); void in a colour of its own."""
+    colours = colour_palette().copy()
+    colours[VOID] = unlabelled
+    return colours[mask]
