@@ -82,7 +82,8 @@ def _curves(scores: Scores, stage: str) -> Iterator[tuple[Drawing, Figure]]:
     reference: dict[int, float] = {}
     if stage == "stage1" and any("DSRG" in name for name in logs):
         released = next(entry for entry in numbers()["third_party"].values() if "training_loss" in entry)
-        reference = released["training_loss"]
+        last = max(row["iteration"] for rows in logs.values() for row in rows) + 1
+        reference = {at: value for at, value in released["training_loss"].items() if at <= last}
     for index, (name, rows) in enumerate(logs.items()):
         iterations = [row["iteration"] for row in rows]
         values = np.array([row["loss"] for row in rows])
@@ -96,6 +97,8 @@ def _curves(scores: Scores, stage: str) -> Iterator[tuple[Drawing, Figure]]:
         )
     if any(row["loss"] > 0 for rows in logs.values() for row in rows):
         loss.set_yscale("log")
+        loss.yaxis.set_major_formatter("{x:g}")
+        loss.yaxis.set_minor_formatter("{x:g}")
     loss.set(xlabel="iteration", ylabel="loss (faint: unsmoothed; line: mean of 20)")
     rate.set(xlabel="iteration", ylabel="base learning rate")
     loss.legend(fontsize=8)

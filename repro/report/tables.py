@@ -117,6 +117,7 @@ def _per_class_table(name: str, paper: PaperTable, scores: Scores) -> Table | No
     published = next((list(cell.paper_per_class()) for cell in cells if cell.per_class), [])
     classes = entries[0]["classes"] if entries else published
     named = classes == published  # a bottle need not be VOC's
+    cells = [cell for cell in cells if named or cell.run]
     columns = [Column("class", "class", "text")]
     rows: list[dict[str, Any]] = [{"class": text} for text in [*classes, "mean"]]
     for cell in cells:

@@ -1,0 +1,273 @@
+"""The results folder's page in headless Chromium: as a reader meets it, on a phone, in the dark, by keyboard, with axe.
+
+Needs Chromium and the Python package playwright (no browser of its own is downloaded). Where there is none the tests
+skip, but never in CI.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from repro.cli import run_command
+from repro.data.mini import build_mini
+from repro.report import report_runs
+
+SHORT = [
+    *("solver.max_iter=4", "stage1.solver.snapshot=2", "data.batch_size=2", "data.workers=0"),
+    *("inference.crf=false", "dataset.train_limit=5", "dataset.val_limit=6"),
+]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> list[Path]:
+    root = tmp_path_factory.mktemp("page")
+    build_mini(root / "mini")
+    arguments = [
+        "reproduce",
+        "--config",
+        "mini",
+        "--device",
+        "cpu",
+        f"dataset.root={root}/mini",
+        f"output={root}/r",
+    ]
+    assert run_command([*arguments, *SHORT]) == 0
+    return [root / "r", root / "r-baseline", root / "r-bsl"]
+
+
+@pytest.fixture(scope="module")
+def results(runs, tmp_path_factory) -> Path:
+    return report_runs(runs, tmp_path_factory.mktemp("out") / "results")
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        if os.environ.get("CI"):
+            pytest.fail("no Chromium: .ci/run installs it")
+        pytest.skip("no Chromium here (Debian: apt-get install chromium)")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as browsers:
+        browser = browsers.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(chromium, results):
+    """``open_page(**context)`` opens index.html from disk without a network; what goes wrong fails the test."""
+    contexts, complaints = [], []
+
+    def open_it(**context):
+        contexts.append(chromium.new_context(offline=True, **context))
+        page = contexts[-1].new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("requestfailed", lambda request: complaints.append(f"failed: {request.url}"))
+        page.on(
+            "request",
+            lambda request: complaints.extend(
+                [] if request.url.startswith(("file:", "data:")) else [request.url]
+            ),
+        )
+        page.goto((results / "index.html").as_uri())
+        return page
+
+    yield open_it
+    for context in contexts:
+        context.close()
+    assert not complaints
+
+
+def test_everything_is_there(results):
+    names = {path.relative_to(results).as_posix() for path in results.rglob("*") if path.is_file()}
+    assert {
+        "index.html",
+        "README.md",
+        "manifest.json",
+        "verdict.json",
+        "tables/table2.tex",
+        "tables/tables.tex",
+    } <= names
+    for figure in (
+        "curves_stage1",
+        "curves_stage2",
+        "thresholds",
+        "per_class",
+        "confusion",
+        "growth",
+        "qualitative",
+    ):
+        assert {f"figures/{figure}.png", f"figures/{figure}.svg"} <= names
+    assert len([name for name in names if re.fullmatch(r"images/\d{3}\.jpg", name)]) == 6
+    page = (results / "index.html").read_text(encoding="utf-8")
+    for link in re.findall(r'(?:src|href)="([^"#]+)"', page):
+        assert link == "data:," or link in names, link
+    assert "http" not in re.sub(r"<pre.*?</pre>", "", page, flags=re.S)
+
+
+def test_the_same_bytes_twice(runs, results, tmp_path):
+    again = report_runs(list(reversed(runs)), tmp_path / "again")
+    first, second = (
+        {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        for root in (results, again)
+    )
+    assert first.keys() == second.keys()
+    assert [name for name in first if first[name] != second[name]] == []
+
+
+def test_the_manifest(results):
+    manifest = json.loads((results / "manifest.json").read_text(encoding="utf-8"))
+    assert set(manifest["runs"]) == set(manifest["measured"]) == {"r", "r-baseline", "r-bsl"}
+    run = manifest["runs"]["r"]
+    assert run["config"]["stage1"]["solver"]["max_iter"] == 4
+    assert set(run["steps"]) == {
+        *("stage1", "growth", "predictions/stage1", "pseudo_labels", "stage2", "predictions/stage2"),
+    }
+    for name, step in run["steps"].items():
+        assert {
+            "commit",
+            "dirty",
+            "command",
+            "versions",
+            "device",
+            "device_name",
+            "seed",
+            "arithmetic",
+        } <= step.keys()
+        took = manifest["measured"]["r"][name]
+        assert took["seconds_last_call"] >= 0
+        assert took["peak_memory_bytes"]["process"] > 50e6
+        assert "energy_joules" in took
+    assert {"list", "cues"} <= run["steps"]["stage1"]["settings"]["inputs_sha256"].keys()
+    assert "weights_sha256" in run["steps"]["predictions/stage2"]["settings"]
+    assert set(manifest["files"]) == {
+        path.relative_to(results).as_posix() for path in results.rglob("*") if path.is_file()
+    } - {"manifest.json"}
+
+
+def test_what_is_no_longer_made_goes_and_what_is_not_ours_stays(runs, tmp_path):
+    out = report_runs(runs, tmp_path / "out")
+    (out / "notes.txt").write_text("mine")
+    leftover = tmp_path / ".out.new" / "half"
+    leftover.parent.mkdir()
+    leftover.write_text("of a call that was cut off")
+    report_runs([runs[1]], out)
+    assert not (out / "figures/growth.png").exists()
+    assert (out / "figures/per_class.png").exists()
+    assert (out / "notes.txt").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_numbers_only(runs, tmp_path):
+    """``report.pictures=false``: nothing shows an image of the data set."""
+    copies = []
+    for run in runs:
+        copies.append(tmp_path / "runs" / run.name)
+        shutil.copytree(run, copies[-1])
+        config = copies[-1] / "config.yaml"
+        config.write_text(config.read_text().replace("pictures: true", "pictures: false"))
+    out = report_runs(copies, tmp_path / "out")
+    assert not (out / "images").exists()
+    assert {path.stem for path in (out / "figures").iterdir()} == {
+        *("curves_stage1", "curves_stage2", "thresholds", "per_class", "confusion"),
+    }
+    assert '<section id="images">' not in (out / "index.html").read_text(encoding="utf-8")
+
+
+def test_names_are_escaped(runs, tmp_path):
+    folder = tmp_path / "<img src=x onerror=alert(1)>"
+    shutil.copytree(runs[2], folder)
+    scores = json.loads((folder / "scores_stage1.json").read_text())
+    (folder / "scores_stage1.json").write_text(json.dumps({**scores, "run": folder.name, "method": "<b>&"}))
+    page = (report_runs([folder], tmp_path / "out") / "index.html").read_text(encoding="utf-8")
+    assert "<img src=x" not in page
+    assert "&lt;img src=x onerror=alert(1)&gt;" in page
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 360])
+def test_axe_finds_nothing(open_page, scheme, width):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page = open_page(color_scheme=scheme, viewport={"width": width, "height": 800})
+    found = axe.run(page)
+    assert found.violations_count == 0, found.generate_report()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width  # nothing sticks out on a phone
+
+
+def test_tables_sort_by_keyboard(open_page):
+    page = open_page()
+    table = page.locator("#table2 ~ .scroll table.sortable").first
+    titles = [text.split()[0] for text in table.locator("thead th").all_inner_texts()]
+    cells = table.locator(f"tbody tr > :nth-child({titles.index('paper') + 1})")
+
+    def values() -> list[float]:
+        return [float(text) for text in cells.all_inner_texts()]
+
+    button = table.locator("thead th button").nth(titles.index("paper"))
+    before = values()
+    for order, wanted in (
+        ("descending", sorted(before, reverse=True)),
+        (None, before),
+        ("ascending", sorted(before)),
+    ):
+        while button.locator("..").get_attribute("aria-sort") != order:
+            button.focus()
+            page.keyboard.press("Enter")
+        assert values() == wanted
+    assert table.locator("[aria-sort]").count() == 1
+
+
+def test_images_can_be_leafed_through(open_page):
+    page = open_page()
+    items = page.locator("#gallery > li")
+    assert items.count() == 6
+    first = items.first
+    assert first.locator("img[data-method]:visible").get_attribute("data-method") == "+Retrain"
+    page.locator("#mask").select_option("ground truth")
+    assert first.locator("img[data-method]:visible").get_attribute("data-method") == "ground truth"
+    page.locator("#opacity").focus()
+    page.keyboard.press("Home")
+    assert first.locator("img[data-method]:visible").evaluate("image => image.style.opacity") == "0"
+    page.locator("#opacity").press("End")
+    assert first.locator("img[data-method]:visible").evaluate("image => image.style.opacity") == "1"
+    held = [(item.get_attribute("data-classes") or "").split() for item in items.all()]
+    some = next(name for name in "123456" if 0 < sum(name in classes for classes in held) < 6)
+    page.locator("#class").select_option(some)
+    shown = items.filter(visible=True)
+    assert shown.count() == sum(some in classes for classes in held)
+    assert all(some in (item.get_attribute("data-classes") or "").split() for item in shown.all())
+    assert page.locator("#count").inner_text() == f"{shown.count()} images"
+    page.locator("#class").select_option("")
+    page.locator("#order").select_option("best")
+    scores = [float(item.get_attribute("data-iou") or 0) for item in items.all()]
+    assert scores == sorted(scores, reverse=True)
+    drawn = "image => image.complete && image.naturalWidth > 0"
+    for image in page.locator("img").all():
+        if image.is_visible():
+            image.scroll_into_view_if_needed()
+            page.wait_for_function(drawn, arg=image.element_handle())
+
+
+def test_without_script_all_is_there(open_page):
+    page = open_page(java_script_enabled=False)
+    assert page.locator("#verdict").is_visible()
+    assert page.locator("#table2 ~ .scroll table").first.is_visible()
+    assert page.locator("#gallery img").first.is_visible()
+
+
+def test_masks_lie_on_their_images(results):
+    for photo in sorted((results / "images").glob("???.jpg")):
+        for mask in (results / "images").glob(f"{photo.stem}-*.png"):
+            with Image.open(photo) as below, Image.open(mask) as above:
+                assert above.size == below.size
+                assert above.mode == "P"
+                assert above.convert("RGBA").getpixel((0, 0))[3] in (0, 160, 255)
