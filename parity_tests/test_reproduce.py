@@ -146,6 +146,7 @@ def test_an_experiment_makes_what_is_missing_and_shares_the_rest(arguments, tmp_
     assert plan.count("2 of 2") == 16  # iterations of stage 1; two runs are there
     assert run_command(experiment) == 0
     after = files_of(tmp_path)
+    assert json.loads((tmp_path / "r-bsl/scores_stage1.json").read_text())["method"] == "+BSL"
     again = {name for name in before if after[name] != before[name]}
     assert {name for name in again if not name.startswith("r-tables/")} <= {
         *("r/scores_stage1.json", "r-bsl/scores_stage1.json"),
@@ -182,7 +183,7 @@ def test_original_weights_are_scored_and_nothing_is_trained(arguments, tmp_path)
     assert run_command([*arguments, "--original", f"+DSRG={weights}"]) == 0
     folder = tmp_path / "r-original-dsrg"
     assert sorted(path.name for path in folder.iterdir()) == [
-        *("config.yaml", "manifest.json", "predictions", "scores_stage1.json"),
+        *(".lock", "config.yaml", "manifest.json", "predictions", "scores_stage1.json"),
     ]
     ours, theirs = (
         json.loads((path / "scores_stage1.json").read_text()) for path in (tmp_path / "r", folder)

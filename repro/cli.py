@@ -26,6 +26,7 @@ from repro.files import write_text
 from repro.models import CLASSIFIERS, CaffeNet, build_model
 from repro.report import judge_runs, report_all, report_runs
 from repro.report.experiments import experiments
+from repro.report.submission import check_ids, check_submission, write_submission
 from repro.stages.caffe_solver import load_solver
 from repro.stages.classifier import SEED_CLASSIFIERS, classifier_weights, train_classifier
 from repro.stages.datasets import open_experiment, open_labelled
@@ -141,6 +142,10 @@ def predict(
     out: Annotated[Path, typer.Option(help="Folder for the palette PNGs.")],
     overrides: Overrides = None,
     ids: Annotated[Path | None, typer.Option("--list", help="Only the ids of this list, one a line.")] = None,
+    submission: Annotated[
+        Path | None,
+        typer.Option(help="Pack the masks for VOC's test server, too: a .tar.gz.", show_default=False),
+    ] = None,
     device: DeviceOption = None,
     engine: Literal["torch", "onnx"] = "torch",
     precision: Annotated[
@@ -160,11 +165,27 @@ def predict(
     """
     settings = _load(config, overrides, device, None)
     found = _images(images, ids)
+    if submission:
+        check_ids(list(found), str(ids or images))
     if engine == "torch":
         if precision or batch_size:
             raise InputError("--precision and --batch-size go with --engine onnx; PyTorch has precision=fast")
         _predict(settings, weights, found, out, settings.inference)
-        return
+    else:
+        _predict_onnx(settings, weights, found, out, precision, batch_size)
+    if submission:
+        write_submission(out, found, submission)
+        typer.echo(submission)
+
+
+def _predict_onnx(
+    settings: Config,
+    weights: Path,
+    found: dict[str, Path],
+    out: Path,
+    precision: PrecisionName | None,
+    batch_size: int | None,
+) -> None:
     from repro.export.engine import open_segmenter  # onnx and onnxruntime are extras
 
     segmenter, described, loss = open_segmenter(
@@ -179,6 +200,23 @@ def predict(
     if loss:
         typer.echo(loss)
     _report(predict_folder(segmenter, found, out, described=described), out)
+
+
+@app.command(
+    "check-submission",
+    epilog="Example: repro check-submission dsrg.tar.gz --list ImageSets/Segmentation/test.txt --images JPEGImages/",
+)
+def check_submission_archive(
+    archive: Annotated[Path, typer.Argument(help="The .tar.gz for VOC's test server.")],
+    ids: Annotated[Path, typer.Option("--list", help="VOC 2012's test.txt.")],
+    images: Annotated[
+        Path | None, typer.Option(help="The test images, to compare sizes with.", show_default=False)
+    ] = None,
+) -> None:
+    """Check an archive for VOC's test server: every mask of the test list, indexed, of its image's size."""
+    found = _images(images, ids) if images else None
+    check_submission(archive, read_id_list(ids), found.__getitem__ if found else None)
+    typer.echo(f"{archive}: {'complete' if found else 'complete; sizes not compared (no --images)'}")
 
 
 @app.command(
@@ -337,7 +375,10 @@ def reproduce(
         typer.echo(forecast(runs))
         return
     for folder in reproduce_runs(runs):
-        typer.echo(f"{(folder / 'README.md').read_text(encoding='utf-8')}\n{folder}")
+        text, _, _ = (
+            (folder / "README.md").read_text(encoding="utf-8").partition("\n![")
+        )  # figures say nothing here
+        typer.echo(f"{text}\n{folder / 'index.html'}")
 
 
 @app.command(

@@ -241,6 +241,7 @@ class _Variants:
         self._first = {settings_sha256(base): ("", base)}
         for name, key in self._keys.items():
             self._first.setdefault(key, (name, self.configs[name]))
+        self._rows = {key: found.runs[name].row for name, key in reversed(self._keys.items())}
         self._cells: dict[tuple[str, str], list[Cell]] = {}
         for cell in found.cells():
             if cell.run in self._keys:
@@ -259,7 +260,10 @@ class _Variants:
             config=config,
             folder=self.base.run_dir.parent / "-".join(part for part in parts if part),
             base=self.base,
-            methods=methods,
+            methods={
+                score: self._rows.get(key, row) if score == "stage1" else row
+                for score, row in methods.items()
+            },
             answers={
                 score: [cell.name for cell in self._cells.get((key, score), [])]
                 for score in SCORES
