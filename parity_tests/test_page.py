@@ -100,6 +100,7 @@ def test_everything_is_there(results):
     for figure in (
         "curves_stage1",
         "curves_stage2",
+        "supervision_quality",
         "thresholds",
         "per_class",
         "confusion",
@@ -178,7 +179,7 @@ def test_numbers_only(runs, tmp_path):
     out = report_runs(copies, tmp_path / "out")
     assert not (out / "images").exists()
     assert {path.stem for path in (out / "figures").iterdir()} == {
-        *("curves_stage1", "curves_stage2", "thresholds", "per_class", "confusion"),
+        *("curves_stage1", "curves_stage2", "supervision_quality", "thresholds", "per_class", "confusion"),
     }
     assert '<section id="images">' not in (out / "index.html").read_text(encoding="utf-8")
 
