@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 
 BATCH_NORM_EPS = 1e-5  # BatchNormParameter.eps
 
@@ -41,8 +40,14 @@ class BatchNorm(nn.Module):
         scale = torch.where(self.factor == 0, self.factor, 1 / self.factor)
         return self.mean * scale, self.variance * scale
 
+    def gain_and_bias(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The layer as y = gain·x + bias, both (C)."""
+        mean, variance = self.statistics()
+        gain = (variance + BATCH_NORM_EPS).rsqrt()
+        return gain, -mean * gain
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.batch_norm(x, *self.statistics(), eps=BATCH_NORM_EPS)
+        return _affine(x, *self.gain_and_bias())
 
 
 class Scale(nn.Module):
@@ -59,7 +64,12 @@ class Scale(nn.Module):
         return {"weight": self.weight, "bias": self.bias}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.addcmul(self.bias[:, None, None], x, self.weight[:, None, None])
+        return _affine(x, self.weight, self.bias)
+
+
+def _affine(x: torch.Tensor, gain: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """gain·x + bias. Where neither is learnt the backward pass needs no x, which ``batch_norm`` would keep."""
+    return torch.addcmul(bias[:, None, None], x, gain[:, None, None])
 
 
 class EltwiseSum(nn.Module):

@@ -7,7 +7,7 @@ import copy
 import torch
 import torch.nn as nn
 
-from repro.layers.common import BATCH_NORM_EPS, BatchNorm, Scale
+from repro.layers.common import BatchNorm, Scale
 from repro.models.base import CaffeNet
 
 
@@ -45,9 +45,7 @@ def fold_batch_norm(net: CaffeNet) -> CaffeNet:
 def _gain_and_bias(module: BatchNorm | Scale) -> tuple[torch.Tensor, torch.Tensor]:
     if isinstance(module, Scale):
         return module.weight.double(), module.bias.double()
-    mean, variance = (blob.double() for blob in module.statistics())
-    gain = (variance + BATCH_NORM_EPS).rsqrt()
-    return gain, -mean * gain
+    return copy.deepcopy(module).double().gain_and_bias()
 
 
 def _scale_outputs_(conv: nn.Conv2d, gain: torch.Tensor, bias: torch.Tensor) -> None:
