@@ -21,6 +21,7 @@ from weights_conversion import (
     deploy_prototxt,
     format_prototxt,
     load_caffe_weights,
+    read_caffemodel,
     read_prototxt,
     train_prototxt,
     write_caffemodel,
@@ -126,20 +127,27 @@ def test_other_nets_and_data_train_with_the_same_layers():
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_classifiers_train_on_labels_without_background(name):
-    section = load_config("sec_vgg16_voc").stage1
+    section = load_config("sec_vgg16_voc").stage0
     net = build_model(name, width_divisor=16)
     prototxt = train_prototxt(net, section)
     layers = wiring(prototxt)
     assert list(layers)[-3:] == ["labels-slice", "silence", "loss"]
     assert layers["loss"][:2] == ("SigmoidCrossEntropyLoss", [net.scores_blob, "labels-classes"])
+    assert prototxt.layers[0]["image_data_param"][0].one("batch_size") == section.data.batch_size
     assert prototxt.layers[0]["transform_param"][0]["mean_value"] == [104.008, 116.669, 122.675]
     derived = derive_shapes(prototxt)
     assert [layer.note for layer in derived if layer.note] == []
     shapes = blob_shapes(derived)
-    assert shapes["labels-classes"] == (15, 1, 1, 20)
-    assert shapes[net.scores_blob] == (15, 20)
-    with pytest.raises(InputError, match=f"{name} trains on the images and cue file of stage 1"):
-        train_prototxt(net, load_config("dsrg_vgg16_voc").stage2)
+    number = section.data.batch_size
+    assert shapes["labels-classes"] == (number, 1, 1, 20)
+    assert shapes[net.scores_blob] == (number, 20)
+    with pytest.raises(InputError, match=f"{name}: classifiers train in stage 0"):
+        train_prototxt(net, load_config("sec_vgg16_voc").stage1)
+    xml = section.model_copy(update={"data": section.data.model_copy(update={"labels": "Annotations"})})
+    with pytest.raises(
+        InputError, match=r"data\.labels Annotations: AnnotationLayer reads labels from a cue file"
+    ):
+        train_prototxt(net, xml)
 
 
 @pytest.mark.parametrize(
@@ -223,6 +231,7 @@ def importer(net, folder):
     cv2 = pytest.importorskip("cv2")
     write_prototxt(deploy_prototxt(net), folder / "net.prototxt")
     write_caffemodel(net, folder / "net.caffemodel")
+    assert read_caffemodel(folder / "net.caffemodel").name == net.name
     imported = cv2.dnn.readNetFromCaffe(str(folder / "net.prototxt"), str(folder / "net.caffemodel"))
     imported.enableFusion(False)
     return imported

@@ -479,7 +479,7 @@ def convert(
     config: Annotated[
         str | None, typer.Option(help="The profile of --train-prototxt.", show_default=False)
     ] = None,
-    stage: Annotated[int, typer.Option(min=1, max=2, help="Its stage.")] = 1,
+    stage: Annotated[int, typer.Option(min=0, max=2, help="Its stage; classifiers train in stage 0.")] = 1,
     check: Annotated[
         Path | None,
         typer.Option(
@@ -509,6 +509,8 @@ def convert(
     else:
         outputs = caffe_layers(model)[model.classifiers[-1]].tensors["weight"].shape[0]
         net = {"name": to, "num_classes": outputs, "width_divisor": width_divisor, "filler_seed": seed}
+        if model.fixed_size:
+            net["input_size"] = input_size
         report = convert_weights(model, source, target, net=net, spread_branches=spread_branches)
         typer.echo(report)
         written = [target]
@@ -537,7 +539,7 @@ def _prototxts(
         if profile is None:
             raise InputError(f"{train}: say with --config by which profile the net trains")
         settings = load_config(profile)
-        section = settings.stage1 if stage == 1 else settings.stage2
+        section = (settings.stage0, settings.stage1, settings.stage2)[stage]
         if section is None:
             raise InputError(f"{profile}: has no section stage{stage}")
         texts[train] = train_prototxt(model, section)

@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from repro.files import atomic_path
+from repro.models import CaffeNet
 from weights_conversion import caffe_pb2, hdf5
 from weights_conversion.model_layers import CaffeLayerView, caffe_layers, detached
 from weights_conversion.wire import LEN, VARINT, Field, WireFile, blob_field, length_prefix, open_wire
@@ -208,7 +209,7 @@ def write_caffemodel(model: nn.Module, path: str | os.PathLike[str]) -> None:
             _write_hdf5(views, temporary)
         else:
             with temporary.open("wb") as file:
-                _write_binary(type(model).__name__, views, file)
+                _write_binary(model.name if isinstance(model, CaffeNet) else "", views, file)
 
 
 def _write_binary(net_name: str, views: dict[str, CaffeLayerView], file: BinaryIO) -> None:

@@ -11,8 +11,10 @@ from typing import Any, Literal
 
 from torch import nn
 
-from repro.config import LossConfig, Stage1Config, Stage1Data, Stage2Config, Stage2Data
+from repro.config import LossConfig, Stage0Config, Stage1Config, Stage1Data, Stage2Config, Stage2Data
+from repro.data.cues import PICKLE_SUFFIXES
 from repro.data.images import MEAN_BGR
+from repro.data.labels import CLASSIFIER_MEAN_BGR
 from repro.errors import InputError
 from repro.layers.common import BatchNorm, EltwiseSum, InnerProduct, Scale
 from repro.layers.pooling import CaffeAvePool, CaffeMaxPool
@@ -20,7 +22,6 @@ from repro.models import CLASSIFIERS, CaffeNet
 from repro.models.base import GAUSSIAN_STD
 from weights_conversion.prototxt import Identifier, Message
 
-CLASSIFIER_MEAN_BGR = (104.008, 116.669, 122.675)  # of SEC's classifiers
 PrototxtFiller = Literal["gaussian", "msra"]
 
 
@@ -48,19 +49,24 @@ def deploy_prototxt(
 
 
 def train_prototxt(
-    net: CaffeNet, section: Stage1Config | Stage2Config, *, filler: PrototxtFiller = "gaussian"
+    net: CaffeNet,
+    section: Stage0Config | Stage1Config | Stage2Config,
+    *,
+    filler: PrototxtFiller = "gaussian",
 ) -> Message:
     """The net between the data and loss layers of a stage, as in the releases' train-s and train-f.prototxt.
 
-    Paths that ``section.data`` leaves open get the releases' names. A classifier takes stage 1's: it reads the same
-    images and the labels of the same cue file, and minimises ``SigmoidCrossEntropyLoss``; its prototxt was not
-    released, so that only the layers are theirs.
+    Paths that ``section.data`` leaves open get the releases' names. A classifier takes stage 0's: it reads labels from
+    a cue file and minimises ``SigmoidCrossEntropyLoss``; its prototxt was not released, so that only the layers are
+    theirs.
 
     Raises:
         InputError: settings that no layer of the releases has.
     """
-    if net.name in CLASSIFIERS:
-        first, last = _classifier_data(net, section), _classifier_losses(net.scores_blob)
+    if isinstance(section, Stage0Config) != (net.name in CLASSIFIERS):
+        raise InputError(f"{net.name}: classifiers train in stage 0, the other nets in stages 1 and 2")
+    if isinstance(section, Stage0Config):
+        first, last = _stage0_data(net, section), _stage0_losses(net.scores_blob)
         name = net.name
     elif isinstance(section, Stage1Config):
         first, last = _stage1_data(section.data), _stage1_losses(net.scores_blob, section.loss)
@@ -219,14 +225,26 @@ def _stage1_losses(scores: str, loss: LossConfig) -> list[Message]:
     return layers
 
 
-def _classifier_data(net: CaffeNet, section: Stage1Config | Stage2Config) -> list[Message]:
-    if not isinstance(section, Stage1Config) or section.data.layer != "ImageData":
-        raise InputError(f"{net.name} trains on the images and cue file of stage 1 of a VOC profile")
-    size = {"new_height": net.input_size, "new_width": net.input_size}
-    return _stage1_data(section.data.model_copy(update=size), CLASSIFIER_MEAN_BGR)
+def _stage0_data(net: CaffeNet, section: Stage0Config) -> list[Message]:
+    """Stage 1's layers, whose cue file holds the images' labels too."""
+    if section.data.labels and not section.data.labels.endswith(PICKLE_SUFFIXES):
+        raise InputError(
+            f"data.labels {section.data.labels}: AnnotationLayer reads labels from a cue file alone"
+        )
+    data = Stage1Data(
+        image_root=section.data.image_root,
+        list=section.data.list,
+        cues=section.data.labels,
+        batch_size=section.data.batch_size,
+        new_height=net.input_size,
+        new_width=net.input_size,
+        mirror=section.data.mirror,
+        shuffle=section.data.shuffle,
+    )
+    return _stage1_data(data, CLASSIFIER_MEAN_BGR)
 
 
-def _classifier_losses(scores: str) -> list[Message]:
+def _stage0_losses(scores: str) -> list[Message]:
     """The labels without background, (N, 1, 1, C), against the scores (N, C): Caffe compares their counts alone."""
     slices = message(axis=3, slice_point=1)
     tops = ["labels-background", "labels-classes"]
