@@ -274,9 +274,9 @@ def test_file_that_cannot_be_opened(tmp_path, name):
 
 def test_file_of_tiny_fields_ends_soon(tmp_path):
     start = time.monotonic()
-    with pytest.raises(CaffeFileError, match="more than 1000000 fields"):
+    with pytest.raises(CaffeFileError, match="more than 50000 fields"):
         read_bytes(tmp_path, b"\x40\x01" * 3_000_000)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 5
 
 
 def test_solver_state_is_not_taken_for_weights():

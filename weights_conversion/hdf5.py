@@ -13,6 +13,9 @@ import numpy as np
 from weights_conversion.errors import CaffeFileError
 from weights_conversion.wire import MAX_AXES
 
+# of groups and datasets: a ResNet-152's file has 1600, and each costs the library some time
+_MOST_NAMES = 5000
+
 MAGIC = b"\x89HDF\r\n\x1a\n"
 
 
@@ -24,6 +27,7 @@ class HDF5Reader:
         self.path = os.fspath(path)
         # One dataset linked many times and fill values can claim any amount: beyond the file's size it is refused.
         self._left = os.path.getsize(path)
+        self._names_left = _MOST_NAMES
         self.doubles = 0  # arrays read so far that were stored as doubles
 
     def error(self, where: str, reason: str) -> CaffeFileError:
@@ -92,7 +96,11 @@ class HDF5Reader:
 
     def _names(self, where: str) -> list[str]:
         parent, _, name = where.rpartition("/")
-        return list(self._member(parent or "/", name, h5py.Group))
+        group = self._member(parent or "/", name, h5py.Group)
+        self._names_left -= len(group)
+        if self._names_left < 0:
+            raise self.error(where, f"more than {_MOST_NAMES} groups and datasets in the file")
+        return list(group)
 
     def _member(self, where: str, name: str, kind: type) -> h5py.Group | h5py.Dataset:
         group = self._file[where]

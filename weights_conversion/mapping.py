@@ -19,6 +19,10 @@ from weights_conversion.errors import CaffeFileError
 from weights_conversion.kinds import file_kind
 from weights_conversion.model_layers import CaffeLayerView, caffe_layers, detached
 from weights_conversion.sources import read_torch_layers
+from weights_conversion.wire import open_wire
+
+# Bytes of a safetensors' header; ResNet-101's has 50 kB. Every tensor that it names costs memory, empty or not.
+_MOST_HEADER = 1 << 20
 
 # The ASPP layers that the releases' vgg16_20M_mc holds once a branch and vgg16_20M, its source, once.
 _BRANCH = re.compile(r"(fc6|fc7)_[1-4]")
@@ -119,6 +123,9 @@ def load_weights(
 
 def read_safetensors(path: str | os.PathLike[str]) -> _FileLayers:
     layers: _FileLayers = {}
+    with open_wire(path) as wire:
+        if (length := int.from_bytes(wire.head[:8], "little")) > _MOST_HEADER:
+            raise wire.error("", f"damaged safetensors file: a header of {length} bytes")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 - a handle, not a dict

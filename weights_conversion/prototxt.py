@@ -13,7 +13,8 @@ from typing import NamedTuple, NoReturn, TypeAlias
 
 from weights_conversion.errors import CaffeFileError
 
-_MAX_BYTES = 16 << 20  # the largest published nets have some 100 kB
+_MAX_BYTES = 4 << 20  # the largest published nets have some 100 kB
+_MAX_VALUES = 50_000  # and 13,000 values; a file of nothing but "a{}" ends in an error within a second
 _MAX_DEPTH = 64
 
 
@@ -105,6 +106,7 @@ class _Parser:
         self._text = text
         self._path = path
         self._position = 0
+        self._values = 0
         self._next = self._scan()
 
     def parse(self) -> Message:
@@ -172,6 +174,7 @@ class _Parser:
 
     def _value(self, colon: bool, depth: int) -> Value:
         token = self._take()
+        self._count(token)
         if token.kind == "mark" and token.text in _CLOSING:
             if depth >= _MAX_DEPTH:
                 self._fail(token.at, f"messages nest deeper than {_MAX_DEPTH}")
@@ -193,6 +196,11 @@ class _Parser:
             )
         return _WORDS.get(token.text, Identifier(token.text))
 
+    def _count(self, token: _Token) -> None:
+        self._values += 1
+        if self._values > _MAX_VALUES:
+            self._fail(token.at, f"more than {_MAX_VALUES} values")
+
     def _number(self, token: _Token, negative: bool) -> float:
         digits = token.text
         sign = -1 if negative else 1
@@ -209,11 +217,12 @@ class _Parser:
         return value
 
     def _string(self, token: _Token) -> str:
-        raw = self._unescaped(token)
+        parts = [self._unescaped(token)]
         while self._next.kind == "string":  # neighbouring strings are one
-            raw += self._unescaped(self._take())
+            self._count(self._next)
+            parts.append(self._unescaped(self._take()))
         try:
-            return raw.decode("utf-8")
+            return b"".join(parts).decode("utf-8")
         except UnicodeDecodeError:
             self._fail(token.at, "the string is not UTF-8")
 

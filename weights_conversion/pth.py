@@ -19,8 +19,8 @@ import torch
 from weights_conversion.errors import CaffeFileError
 from weights_conversion.wire import WireFile, open_wire
 
-_MOST_PICKLE = 1 << 19  # of structure: a ResNet-101's is 150 kB
-_MOST_DIRECTORY = 1 << 22  # of the zip: 90 bytes a tensor
+_MOST_PICKLE, _MOST_OPCODES = 1 << 19, 100_000  # of structure: a ResNet-101's has 110 kB and 30,000
+_MOST_DIRECTORY = 1 << 20  # of the zip: 90 bytes a tensor
 _LEGACY_PICKLES = 5  # magic, protocol, system, content, storage keys; the values follow
 _ITEM_SIZES = {"Half": 2, "BFloat16": 2, "Float": 4, "Double": 8, "Long": 8, "Int": 4, "Byte": 1}
 _INTEGERS = {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"}
@@ -124,7 +124,9 @@ def _check_pickle(stream: io.BytesIO, file: WireFile) -> int:
     number: Any = 0
     values, smallest = 0, max(_ITEM_SIZES.values())
     try:
-        for opcode, argument, _ in pickletools.genops(stream):
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+            if count > _MOST_OPCODES:
+                raise file.error("", f"a pickle of more than {_MOST_OPCODES} opcodes")
             if opcode.name in ("GLOBAL", "STACK_GLOBAL", "INST"):
                 if opcode.name != "GLOBAL" or argument not in _ADMITTED:
                     imported = str(argument or "something").replace(" ", ".")
