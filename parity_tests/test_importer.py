@@ -166,6 +166,8 @@ def test_convert_ends_with_status_1_where_a_blob_differs(capsys, tmp_path):
         (["--check", CAFFE_FILES / "vgg16_aspp_deploy.prototxt"], "OpenCV cannot import this net: "),
         (["--check", "none.prototxt"], "none.prototxt: No such file or directory"),
         (["--train-prototxt", "t.prototxt"], "t.prototxt: say with --config by which profile the net trains"),
+        (["--config", "sec_vgg16_voc"], "--config sec_vgg16_voc: goes with --train-prototxt"),
+        (["--images", "photos"], "--images photos: goes with --check"),
         (
             ["--train-prototxt", "t.prototxt", "--config", "sec_vgg16_voc", "--stage", 2],
             "sec_vgg16_voc: has no section stage2",

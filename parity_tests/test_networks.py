@@ -73,6 +73,20 @@ def test_blobs(golden, name, size):
         assert {blob: list(values.shape) for blob, values in blobs.items()} == shapes
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(
+    ("name", "size"), [("vgg16_aspp", "65x49"), ("resnet101_aspp", "65x49"), ("vgg16_bg", "321x321")]
+)
+def test_blobs_on_cuda(golden, name, size):
+    recorded = recording(golden, name, size)
+    model, images = recorded_net(name).cuda(), images_of(recorded).cuda()
+    with torch.inference_mode():
+        blobs = model.forward_blobs(images)
+    for blob, values in recorded["blobs"].items():
+        assert_close(blobs[blob], values, NETWORK_BLOB_REL, f"{name} {size} {blob}", relative_to_max=True)
+
+
 def test_gradient_at_conv4_1(golden):
     """What background cues are made of: the absolute gradient's maximum over the channels."""
     recorded = golden("networks")["vgg16_bg"]["321x321"]

@@ -499,6 +499,10 @@ def convert(
     if to is not None:
         model = build_model(to, num_classes=num_classes, width_divisor=width_divisor, input_size=input_size)
         model.fill("gaussian", torch.Generator().manual_seed(seed))
+    if config and not train_to:
+        raise InputError(f"--config {config}: goes with --train-prototxt")
+    if images and not check:
+        raise InputError(f"--images {images}: goes with --check")
     texts = _prototxts(model, deploy_to, train_to, config, stage)
     if target.name.endswith(STATE_ENDINGS):
         if check:

@@ -97,7 +97,7 @@ def check_with_opencv(
     """Run ``net`` and OpenCV's import of the two files on the same images and compare every blob.
 
     Args:
-        net: in whatever mode; it runs in evaluation mode, in float32.
+        net: in whatever mode; it runs in evaluation mode, in float32, on its device.
         prototxt: of the net alone (deploy).
         caffemodel: the binary weights that OpenCV reads.
         images: by name, mean-subtracted float32 (1, 3, H, W); sizes may differ.
@@ -110,18 +110,19 @@ def check_with_opencv(
         raise InputError("check: no image to run")
     description = read_prototxt(prototxt)
     writers = _last_writers(description, prototxt)
-    training = net.training
+    training, device = net.training, next(net.parameters()).device
     net.eval()
     try:
         checks: dict[str, BlobCheck] = {}
         imported = _Imported(prototxt, caffemodel)
         for name, image in images.items():
             with torch.inference_mode():
-                ours = net.forward_blobs(torch.from_numpy(np.ascontiguousarray(image)))
+                blobs = net.forward_blobs(torch.from_numpy(np.ascontiguousarray(image)).to(device))
+                ours = {blob: values.cpu().numpy() for blob, values in blobs.items()}
             shared = [blob for blob in writers if blob in ours]
             theirs = imported.run(image, [writers[blob] for blob in shared])
             for blob, values in zip(shared, theirs, strict=True):
-                check = _compare(writers[blob], blob, name, ours[blob].numpy(), values)
+                check = _compare(writers[blob], blob, name, ours[blob], values)
                 checks[blob] = _worse(checks[blob], check) if blob in checks else check
     finally:
         net.train(training)

@@ -76,6 +76,8 @@ def _spatial(message: Message, field: str, default: int, axes: int, *others: str
     """A field that holds one number for all spatial axes, or one for each, or is ``<name>_h`` and ``<name>_w``."""
     stem = field.removesuffix("_size")
     if f"{stem}_h" in message or f"{stem}_w" in message:
+        if axes != 2:
+            raise MisfitError(f"{stem}_h and {stem}_w for {axes} axes")
         return [_integer(message, f"{stem}_{axis}", default) for axis in "hw"]
     values = integers(message, field) or next((v for o in others if (v := integers(message, o))), [default])
     if len(values) not in (1, axes):
