@@ -1,0 +1,95 @@
+"""A run killed at any moment and started again leaves the same results folder as one that was left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from repro.data.mini import build_mini
+
+ARGUMENTS = [
+    *("reproduce", "--config", "mini", "--device", "cpu", "rows=[+DSRG, +Retrain]", "output=r"),
+    *("solver.max_iter=8", "solver.snapshot=2", "data.batch_size=2", "data.workers=0", "inference.crf=false"),
+    *("dataset.train_limit=6", "dataset.val_limit=4"),
+]
+
+
+def start(folder: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "repro", *ARGUMENTS, f"dataset.root={folder.parent}/mini"],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    """Every file of the results folder, without what was measured (times, memory)."""
+    root = folder / "r-tables"
+    found = {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    manifest = json.loads(found.pop("manifest.json"))
+    del manifest["measured"], manifest["files"]["index.html"]
+    found["manifest.json"] = json.dumps(manifest).encode()
+    page = re.sub(rb'<section id="measured".*?</section>', b"", found["index.html"], flags=re.S)
+    assert page != found["index.html"]
+    return {**found, "index.html": page}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A run that nobody disturbed."""
+    root = tmp_path_factory.mktemp("killed")
+    build_mini(root / "mini")
+    folder = root / "whole"
+    folder.mkdir()
+    process = start(folder)
+    assert process.wait(600) == 0, process.stderr.read()
+    return folder
+
+
+def files(folder: Path) -> int:
+    return sum(len(names) for _, _, names in os.walk(folder))
+
+
+def kill_and_finish(whole: Path, draw: random.Random, times: int) -> None:
+    """Kill when so many files are there as drawn, and a moment later: progress, not time, so that any machine will do."""
+    folder = whole.parent / f"killed{len(list(whole.parent.iterdir()))}"
+    folder.mkdir()
+    killed = 0
+    for count in sorted(draw.randrange(1, files(whole)) for _ in range(times)):
+        process = start(folder)
+        while process.poll() is None and files(folder) < count:
+            time.sleep(0.002)
+        time.sleep(draw.uniform(0, 0.1))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            killed += 1
+        process.wait()
+    assert killed
+    process = start(folder)
+    assert process.wait(600) == 0, process.stderr.read()
+    want, got = results(whole), results(folder)
+    assert want.keys() == got.keys()
+    assert [name for name in want if want[name] != got[name]] == []
+    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in whole.iterdir())
+
+
+def test_killed_thrice(whole):
+    kill_and_finish(whole, random.Random(0), 3)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(1, 9))
+def test_killed_at_any_moment(whole, seed):
+    kill_and_finish(whole, random.Random(seed), 3)
