@@ -63,7 +63,7 @@ def files(folder: Path) -> int:
 
 
 def kill_and_finish(whole: Path, draw: random.Random, times: int) -> None:
-    """Kill when so many files are there as drawn, and a moment later: progress, not time, so that any machine will do."""
+    """Kill when so many files are there as drawn, and a moment later: progress, not time, so any machine will do."""
     folder = whole.parent / f"killed{len(list(whole.parent.iterdir()))}"
     folder.mkdir()
     killed = 0

@@ -154,7 +154,7 @@ def write_json(path: Path, content: Any) -> None:
 def provenance(config: Config, device: torch.device) -> dict[str, Any]:
     """What made a result: command, seed, commit, device, arithmetic, versions."""
     return {
-        "command": sys.argv,
+        "command": _command(),
         "seed": config.seed,
         **_git_state(),
         "device": str(device),
@@ -164,14 +164,21 @@ def provenance(config: Config, device: torch.device) -> dict[str, Any]:
             "precision": config.precision,
             "dtype": str(config.dtype).removeprefix("torch."),
             "bfloat16_convolutions": config.precision == "fast" and has_bfloat16(device),
-            "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
-            "cudnn_deterministic": torch.backends.cudnn.deterministic,
+            # as precision.to_device sets them, which may come later than this
+            "tf32": config.precision == "fast",
+            "cudnn_deterministic": config.precision != "fast",
         },
         "versions": {
             "python": platform.python_version(),
             **{name: _version(name) for name in _REPORTED_PACKAGES},
         },
     }
+
+
+def _command() -> list[str]:
+    """This process's command, without the place where the program happens to lie."""
+    program = Path(sys.argv[0])
+    return ["repro" if program.name in ("repro", "__main__.py") else program.name, *sys.argv[1:]]
 
 
 def _version(package: str) -> str | None:
