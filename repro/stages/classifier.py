@@ -54,6 +54,8 @@ def train_classifier(config: Config, net: str, run: Run) -> Path:
     section = stage0_of(config)
     if section.solver.max_iter < 1:
         raise InputError("stage0.solver.max_iter: expected at least 1 iteration")
+    if section.init.weights and not Path(section.init.weights).is_file():
+        raise InputError(f"stage0.init.weights: no such file: {section.init.weights}")
     training, held_out = _split(labelled, section.data.held_out, config.seed)
     check_every_class_occurs(
         {name: labelled.labels[name] for name in training}, config.dataset.classes, labelled.source
@@ -65,7 +67,17 @@ def train_classifier(config: Config, net: str, run: Run) -> Path:
         model = build_classifier(config, net)
         model.fill(section.init.filler, torch.Generator().manual_seed(config.seed))
         if section.init.weights:
-            log.info("%s", load_weights(_convolutions(model), section.init.weights))
+            report = load_weights(_convolutions(model), section.init.weights)
+            log.info("%s", report)
+            if report.missing:
+                raise InputError(
+                    f"{section.init.weights}: has no weights for {', '.join(report.missing)} of VGG16"
+                )
+        elif section.init.filler == "gaussian":
+            log.warning(
+                "stage0.init.weights is not given: at VGG16's depth nothing is learnt from the filler gaussian; give "
+                "vgg16_20M.caffemodel, or init.filler=looks_linear to train from scratch"
+            )
         to_device(model, config, run.device)
         observer = HeldOutPrecision(
             model,
