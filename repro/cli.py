@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +15,7 @@ import torch
 import typer
 from tqdm import tqdm
 
+from repro import ranks
 from repro.bench import bench as run_bench
 from repro.config import Config, PredictConfig, load_config, profile_names
 from repro.data import CocoInstances, VocLayout, convert_cues, find_images, read_id_list
@@ -20,7 +24,7 @@ from repro.data.labels import read_labels, write_labels
 from repro.data.mini import build_mini
 from repro.data.sbd import build_train_aug, find_sbd
 from repro.data.verify import verify
-from repro.errors import InputError
+from repro.errors import InputError, StoppedError
 from repro.export import GraphName, PrecisionName
 from repro.files import write_text
 from repro.models import CLASSIFIERS, CaffeNet, build_model
@@ -112,7 +116,11 @@ def train(
     device: DeviceOption = None,
     seed: SeedOption = None,
 ) -> None:
-    """Train one stage; an unfinished run goes on from its newest snapshot."""
+    """Train one stage; an unfinished run goes on from its newest snapshot.
+
+    Under torchrun several processes share each mini-batch (docs/clusters.md).
+    """
+    ranks.join()
     if (config is None) == (solver is None):
         raise InputError("train: give either --config or --solver")
     if solver is not None:
@@ -126,7 +134,7 @@ def train(
         stage = stage or 1
         settings = _load(str(config), overrides, device, seed, stages=(f"stage{stage}",))
     weights = train_stage(settings, stage, Run(settings, resolve_device(settings.device)))
-    typer.echo(f"{weights}\n{weights.parent / 'log.csv'}")
+    _say(f"{weights}\n{weights.parent / 'log.csv'}")
 
 
 @app.command(
@@ -163,6 +171,7 @@ def predict(
 
     Images that cannot be used do not stop the others: they are listed at the end, and the exit status is 1.
     """
+    ranks.join()
     settings = _load(config, overrides, device, None)
     found = _images(images, ids)
     if submission:
@@ -296,6 +305,7 @@ def pseudo_labels(
     device: DeviceOption = None,
 ) -> None:
     """Label the training images with a stage-1 net, for stage 2 to train on."""
+    ranks.join()
     settings = _load(config, overrides, device, None)
     if settings.pseudo_labels is None:
         raise InputError(f"{config}: the profile has no section pseudo_labels")
@@ -310,8 +320,9 @@ def pseudo_labels(
         if settings.pseudo_labels.use_labels:
             labels = experiment.labels()
     _predict(settings, weights, found, out, settings.pseudo_labels, labels)
-    write_text(out / "list.txt", "".join(f"{path.name} {name}.png\n" for name, path in found.items()))
-    typer.echo(f"{out / 'list.txt'}: the list for stage 2")
+    if ranks.is_first():
+        write_text(out / "list.txt", "".join(f"{path.name} {name}.png\n" for name, path in found.items()))
+    _say(f"{out / 'list.txt'}: the list for stage 2")
 
 
 @app.command(
@@ -325,8 +336,11 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Write the scores as JSON, too.")] = None,
 ) -> None:
     """Score masks: mean IoU by both averaging rules, pixel accuracy, every class."""
+    ranks.join()
     names = read_id_list(ids)
     scores = evaluate_folder(pred, [gt / f"{name}.png" for name in names], names, num_classes)
+    if not ranks.is_first():
+        return
     typer.echo(f"{'images':<28}{scores['images']}")
     for rule, value in scores["mean_iou"].items():
         typer.echo(f"{f'mean IoU, rule {rule}':<28}{100 * value:.2f}")
@@ -364,6 +378,7 @@ def reproduce(
     ] = False,
 ) -> None:
     """Run whole experiments and write their results folder; what is done already is skipped."""
+    ranks.join()
     runs = plan(
         config,
         _overrides(overrides, device, seed),
@@ -581,10 +596,11 @@ def seeds_train(
     seed: SeedOption = None,
 ) -> None:
     """Train the classifiers that cues are made of, on image-level labels; unfinished ones go on."""
+    ranks.join()
     settings = _load(config, overrides, device, seed, stages=("stage0",))
     for one in SEED_CLASSIFIERS if net == "both" else (net,):
         weights = train_classifier(settings, one, Run(settings, resolve_device(settings.device)))
-        typer.echo(weights)
+        _say(str(weights))
 
 
 @seeds_app.command(
@@ -789,22 +805,53 @@ def data_coco_masks(
 
 
 def run_command(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status; bad input is one line on standard error and status 2."""
+    """Run the command line and return its exit status; what goes wrong is one line on standard error.
+
+    2 for bad input, 1 for a run that had to stop, 130 and 143 after SIGINT and SIGTERM.
+    """
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-    try:
-        app(arguments, prog_name="repro")
-    except SystemExit as stop:  # how typer ends every command, usage errors with status 2 among them
-        status = int(stop.code or 0)
-        if status == 130:
-            print("repro: interrupted; the same command goes on from what is done", file=sys.stderr)
-        return status
-    except InputError as error:
-        print(f"repro: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"repro: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
-        return 2
+    with _terminable(), ranks.joined():
+        try:
+            app(arguments, prog_name="repro")
+        except SystemExit as stop:  # how typer ends every command, usage errors with status 2 among them
+            status = int(stop.code or 0)
+            if status in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+                _complain("interrupted; the same command goes on from what is done")
+            return status
+        except InputError as error:
+            _complain(str(error))
+            return 2
+        except StoppedError as error:
+            _complain(str(error))
+            return error.status
+        except OSError as error:
+            _complain(f"{error.filename or ''}: {error.strerror or error}")
+            return 2
     return 0
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the work as Ctrl-C does: what is being written is finished or removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _complain(line: str) -> None:
+    who = "" if ranks.is_first() else f" (rank {ranks.rank()})"
+    print(f"repro{who}: {line}", file=sys.stderr)
+
+
+def _say(line: str) -> None:
+    """A command's result, once for all ranks."""
+    if ranks.is_first():
+        typer.echo(line)
 
 
 def _load(
@@ -848,11 +895,12 @@ def _report(result: FolderResult, out: Path) -> None:
     total = result.written + result.kept + len(result.failures)
     if result.failures and total == 1:
         raise InputError(next(iter(result.failures.values())))
-    typer.echo(f"{out}: {result.written} masks written, {result.kept} were there")
+    _say(f"{out}: {result.written} masks written, {result.kept} were there")
     if result.failures:
-        print(f"repro: {len(result.failures)} of {total} images failed:", file=sys.stderr)
-        for reason in result.failures.values():
-            print(f"  {reason}", file=sys.stderr)
+        if ranks.is_first():
+            print(f"repro: {len(result.failures)} of {total} images failed:", file=sys.stderr)
+            for reason in result.failures.values():
+                print(f"  {reason}", file=sys.stderr)
         raise typer.Exit(1)
 
 

@@ -38,7 +38,7 @@ class Section(BaseModel):
 
 class SolverConfig(Section):
     """Caffe's ``SolverParameter``, the fields that matter here; defaults are Caffe's but for ``display``, which
-    shows and logs every iteration."""
+    shows and logs every iteration. ``snapshot_keep`` is not Caffe's: how many of the newest snapshots stay (0: all)."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -57,6 +57,7 @@ class SolverConfig(Section):
     display: NonNegative = 1
     average_loss: Positive = 1
     snapshot: NonNegative = 0
+    snapshot_keep: NonNegative = 5
 
     @model_validator(mode="after")
     def _policy_has_its_numbers(self) -> Self:
@@ -410,8 +411,8 @@ def with_changes(config: Config, changes: Mapping[str, Any], where: str) -> Conf
 
 
 _SHAPES_NOTHING = re.compile(
-    r"\.data\.(image_root|label_root|truth_root|list|labels|cues|workers)$|\.solver\.(display|average_loss|snapshot)$"
-    r"|\.init\.weights$|\.cues\.batch_size$|\.test_interval$"
+    r"\.data\.(image_root|label_root|truth_root|list|labels|cues|workers)$"
+    r"|\.solver\.(display|average_loss|snapshot(_keep)?)$|\.init\.weights$|\.cues\.batch_size$|\.test_interval$"
 )
 
 

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 LOCK_NAME = ".lock"
 
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}(\.\w+)?")  # what atomic_path has mkstemp make
+
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -61,6 +63,16 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             _sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove the temporary files of `atomic_path` that processes which were killed have left in a folder tree.
+
+    Nothing else may be writing there.
+    """
+    for path in folder.rglob(".*"):
+        if _TEMPORARY.fullmatch(path.name) and path.is_file():
+            path.unlink()
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:

@@ -8,6 +8,8 @@ alone. So the stream is the same for any number of workers, and a run resumes in
 
 from __future__ import annotations
 
+import re
+import signal
 from collections.abc import Iterator
 from itertools import count, islice
 from typing import Any, Protocol
@@ -16,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from repro.errors import InputError
+from repro.errors import InputError, StoppedError
 
 # Second words of the generators' keys: they keep the two uses of one seed apart.
 _ITEM_STREAM, _ORDER_STREAM = 0, 1
@@ -51,6 +53,7 @@ class CaffeBatchSampler(Sampler[list[tuple[int, int]]]):
         seed: 0 to 2⁶⁴ − 1.
         start_iteration: the batch to begin with; the stream up to it is skipped, not drawn.
         iterations: how many batches to give; None for no end.
+        share: the part of each batch to give, by place in it, where several processes divide the batches.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class CaffeBatchSampler(Sampler[list[tuple[int, int]]]):
         seed: int,
         start_iteration: int = 0,
         iterations: int | None = None,
+        share: slice = slice(None),
     ) -> None:
         for name, value, least in (
             ("length", length, 1),
@@ -77,6 +81,7 @@ class CaffeBatchSampler(Sampler[list[tuple[int, int]]]):
         self.seed = seed
         self.start_iteration = start_iteration
         self.iterations = iterations
+        self.share = share
 
     def __len__(self) -> int:
         if self.iterations is None:
@@ -86,7 +91,7 @@ class CaffeBatchSampler(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         stream = self._stream(self.start_iteration * self.batch_size)
         for _ in count() if self.iterations is None else range(self.iterations):
-            yield list(islice(stream, self.batch_size))
+            yield list(islice(stream, self.batch_size))[self.share]
 
     def _stream(self, position: int) -> Iterator[tuple[int, int]]:
         while True:
@@ -127,10 +132,26 @@ def _collate(items: list[dict[str, Any] | InputError]) -> dict[str, torch.Tensor
 
 class _Loader(DataLoader[Any]):
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:  # type: ignore[override]
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        while True:
+            try:
+                batch = next(batches, None)
+            except RuntimeError as error:
+                if worker := re.match(
+                    r"DataLoader worker \(.*?\) (is killed by signal: \w+|exited)", str(error)
+                ):
+                    raise StoppedError(f"a loader worker has died ({worker[0]})") from error
+                raise
+            if batch is None:
+                return
             if isinstance(batch, InputError):
                 raise batch
             yield batch
+
+
+def _leave_interrupts_alone(worker: int) -> None:
+    """A terminal sends Ctrl-C to the workers as well; when to stop is their parent's decision."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def make_loader(
@@ -140,25 +161,30 @@ def make_loader(
     seed: int,
     start_iteration: int = 0,
     iterations: int | None = None,
+    share: slice = slice(None),
     workers: int = 0,
     pin_memory: bool = False,
 ) -> DataLoader[dict[str, torch.Tensor]]:
     """A loader of ``layer``'s items in batches: dicts of tensors with the batch first, ints as int64 (N,).
 
-    The batches are a function of layer, batch size, shuffle and seed only; ``start_iteration`` and
-    ``iterations`` cut a piece out of them (see `CaffeBatchSampler`), and ``workers`` processes only share the
-    work. The global random state of torch and NumPy is neither used nor moved.
+    The batches are a function of layer, batch size, shuffle and seed only; ``start_iteration``,
+    ``iterations`` and ``share`` cut a piece out of them (see `CaffeBatchSampler`), and ``workers`` processes only
+    share the work. The global random state of torch and NumPy is neither used nor moved.
 
-    Raises InputError for arguments out of range, and while iterating the layer's own InputError, unchanged.
+    Raises InputError for arguments out of range. While iterating: the layer's own InputError, unchanged, and
+    StoppedError when a worker has died (killed for its memory, say).
     """
     if workers < 0:
         raise InputError(f"workers: {workers}, a whole number of at least 0 expected")
     return _Loader(
         _Stream(layer, seed),
-        batch_sampler=CaffeBatchSampler(len(layer), batch_size, shuffle, seed, start_iteration, iterations),
+        batch_sampler=CaffeBatchSampler(
+            len(layer), batch_size, shuffle, seed, start_iteration, iterations, share
+        ),
         num_workers=workers,
         collate_fn=_collate,
         pin_memory=pin_memory,
+        worker_init_fn=_leave_interrupts_alone if workers else None,
         # A loader draws its workers' seed from this generator, by default from torch's global one, which would
         # make the dropout of a resumed run differ from that of an uninterrupted one.
         generator=torch.Generator(),

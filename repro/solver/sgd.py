@@ -45,6 +45,9 @@ class CaffeSGD(torch.optim.Optimizer):
     ) -> None:
         self.config = SolverConfig.of(solver_config)
         self.iteration = 0
+        self.is_stepping = (
+            False  # stays True where a step was broken off: weights and history no longer belong together
+        )
         groups = model_or_groups.param_groups() if isinstance(model_or_groups, CaffeNet) else model_or_groups
         super().__init__(list(groups), {"lr_mult": 1.0, "decay_mult": 1.0})
 
@@ -85,6 +88,7 @@ class CaffeSGD(torch.optim.Optimizer):
         if closure is not None:
             raise ValueError("CaffeSGD takes no closure: call step() after iter_size backward passes")
         config, rate = self.config, self.rate
+        self.is_stepping = True
         alike: dict[tuple[float, float], tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
         every: list[Tensor] = []
         for group in self.param_groups:
@@ -110,6 +114,7 @@ class CaffeSGD(torch.optim.Optimizer):
             torch._foreach_add_(histories, gradients, alpha=rate * lr_mult)
             torch._foreach_sub_(weights, histories)
         self.iteration += 1
+        self.is_stepping = False
 
     def state_dict(self) -> dict[str, Any]:
         """PyTorch's, with ``iteration``: the rate depends on it."""

@@ -97,7 +97,7 @@ def train_classifier(config: Config, net: str, run: Run) -> Path:
                 config.seed,
                 model,
                 CaffeSGD(model, section.solver),
-                ClassifierObjective(),
+                ClassifierObjective(section.data.batch_size),
                 _layer(config, labelled, training, mirror=section.data.mirror),
                 list_path,
                 step,

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from repro import ranks
 from repro.data.voc import read_mask
 from repro.errors import InputError
 
@@ -202,7 +203,7 @@ def evaluate_folder(
         num_classes: C, background included.
 
     Returns:
-        ``summarize`` of the matrix over all images.
+        ``summarize`` of the matrix over all images; several ranks share the images, and each returns it.
 
     Raises:
         InputError: no ids, only void, a missing or unreadable mask, a prediction whose size differs from the ground
@@ -213,7 +214,8 @@ def evaluate_folder(
     if not ids:
         raise InputError(f"no image to evaluate in {pred_dir}: the list of names is empty")
     matrix = np.zeros((num_classes, num_classes), np.int64)
-    for gt_path, image_id in zip(gt_paths, ids, strict=True):
+    mine = slice(ranks.rank(), None, ranks.size())
+    for gt_path, image_id in zip(gt_paths[mine], ids[mine], strict=True):
         pred_path = Path(pred_dir) / f"{image_id}.png"
         if not pred_path.is_file():
             raise InputError(f"{pred_path}: no prediction for {gt_path}")
@@ -224,6 +226,7 @@ def evaluate_folder(
             matrix += confusion_matrix(gt, pred, num_classes)
         except InputError as error:
             raise InputError(f"{pred_path} against {gt_path}: {error}") from error
+    matrix = ranks.add_up(torch.from_numpy(matrix)).numpy()
     if not matrix.any():
         raise InputError(
             f"{gt_paths[0]} and the other ground-truth masks: all void, expected pixels to score"

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
+from repro import ranks
 from repro.data import read_image_rgb, write_mask
 from repro.errors import InputError
 from repro.stages.runs import check_settings, write_json
@@ -59,6 +60,8 @@ def predict_folder(
 ) -> FolderResult:
     """Segment images into palette PNGs ``<out_dir>/<id>.png``; those already there are kept, so it resumes.
 
+    Several ranks share the images that are missing and write their own masks; each returns the result of all.
+
     Args:
         segmenter: the engine.
         images: id -> path of the image.
@@ -73,10 +76,18 @@ def predict_folder(
     """
     described = json.loads(json.dumps(described))
     check_settings(out_dir, described)
-    missing = {name: path for name, path in images.items() if not (out_dir / f"{name}.png").exists()}
-    result = FolderResult(kept=len(images) - len(missing))
+    absent = [name for name in images if not (out_dir / f"{name}.png").exists()]
+    absent = ranks.from_first(absent)  # the first's view: another rank may be writing already
+    kept = len(images) - len(absent)
+    missing = {name: images[name] for name in absent[ranks.rank() :: ranks.size()]}
+    result = FolderResult(kept=kept)
     bar = tqdm(
-        desc=title, unit="image", total=len(images), initial=result.kept, disable=None, dynamic_ncols=True
+        desc=title,
+        unit="image",
+        total=kept + len(missing),
+        initial=kept,
+        disable=None if ranks.is_first() else True,
+        dynamic_ncols=True,
     )
     writes: deque[Future[None]] = deque()
     with bar, ThreadPoolExecutor(_FILE_THREADS) as pool:
@@ -101,8 +112,14 @@ def predict_folder(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-        bar.update(len(images) - bar.n)
-    return result
+        bar.update(kept + len(missing) - bar.n)
+    parts = ranks.gathered(result)
+    failures = {name: reason for part in parts for name, reason in part.failures.items()}
+    return FolderResult(
+        sum(part.written for part in parts),
+        kept,
+        {name: failures[name] for name in images if name in failures},
+    )
 
 
 def _batches(

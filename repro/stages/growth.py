@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from repro import ranks
 from repro.config import Config
 from repro.data import VOID, ImageData, write_mask
 from repro.errors import InputError
@@ -51,7 +52,7 @@ def draw_growth(run: Run, config: Config, experiment: Experiment, stage1: Path) 
     loss, data = config.stage1.loss, config.stage1.data
     settings = {"images": names, "iterations": sorted(snapshots), "loss": loss.model_dump()}
     with run.step(STEP, settings) as step:
-        if step.done:
+        if step.done or not ranks.is_first():
             return
         step.begin()
         lines = step.folder / "list.txt"

@@ -6,6 +6,10 @@ Stage 2           softmax loss against pseudo labels sampled every 8th pixel, vo
 
 An objective takes the net and a batch and returns named scalars: the losses by their Caffe layer names, which
 are summed (``loss_weight: 1``), and figures that are only reported.
+
+With several ranks the batch is this rank's part of the mini-batch. Then the losses are what this part adds to the
+mini-batch's, so that their sum over the ranks, and that of the gradients, is what one process has; the figures are
+the whole mini-batch's.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
+from repro import ranks
 from repro.config import LossConfig
 from repro.layers import (
     balanced_seed_loss,
@@ -60,14 +65,21 @@ class Stage1Objective:
     The batch holds ``images`` (N, 3, h, w), ``labels`` (N, C) and ``cues`` (N, C, H, W). The CRF runs once and
     serves both the constrain loss and the growing; the release computes the same thing twice.
 
+    All of its losses are means over images: a part of the mini-batch adds its own mean, weighted by its share.
+
     Args:
+        config: the losses.
+        batch_size: images in the whole mini-batch; by default those that are given.
         watch: is shown the batch, given and grown cues with it; it changes nothing.
     """
 
     def __init__(
-        self, config: LossConfig, watch: Callable[[Batch, torch.Tensor], None] | None = None
+        self,
+        config: LossConfig,
+        batch_size: int | None = None,
+        watch: Callable[[Batch, torch.Tensor], None] | None = None,
     ) -> None:
-        self.config, self.watch = config, watch
+        self.config, self.batch_size, self.watch = config, batch_size, watch
         names = {
             "loss-Seed": config.seed != "none",
             "loss-Expand": config.expand,
@@ -93,7 +105,7 @@ class Stage1Objective:
                 cues = grow_seeds(
                     labels, refined, cues, theta_f=config.theta_f, theta_b=config.theta_b, rule=config.rule
                 )
-                figures["seeds"] = cues.sum()
+                figures["seeds"] = ranks.add_up(cues.sum())
         if self.watch:
             self.watch(batch, cues)
         losses = {}
@@ -105,16 +117,30 @@ class Stage1Objective:
             losses["loss-Expand"] = expand_loss(probs, labels, pooling=config.pooling)
         if config.constrain:
             losses["loss-Constrain"] = constrain_loss(probs, log_result, clip=config.variant == "dsrg")
-        return Outcome(losses, figures)
+        return Outcome(_shares(losses, len(images), self.batch_size), figures)
 
 
 class ClassifierObjective:
-    """Caffe's multi-label sigmoid loss on ``images`` (N, 3, S, S) and ``labels`` (N, C−1), for both classifiers."""
+    """Caffe's multi-label sigmoid loss on ``images`` (N, 3, S, S) and ``labels`` (N, C−1), for both classifiers.
+
+    A mean over images; ``batch_size`` as for ``Stage1Objective``.
+    """
 
     columns: tuple[str, ...] = ()
 
+    def __init__(self, batch_size: int | None = None) -> None:
+        self.batch_size = batch_size
+
     def __call__(self, net: Net, batch: Batch) -> Outcome:
-        return Outcome({"loss": sigmoid_cross_entropy_loss(net(batch["images"]), batch["labels"])})
+        loss = sigmoid_cross_entropy_loss(net(batch["images"]), batch["labels"])
+        return Outcome(_shares({"loss": loss}, len(batch["images"]), self.batch_size))
+
+
+def _shares(losses: dict[str, torch.Tensor], images: int, batch_size: int | None) -> dict[str, torch.Tensor]:
+    """What means over ``images`` add to the means over the ``batch_size`` that they are a part of."""
+    if batch_size in (None, images):
+        return losses
+    return {name: loss * (images / batch_size) for name, loss in losses.items()}
 
 
 class Stage2Objective:
@@ -132,16 +158,14 @@ class Stage2Objective:
         scores = net(batch["images"])
         # the shrunk grid falls on whole pixels, so this samples labels and never blends them
         label = interp(batch["label"], shrink_factor=self.label_shrink)[:, 0].round().long()
-        valid = (label != IGNORE_LABEL).sum()
+        counts = ranks.add_up(_confusion(scores.detach(), label))
         # Caffe divides by max(count, 1): a batch of void alone costs 0, where PyTorch's mean is NaN
         summed = F.cross_entropy(scores, label, ignore_index=IGNORE_LABEL, reduction="sum")
-        return Outcome({"loss": summed / valid.clamp_min(1)}, _seg_accuracy(scores.detach(), label))
+        return Outcome({"loss": summed / counts.sum().clamp_min(1)}, _seg_accuracy(counts))
 
 
-def _seg_accuracy(scores: torch.Tensor, label: torch.Tensor) -> dict[str, torch.Tensor]:
-    """DeepLab's ``SegAccuracy`` on one batch: the share of right cells among the valid ones, the mean recall over
-    the classes that occur in the labels, the mean intersection over union over **all** classes, where one that
-    occurs neither in the labels nor in the prediction counts as 1."""
+def _confusion(scores: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """Valid cells by true and winning class, (C, C) int64."""
     classes = scores.shape[1]
     valid = label != IGNORE_LABEL
     # void goes into a row of its own that is cut off
@@ -149,7 +173,14 @@ def _seg_accuracy(scores: torch.Tensor, label: torch.Tensor) -> dict[str, torch.
     place = (truth * classes + scores.argmax(dim=1)).flatten()
     counts = place.new_zeros((classes + 1) * classes)  # not bincount, which waits for the device
     counts.scatter_add_(0, place, torch.ones_like(place))
-    matrix = counts[: classes * classes].reshape(classes, classes).float()
+    return counts[: classes * classes].reshape(classes, classes)
+
+
+def _seg_accuracy(counts: torch.Tensor) -> dict[str, torch.Tensor]:
+    """DeepLab's ``SegAccuracy`` on one batch: the share of right cells among the valid ones, the mean recall over
+    the classes that occur in the labels, the mean intersection over union over **all** classes, where one that
+    occurs neither in the labels nor in the prediction counts as 1."""
+    matrix = counts.float()
     correct, actual = matrix.diagonal(), matrix.sum(dim=1)
     union = actual + matrix.sum(dim=0) - correct
     return {

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from repro import ranks
 from repro.data import make_loader
 from repro.data.labels import LabelledImages
 from repro.models import CaffeNet
@@ -39,7 +40,7 @@ class SeedQuality:
     def watch(self, batch: Batch, cues: torch.Tensor) -> None:
         """Add a batch with its ``truth`` and given ``cues``, and the ``cues`` that were grown of them."""
         for name, seeds in (("grown", cues), *((("given", batch["cues"]),) if self._epoch == 0 else ())):
-            matrix = seed_matrix(batch["truth"], seeds)
+            matrix = ranks.add_up(seed_matrix(batch["truth"], seeds))
             self._counts[name] = (
                 self._counts[name].to(matrix.device) + matrix if name in self._counts else matrix
             )
@@ -47,19 +48,21 @@ class SeedQuality:
     def start(self, folder: Path, iteration: int, state: dict[str, torch.Tensor]) -> None:
         self._counts = dict(state)
         self._epoch = iteration * self.batch // self.images
-        self._log = CsvLog(folder / "seed_quality.csv", self.columns, iteration + 1 if iteration else 0)
+        if ranks.is_first():
+            self._log = CsvLog(folder / "seed_quality.csv", self.columns, iteration + 1 if iteration else 0)
 
     def after(self, done: int) -> None:
         epoch = done * self.batch // self.images
         if epoch == self._epoch:
             return
-        if "given" in self._counts:
-            self._write(0, 0, self._counts["given"])
-        self._write(epoch, done, self._counts["grown"])
+        if ranks.is_first():
+            if "given" in self._counts:
+                self._write(0, 0, self._counts["given"])
+            self._write(epoch, done, self._counts["grown"])
         self._counts, self._epoch = {}, epoch
 
     def state(self) -> dict[str, torch.Tensor]:
-        return {name: counts.cpu() for name, counts in self._counts.items()}
+        return dict(self._counts)
 
     def _write(self, epoch: int, iteration: int, counts: torch.Tensor) -> None:
         figures = seed_figures(counts.cpu())
@@ -105,12 +108,14 @@ class HeldOutPrecision:
         self.interval, self.last, self.batch_size = interval, last, batch_size
 
     def start(self, folder: Path, iteration: int, state: dict[str, torch.Tensor]) -> None:
+        if not ranks.is_first():
+            return  # the others wait for its next gradients
         # a row's iteration counts what is done: the one written at a snapshot stays
         columns = ("iteration", "mean", *self.classes)
         self._log = CsvLog(folder / "average_precision.csv", columns, iteration + 1 if iteration else 0)
 
     def after(self, done: int) -> None:
-        if done == self.last or (self.interval and done % self.interval == 0):
+        if ranks.is_first() and (done == self.last or (self.interval and done % self.interval == 0)):
             scores, present = self._scores()
             found = {
                 name: average_precision(scores[:, index], present[:, index] > 0)

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from repro import ranks
 from repro.config import Config, PredictConfig, Stage1Data, Stage2Data
 from repro.data import read_pairs_list
 from repro.errors import InputError
@@ -48,7 +49,7 @@ def reproduce(runs: Sequence[PlannedRun]) -> list[Path]:
         runs: from ``plan_rows`` or ``plan_experiments``.
 
     Returns:
-        The results folders.
+        The results folders, on the first of several ranks.
 
     Raises:
         InputError: anything missing or malformed in the inputs, before anything is written.
@@ -59,6 +60,8 @@ def reproduce(runs: Sequence[PlannedRun]) -> list[Path]:
         if planned.config.dataset.make_cues and planned.weights is None:
             experiment = _with_made_cues(planned, experiment)
         _Steps(planned, experiment).run_all()
+    if not ranks.is_first():
+        return []
     folders: dict[Path, list[Config]] = {}
     for base in {planned.base.run_dir: planned.base for planned in runs}.values():
         folders.setdefault(results_dir(base), []).append(base)
@@ -98,7 +101,10 @@ def _with_made_cues(planned: PlannedRun, experiment: Experiment) -> Experiment:
     run = Run(config, resolve_device(config.device), config.run_dir.parent / name)
     needed = SEED_CLASSIFIERS if stage0_of(config).cues.saliency is None else SEED_CLASSIFIERS[:1]
     weights = {net: train_classifier(config, net, run) for net in needed}
-    made = make_cues(config, weights, run.folder / "stage0" / "cues", run.device)
+    made = ranks.from_first(
+        make_cues(config, weights, run.folder / "stage0" / "cues", run.device) if ranks.is_first() else None
+    )
+    assert made is not None
     train = experiment.train
     if not made.cues.is_dir():
         train = {Path(line.image).stem: str(line.cue_index) for line in read_pairs_list(made.input_list)}
@@ -173,6 +179,9 @@ class _Steps:
         experiment, classes = self.experiment, self.config.dataset.classes
         folder = self._predict(f"predictions/{stage}", weights, experiment.val, self.config.inference)
         truth = [experiment.truth(name) for name in experiment.val]
+        scores = evaluate_folder(folder, truth, experiment.val, len(classes))
+        if not ranks.is_first():
+            return
         write_json(
             self.run.folder / f"scores_{stage}.json",
             {
@@ -185,7 +194,7 @@ class _Steps:
                 "model": self.config.model.model_dump(),
                 "classes": classes,
                 "weights_sha256": file_sha256(weights),
-                "scores": evaluate_folder(folder, truth, experiment.val, len(classes)),
+                "scores": scores,
                 "seed_quality": _seed_quality(self.run.folder / "stage1") if stage == "stage1" else [],
             },
         )

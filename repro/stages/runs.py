@@ -24,9 +24,10 @@ from typing import Any
 import torch
 import yaml
 
+from repro import ranks
 from repro.config import Config, flattened
 from repro.errors import InputError
-from repro.files import lock_folder, make_folder, write_text
+from repro.files import clear_leftovers, lock_folder, make_folder, write_text
 from repro.stages.measure import Measurement
 from repro.stages.precision import has_bfloat16
 
@@ -36,12 +37,20 @@ _REPORTED_PACKAGES = (
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto`` is the first CUDA device or the CPU. Raises InputError for a device that is not there."""
+    """``auto`` is the first CUDA device or the CPU; of several processes on a machine each takes a CUDA device of its
+    own. Raises InputError for a device that is not there.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
+    if ranks.size() > 1 and device.type == "cuda":
+        if device.index is not None:
+            raise InputError(f"device {name}: {ranks.size()} processes need one each; pass device=cuda")
+        device = torch.device("cuda", ranks.local_rank())
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+        raise InputError(f"device {device}: this machine has {torch.cuda.device_count()} CUDA devices")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # what NCCL and plain "cuda" mean from here on
     return device
 
 
@@ -58,7 +67,8 @@ def device_name(device: torch.device) -> str:
 
 
 class Run:
-    """The folder of one run. Nothing is written before the first step begins."""
+    """The folder of one run. Nothing is written before the first step begins, and of several ranks only the first
+    writes."""
 
     def __init__(self, config: Config, device: torch.device, folder: Path | None = None) -> None:
         self.config, self.device = config, device
@@ -70,11 +80,12 @@ class Run:
 
         Raises InputError if that cannot be done, or if another process has the folder; it is named.
         """
-        if self._provenance is not None:
+        if self._provenance is not None or not ranks.is_first():
             return
         try:
             make_folder(self.folder)
             lock_folder(self.folder)
+            clear_leftovers(self.folder)
             write_text(self.folder / "config.yaml", yaml.safe_dump(self.config.model_dump(), sort_keys=False))
         except OSError as error:
             raise InputError(f"output {self.folder}: cannot be written ({error.strerror})") from None
@@ -97,17 +108,19 @@ class Run:
         started, measurement = _now(), Measurement(self.device)
         yield step
         measured = measurement.result()
-        entry = {
-            "started": started,
-            "finished": _now(),
-            "resumed": resumed,  # then what was measured is of the last part alone
-            **measured,
-            "settings": step.settings,
-            **(self._provenance or {}),
-        }
-        steps = {**self.manifest().get("steps", {}), name: entry}
-        self._update_manifest({"steps": steps})
-        write_json(step.folder / "done.json", {"seconds_last_call": measured["seconds_last_call"]})
+        if ranks.is_first():
+            entry = {
+                "started": started,
+                "finished": _now(),
+                "resumed": resumed,  # then what was measured is of the last part alone
+                **measured,
+                "settings": step.settings,
+                **(self._provenance or {}),
+            }
+            steps = {**self.manifest().get("steps", {}), name: entry}
+            self._update_manifest({"steps": steps})
+            write_json(step.folder / "done.json", {"seconds_last_call": measured["seconds_last_call"]})
+        ranks.wait_for_all()
 
     def manifest(self) -> dict[str, Any]:
         path = self.folder / "manifest.json"
@@ -124,10 +137,12 @@ class Step:
         self.run, self.folder = run, folder
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         check_settings(folder, self.settings)
-        self.done = (folder / "done.json").exists()
+        self.done = ranks.from_first((folder / "done.json").exists())
 
     def begin(self) -> None:
         """Make the folder and record what shapes the step."""
+        if not ranks.is_first():
+            return
         self.run.begin()
         write_json(self.folder / "settings.json", self.settings)
 
@@ -157,6 +172,7 @@ def provenance(config: Config, device: torch.device) -> dict[str, Any]:
         "command": _command(),
         "seed": config.seed,
         **_git_state(),
+        "processes": ranks.size(),
         "device": str(device),
         "device_name": device_name(device),
         "cpu_threads": torch.get_num_threads(),

@@ -1,18 +1,25 @@
 """Snapshots of training: pairs ``iter_<n>.safetensors`` (weights) and ``iter_<n>.state``, n updates done.
 
-The state holds the solver's history, Caffe's ``current_step``, the iteration and the random state of dropout; with
-the weights that is all that a run needs to go on to the same bits.
+The state holds the solver's history, Caffe's ``current_step``, the iteration and the hash of the weights. Everything
+random is a function of seed and place in the run (``loop.py``), so that is all a run needs to go on to the same bits.
+
+Both files appear whole or not at all, the state last. Damage is noticed: the state's entries carry check sums, and
+the state knows the hash of the weights.
 """
 
 from __future__ import annotations
 
 import logging
+import pickle
 import re
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from repro.files import atomic_path
+from repro.errors import InputError
+from repro.files import atomic_path, file_sha256
 from repro.models import CaffeNet
 from repro.solver import CaffeSGD, current_step
 from weights_conversion import load_weights, save_safetensors
@@ -21,48 +28,89 @@ log = logging.getLogger(__name__)
 
 
 def snapshots(folder: Path) -> list[int]:
-    """The iterations that a folder holds a whole snapshot of."""
+    """The iterations that a folder holds both files of, ascending."""
     names = (re.fullmatch(r"iter_(\d+)\.state", path.name) for path in folder.glob("iter_*.state"))
-    iterations = (int(name[1]) for name in names if name)
-    return [iteration for iteration in iterations if (folder / f"iter_{iteration}.safetensors").exists()]
+    iterations = sorted(int(name[1]) for name in names if name)
+    return [iteration for iteration in iterations if _weights(folder, iteration).exists()]
 
 
 def write_snapshot(
-    folder: Path, model: CaffeNet, solver: CaffeSGD, device: torch.device, observed: dict[str, torch.Tensor]
+    folder: Path, model: CaffeNet, solver: CaffeSGD, observed: dict[str, torch.Tensor]
 ) -> None:
     """Write both files of the present iteration, each atomically, the state last; ``observed`` goes into it."""
     iteration = solver.iteration
-    random = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        random["cuda"] = torch.cuda.get_rng_state(device)
+    weights, path = _weights(folder, iteration), _state(folder, iteration)
+    path.unlink(missing_ok=True)  # of a snapshot that was found damaged: it does not know the new weights
+    save_safetensors(
+        model,
+        weights,
+        {"iteration": str(iteration)},  # one entry: the format does not keep the order of several
+    )
     state = {
         "iteration": iteration,
         "current_step": current_step(solver.config, iteration - 1),  # for a Caffe solver state
         "history": [history.cpu() for history in solver.history],
-        "random": random,
-        "observed": observed,
+        "observed": {name: tensor.cpu() for name, tensor in observed.items()},
+        "weights_sha256": file_sha256(weights),
     }
-    save_safetensors(
-        model,
-        folder / f"iter_{iteration}.safetensors",
-        {"iteration": str(iteration)},  # one entry: the format does not keep the order of several
-    )
-    with atomic_path(folder / f"iter_{iteration}.state") as temporary:
+    with atomic_path(path) as temporary:
         torch.save(state, temporary)
 
 
-def resume(folder: Path, model: CaffeNet, solver: CaffeSGD, device: torch.device) -> dict[str, torch.Tensor]:
-    """Take over the newest snapshot in the folder, if there is one; returns what it holds as ``observed``."""
+def resume(folder: Path, model: CaffeNet, solver: CaffeSGD) -> dict[str, torch.Tensor]:
+    """Take over the newest snapshot in the folder that is whole, if there is one; returns its ``observed``.
+
+    Damaged ones are passed over with a warning. They stay where they are until the run gets there again.
+    """
+    for iteration in reversed(snapshots(folder)):
+        path = _state(folder, iteration)
+        try:
+            state = _read_state(path)
+            weights = _weights(folder, iteration)
+            if file_sha256(weights) != state["weights_sha256"]:
+                raise InputError(f"{weights}: damaged, not the bytes that {path.name} was written with")
+            load_weights(model, weights)
+            solver.load_history(state["history"], state["iteration"])
+        except (InputError, OSError) as error:
+            log.warning("%s: the snapshot of iteration %d is passed over: %s", folder.name, iteration, error)
+            continue
+        log.info("%s: going on from iteration %d (%s)", folder.name, iteration, path)
+        observed: dict[str, torch.Tensor] = state["observed"]
+        return observed
+    return {}
+
+
+def prune(folder: Path, keep: int, every: int) -> None:
+    """Remove all but the newest ``keep`` snapshots (0: none is removed).
+
+    Those between the multiples of ``every``, which a run that was stopped has left, go as soon as a newer one is there.
+    """
     iterations = snapshots(folder)
-    if not iterations:
-        return {}
-    newest = folder / f"iter_{max(iterations)}.state"
-    state = torch.load(newest, weights_only=True)
-    load_weights(model, newest.with_suffix(".safetensors"))
-    solver.load_history(state["history"], state["iteration"])
-    torch.set_rng_state(state["random"]["cpu"])
-    if device.type == "cuda" and "cuda" in state["random"]:
-        torch.cuda.set_rng_state(state["random"]["cuda"], device)
-    log.info("%s: going on from iteration %d (%s)", folder.name, state["iteration"], newest)
-    observed: dict[str, torch.Tensor] = state.get("observed", {})
-    return observed
+    regular = [iteration for iteration in iterations if every and iteration % every == 0]
+    kept = {*iterations[-1:], *(regular[-keep:] if keep else regular)}
+    for iteration in iterations:
+        if iteration not in kept:
+            _state(folder, iteration).unlink()  # first: weights without a state count as nothing
+            _weights(folder, iteration).unlink()
+
+
+def _weights(folder: Path, iteration: int) -> Path:
+    return folder / f"iter_{iteration}.safetensors"
+
+
+def _state(folder: Path, iteration: int) -> Path:
+    return folder / f"iter_{iteration}.state"
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """The content of a state file. Raises InputError for a damaged one: torch.load itself compares no check sums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is None:
+            state: dict[str, Any] = torch.load(path, weights_only=True)
+            if state.keys() >= {"iteration", "history", "observed", "weights_sha256"}:
+                return state
+    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise InputError(f"{path}: damaged ({str(error).splitlines()[0]})") from None
+    raise InputError(f"{path}: damaged ({damaged or 'not the state of a snapshot'})")

@@ -35,7 +35,7 @@ IMAGENET_WEIGHTS = {
 # what a stage's files and speed depend on, but not its numbers
 SHAPELESS = {
     "data": {"workers", "keep_gb", "image_root", "label_root", "truth_root", "list", "labels", "cues"},
-    "solver": {"display", "average_loss", "snapshot"},
+    "solver": {"display", "average_loss", "snapshot", "snapshot_keep"},
 }
 
 
@@ -115,13 +115,13 @@ def _objective(section: Stage1Config | Stage2Config, images: int) -> tuple[SeedQ
     if isinstance(section, Stage2Config):
         return None, Stage2Objective(section.data.label_shrink)
     if section.data.truth_root is None:
-        return None, Stage1Objective(section.loss)
+        return None, Stage1Objective(section.loss, section.data.batch_size)
     log.info(
         "masks of %s: for the log of the seeds' quality alone; training does not see them",
         section.data.truth_root,
     )
     quality = SeedQuality(images, section.data.batch_size * section.solver.iter_size)
-    return quality, Stage1Objective(section.loss, quality.watch)
+    return quality, Stage1Objective(section.loss, section.data.batch_size, quality.watch)
 
 
 def _cues_are_pngs(section: Stage1Config | Stage2Config) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -80,8 +81,9 @@ class CsvLog:
         writer = csv.DictWriter(kept, self.columns, lineterminator="\n")
         writer.writeheader()
         if path.exists() and iteration:
-            with path.open(newline="", encoding="utf-8") as file:
-                writer.writerows(row for row in csv.DictReader(file) if int(row["iteration"]) < iteration)
+            # a process that was killed may have left half a row, which could pass for an earlier iteration's
+            rows = [line for line in path.read_text(encoding="utf-8").splitlines(True) if line.endswith("\n")]
+            writer.writerows(row for row in csv.DictReader(rows) if int(row["iteration"]) < iteration)
         write_text(path, kept.getvalue())
         self.file = path.open("a", newline="", encoding="utf-8", buffering=1)
         self.writer = csv.DictWriter(self.file, self.columns, lineterminator="\n")
@@ -95,3 +97,7 @@ class CsvLog:
     def write(self, fields: Mapping[str, float | None]) -> None:
         """Append a row; floats get nine digits, None is an empty cell."""
         self.writer.writerow({k: f"{v:.9g}" if isinstance(v, float) else v for k, v in fields.items()})
+
+    def sync(self) -> None:
+        """Put the rows on the disk: a snapshot must not outlive the rows that led to it."""
+        os.fsync(self.file.fileno())

@@ -1,0 +1,270 @@
+"""Nothing lost: whatever ends a run, the same command goes on from what is whole, to the same bits."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from parity_tests.conftest import CAFFE_FILES
+from parity_tests.processes import contents, rows, run_processes
+from parity_tests.recorded_files import write_retrain_inputs, write_stage1_inputs
+from repro.cli import run_command
+from repro.data.mini import build_mini
+from repro.models import build_model
+from repro.stages import loop
+from weights_conversion import load_caffe_weights, save_safetensors
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory, golden) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    for name, write in (("stage1", write_stage1_inputs), ("retrain", write_retrain_inputs)):
+        (folder / name).mkdir()
+        write(golden(name), folder / name)
+    return folder
+
+
+def arguments(inputs: Path, output: Path, stage: int, *more: str) -> list[str]:
+    """Everything random switched on, on images small enough for a fifth of a second an iteration."""
+    folder = inputs / ("stage1" if stage == 1 else "retrain")
+    files = (
+        (f"data.cues={folder}/localization_cues.pickle", "data.batch_size=2")
+        if stage == 1
+        else (f"data.label_root={folder}/labels", "data.batch_size=1")
+    )
+    return [
+        *("train", "--stage", str(stage), "--config", "dsrg_vgg16_voc", "--device", "cpu", *files),
+        *(f"data.image_root={folder}/images", f"data.list={folder}/list.txt"),
+        *("data.shuffle=true", "data.mirror=true", "model.dropout=0.5", "model.width_divisor=16"),
+        *("solver.iter_size=2", "solver.base_lr=1e-5", "solver.max_iter=6", "solver.snapshot=3"),
+        *(f"init.weights={CAFFE_FILES}/stage1_init.caffemodel", "data.workers=0", f"output={output}", *more),
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(inputs, tmp_path_factory) -> dict[int, Path]:
+    """Both stages, not interrupted."""
+    output = tmp_path_factory.mktemp("whole")
+    for stage in (1, 2):
+        assert run_command(arguments(inputs, output, stage)) == 0
+    return {stage: output / f"stage{stage}" for stage in (1, 2)}
+
+
+def at_update(monkeypatch, number: int, action) -> None:
+    """Do something after the gradients of the n-th update, before its step."""
+    update, calls = loop.update, 0
+
+    def wrapped(net, solver, objective, batches, check=None):
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            action()
+        return update(net, solver, objective, batches, check)
+
+    monkeypatch.setattr(loop, "update", wrapped)
+
+
+@pytest.mark.parametrize(
+    ("stage", "number", "status", "workers"), [(1, signal.SIGTERM, 143, 1), (2, signal.SIGINT, 130, 0)]
+)
+def test_a_signal_ends_a_run_with_a_snapshot(
+    inputs, whole, tmp_path, monkeypatch, capfd, stage, number, status, workers
+):
+    """And the resumed run has the bits of the uninterrupted one: dropout, order, mirror, crops, two mini-batches."""
+    call = arguments(inputs, tmp_path, stage, f"data.workers={workers}")
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with monkeypatch.context() as patch:
+        at_update(patch, 2, lambda: os.kill(os.getpid(), number))
+        assert run_command(call) == status
+    folder = tmp_path / f"stage{stage}"
+    lines = capfd.readouterr().err.splitlines()
+    assert any("stopping after this iteration" in line for line in lines)
+    goes_on = f"the same command goes on from iteration 2 ({folder}/iter_2.state)"
+    assert lines[-1] == f"repro: {folder}: stopped by {number.name}; {goes_on}"
+    assert sorted(path.name for path in folder.glob("iter_*")) == ["iter_2.safetensors", "iter_2.state"]
+    assert not (folder / "done.json").exists()
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert run_command(call) == 0
+    assert contents(folder) == contents(whole[stage])  # iter_2 has gone
+
+
+def test_a_second_signal_stops_at_once(inputs, tmp_path, monkeypatch, capfd):
+    def twice():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    at_update(monkeypatch, 2, twice)
+    assert run_command(arguments(inputs, tmp_path, 1)) == 143
+    assert "the same command goes on" in capfd.readouterr().err
+    assert not list((tmp_path / "stage1").glob("iter_*"))
+
+
+def test_a_worker_that_dies(inputs, whole, tmp_path, monkeypatch, capfd):
+    def kill_worker():
+        (worker,) = multiprocessing.active_children()
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.join()
+
+    call = arguments(inputs, tmp_path, 1, "data.workers=1")
+    with monkeypatch.context() as patch:
+        at_update(patch, 4, kill_worker)
+        assert run_command(call) == 1
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert re.match(
+        r"repro: \S+: a loader worker has died .*; the same command goes on from iteration \d", line
+    )
+    assert run_command(call) == 0
+    assert contents(tmp_path / "stage1") == contents(whole[1])
+
+
+def test_a_bad_image_in_the_middle(inputs, whole, tmp_path, monkeypatch, capfd, caplog):
+    """What was learnt before it stays; once it is mended, the same command goes on."""
+    copy = tmp_path / "inputs"
+    shutil.copytree(inputs, copy)
+    images = copy / "stage1" / "images"
+    good = {path: path.read_bytes() for path in images.iterdir()}
+    call = arguments(copy, tmp_path / "run", 1, "data.keep_gb=0")
+    with monkeypatch.context() as patch:
+        at_update(patch, 3, lambda: [path.write_bytes(b"no image") for path in good])
+        assert run_command(call) == 2
+    assert "the same command goes on from iteration 2" in caplog.text
+    assert "list.txt:" in capfd.readouterr().err.splitlines()[-1]
+    for path, content in good.items():
+        path.write_bytes(content)
+    assert run_command(call) == 0
+    assert contents(tmp_path / "run" / "stage1") == contents(whole[1])
+
+
+@pytest.mark.parametrize(
+    "what", ["weights cut", "weights changed", "state cut", "state changed", "state gone"]
+)
+def test_a_damaged_snapshot_is_passed_over(inputs, whole, tmp_path, caplog, what):
+    caplog.set_level(logging.INFO)
+    folder = tmp_path / "stage1"
+    shutil.copytree(whole[1].parent, tmp_path, dirs_exist_ok=True)
+    (folder / "done.json").unlink()
+    path = folder / f"iter_6.{'safetensors' if 'weights' in what else 'state'}"
+    content = bytearray(path.read_bytes())
+    if "gone" in what:
+        path.unlink()
+    elif "cut" in what:
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    assert run_command(arguments(inputs, tmp_path, 1)) == 0
+    said = caplog.text
+    if "gone" not in what:
+        assert f"stage1: the snapshot of iteration 6 is passed over: {path}: damaged" in said
+    assert "going on from iteration 3" in said
+    assert contents(folder) == contents(whole[1])
+
+
+def test_the_newest_snapshots_stay(inputs, tmp_path):
+    more = ("solver.snapshot=1", "solver.snapshot_keep=2", "solver.iter_size=1", "solver.max_iter=5")
+    assert run_command(arguments(inputs, tmp_path, 2, *more)) == 0
+    names = {path.name for path in (tmp_path / "stage2").glob("iter_*")}
+    assert names == {f"iter_{n}.{kind}" for n in (4, 5) for kind in ("safetensors", "state")}
+
+
+@pytest.mark.parametrize(
+    ("layer", "scale", "place"),
+    [
+        ("conv3_1", float("nan"), "parameter conv3_1.weight"),
+        ("conv4_2", 1e38, "blob conv4_2 (layer conv4_2)"),
+    ],
+)
+def test_where_a_loss_that_is_no_number_comes_from(inputs, tmp_path, capfd, layer, scale, place):
+    model = build_model("vgg16_aspp", width_divisor=16)
+    load_caffe_weights(model, CAFFE_FILES / "stage1_init.caffemodel")
+    with torch.no_grad():
+        model.get_submodule(layer).weight.mul_(scale)
+    save_safetensors(model, tmp_path / "bad.safetensors")
+    call = arguments(inputs, tmp_path / "run", 1, f"init.weights={tmp_path}/bad.safetensors")
+    assert run_command(call) == 2
+    said = capfd.readouterr().err.splitlines()
+    assert f"the first value that is no finite number: {place};" in said[-1]
+    assert "at iteration 0" in said[-1]
+    assert not list((tmp_path / "run").rglob("iter_*"))
+
+
+def test_the_last_good_state_stays_when_the_loss_is_no_number(inputs, tmp_path, capfd):
+    """A rate that is too high: the state before the first bad update is kept, and it is good."""
+    call = arguments(inputs, tmp_path, 1, "solver.base_lr=1e6", "solver.snapshot=0")
+    assert run_command(call) == 2
+    line = capfd.readouterr().err.splitlines()[-1]
+    iteration = int(re.search(r"at iteration (\d+) ", line)[1])
+    assert iteration > 0
+    assert re.search(r"no finite number: (blob|loss|gradient|parameter)", line)
+    (state,) = (tmp_path / "stage1").glob("*.state")
+    assert state.name == f"iter_{iteration}.state"
+    history = torch.load(state, weights_only=True)["history"]
+    assert all(tensor.isfinite().all() for tensor in history)
+    assert all(tensor.isfinite().all() for tensor in load_file(state.with_suffix(".safetensors")).values())
+    assert [int(row["iteration"]) for row in rows(tmp_path / "stage1" / "log.csv")] == list(range(iteration))
+    assert run_command(call) == 2  # and again, from there, to the same end
+    assert f"at iteration {iteration} " in capfd.readouterr().err
+
+
+# --- SIGKILL --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory) -> tuple[list[str], Path, int]:
+    """A whole experiment cut down: its arguments but for the output, its run's folder, the calls it takes."""
+    base = tmp_path_factory.mktemp("experiment")
+    call = [
+        *(
+            "reproduce",
+            "--config",
+            "mini",
+            "--device",
+            "cpu",
+            f"dataset.root={build_mini(base / 'mini').root}",
+        ),
+        *("rows=[+DSRG, +Retrain]", "solver.max_iter=3", "solver.snapshot=1", "solver.snapshot_keep=2"),
+        *("data.batch_size=2", "data.workers=0", "inference.crf=false", "pseudo_labels.crf=false"),
+        *("dataset.train_limit=3", "dataset.val_limit=2", "model.dropout=0.5", "solver.iter_size=2"),
+    ]
+    assert run_processes([*call, f"output={base}/r"], base / "log", wound=("count", 0)) == [0]
+    return call, base / "r", int(re.search(r"calls: (\d+)", (base / "log").read_text())[1])
+
+
+def moments(count: int) -> list[tuple[str, int]]:
+    """Seeded moments to die at: one inside each kind of writing, the others anywhere, in thousandths of the run."""
+    draw = random.Random(8)
+    inside = [
+        ("state", draw.randint(1, 6)),
+        ("weights", draw.randint(1, 6)),
+        ("rename", draw.randint(1, 30)),
+        ("row", draw.randint(1, 6)),
+        ("text", draw.randint(1, 12)),
+    ]
+    return (inside + [("call", draw.randint(1, 980)) for _ in range(count)])[:count]
+
+
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [
+        pytest.param(*moment, marks=[] if place in (0, 1, 3, 7) else pytest.mark.long)
+        for place, moment in enumerate(moments(20))
+    ],
+)
+def test_killed_at_any_moment(experiment, tmp_path, kind, number):
+    call, whole, calls = experiment
+    if kind == "call":
+        number = max(1, calls * number // 1000)
+    command = [*call, f"output={tmp_path}/r"]
+    assert run_processes(command, tmp_path / "log", wound=(kind, number)) == [-signal.SIGKILL]
+    assert run_processes(command, tmp_path / "log") == [0], (tmp_path / "log").read_text()
+    assert contents(tmp_path / "r") == contents(whole)
