@@ -12,7 +12,7 @@ from repro.config import PredictConfig
 from repro.data import preprocess_zoomed, read_mask
 from repro.errors import InputError
 from repro.models import build_model
-from repro.stages import predict_mask
+from repro.stages import infer, predict_mask
 from repro.stages.folder import predict_folder
 from repro.stages.infer import PROTOCOLS, TorchSegmenter
 from weights_conversion import load_caffe_weights
@@ -103,3 +103,30 @@ def test_a_folder_resumes(golden, model, tmp_path):
     assert (result.written, result.kept, result.failures) == (1, 1, {})
     with pytest.raises(InputError, match="made with weights = 'a', now 'b'"):
         predict_folder(segmenter, images, out, described={"weights": "b"})
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        MemoryError(),
+    ],
+)
+def test_an_image_beyond_the_memory_is_bad_input(model, monkeypatch, error):
+    def exhausted(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(infer, "predict_mask", exhausted)
+    segmenter = TorchSegmenter(model, PredictConfig(protocol="sec"))
+    with pytest.raises(InputError, match="1 image of 30x20 pixels: more memory needed than there is"):
+        segmenter.masks(np.zeros((1, 20, 30, 3), np.uint8))
+
+
+def test_other_errors_stay_what_they_are(model, monkeypatch):
+    def broken(*arguments, **options):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(infer, "predict_mask", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        TorchSegmenter(model, PredictConfig(protocol="sec")).masks(np.zeros((1, 20, 30, 3), np.uint8))

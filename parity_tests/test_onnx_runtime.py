@@ -165,6 +165,37 @@ def test_a_provider_that_does_not_start_is_no_reason_either(exported, monkeypatc
         OnnxSegmenter(exported("sec"), [("CUDAExecutionProvider", {"device_id": "0"})])
 
 
+@pytest.mark.parametrize(
+    ("given", "want"),
+    [
+        (["CUDAExecutionProvider"], {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}),
+        (
+            providers_for(torch.device("cuda", 2), tf32=True),
+            {"use_tf32": "1", "cudnn_conv_algo_search": "HEURISTIC", "device_id": "2"},
+        ),
+        (
+            [("CUDAExecutionProvider", {"cudnn_conv_algo_search": "EXHAUSTIVE"})],
+            {"use_tf32": "0", "cudnn_conv_algo_search": "EXHAUSTIVE"},
+        ),
+    ],
+)
+def test_cuda_keeps_float32s_bits_unless_told_otherwise(exported, monkeypatch, given, want):
+    seen = {}
+
+    def session(path, options, *, providers, provider_options):
+        seen.update(zip(providers, provider_options, strict=True))
+        raise RuntimeError("no such device")
+
+    monkeypatch.setattr(
+        ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(ort, "InferenceSession", session)
+    with pytest.raises(InputError, match="onnxruntime cannot load it: no such device"):
+        OnnxSegmenter(exported("sec"), given)
+    assert seen == {"CUDAExecutionProvider": want}
+
+
 def foreign(path: Path) -> None:
     graph = helper.make_graph(
         [helper.make_node("Identity", ["a"], ["b"])],

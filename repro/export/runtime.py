@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from repro.errors import InputError
-from repro.stages.infer import PROTOCOLS, decide
+from repro.stages.infer import PROTOCOLS, decide, refuse_beyond_memory
 
 try:
     import onnxruntime
@@ -116,7 +116,7 @@ class OnnxSession:
                 torch.cuda.current_stream(self.device).synchronize()
             self._session.run_with_iobinding(binding)
             binding.synchronize_outputs()
-        except Exception as error:  # as above
+        except Exception as error:  # onnxruntime's again
             reason = " ".join(str(error).split())
             size = "x".join(map(str, images.shape))
             raise InputError(f"images of {size} on {self.device}: {reason[:300]}") from error
@@ -181,11 +181,8 @@ class OnnxSegmenter:
         pictures = torch.from_numpy(np.ascontiguousarray(images)).to(self.session.device)
         probs = self.probs(pictures)
         as_read = pictures.flip(-1) if self.protocol.reads_bgr else pictures
-        try:
+        with refuse_beyond_memory(images):
             return decide(probs, as_read, crf=self.crf, labels=labels)
-        except torch.OutOfMemoryError as error:
-            height, width = images.shape[1:3]
-            raise InputError(f"{width}x{height} pixels do not fit into the device's memory") from error
 
 
 def _device(providers: Sequence[tuple[str, dict[str, Any]]]) -> torch.device:

@@ -18,7 +18,8 @@ there the release gives a net that was trained on RGB a BGR image. Both are kept
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,21 @@ def decide(
     return probs.argmax(dim=1).to(torch.uint8).cpu().numpy()
 
 
+@contextmanager
+def refuse_beyond_memory(images: np.ndarray) -> Iterator[None]:
+    """Turn running out of memory in the block into an InputError that names the images' size, (N, H, W, 3)."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # PyTorch's for the CPU has no type of its own
+        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if not known and "allocate memory" not in str(error):
+            raise
+        count, height, width = images.shape[:3]
+        raise InputError(
+            f"{count} image{'s' * (count > 1)} of {width}x{height} pixels: more memory needed than there is"
+        ) from error
+
+
 @dataclass(frozen=True)
 class TorchSegmenter:
     """A PyTorch net as an engine of ``predict_folder``, one image at a time."""
@@ -187,7 +203,7 @@ class TorchSegmenter:
     def masks(self, images: np.ndarray, labels: Sequence[Sequence[int]] | None = None) -> np.ndarray:
         """``predict_mask`` of each image. Raises InputError, for images beyond the device's memory as well."""
         script = self.settings
-        try:
+        with refuse_beyond_memory(images):
             return np.stack(
                 [
                     predict_mask(
@@ -200,9 +216,6 @@ class TorchSegmenter:
                     for index, image in enumerate(images)
                 ]
             )
-        except torch.OutOfMemoryError as error:
-            height, width = images.shape[1:3]
-            raise InputError(f"{width}x{height} pixels do not fit into the device's memory") from error
 
 
 def describe(config: Config, weights: Path, settings: PredictConfig) -> dict[str, Any]:
