@@ -174,8 +174,8 @@ def test_inspect_a_net(capsys, tmp_path):
     assert lines[-2:] == ["33 blobs and 4 copies that Caffe inserts", f"{parameters} parameters"]
     (tmp_path / "n.prototxt").write_text(DATA + 'layer { name: "odd" type: "Warp" bottom: "x" top: "odd" }')
     assert inspect(capsys, tmp_path / "n.prototxt")[1].splitlines()[1:] == [
-        "  input  input           x 2x6x10x7",
-        "  odd    Warp            x -> odd ?  (unknown type)",
+        "  input  input  x 2x6x10x7",
+        "  odd    Warp   x -> odd ?  (unknown type)",
         "2 blobs",
         "0 parameters in the layers whose input is known",
         "unknown types: Warp",

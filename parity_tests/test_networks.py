@@ -17,7 +17,7 @@ from repro.models import build_model
 from repro.models.base import split_names
 from repro.models.folding import fold_batch_norm
 from repro.solver import CaffeSGD
-from weights_conversion import caffe_layers, load_caffe_weights
+from weights_conversion import caffe_layers, load_caffe_weights, read_caffemodel, write_caffemodel
 
 NETS = ("vgg16_aspp", "vgg16_largefov", "vgg16_cam", "vgg16_bg", "resnet101_aspp")
 V1 = ("vgg16_aspp", "vgg16_largefov")
@@ -55,6 +55,19 @@ def test_a_caffemodel_fills_every_layer(name, version):
     report = load_caffe_weights(model, CAFFE_FILES / f"{name}{version}.caffemodel")
     assert report.loaded == list(caffe_layers(model))
     assert report.missing == report.unused == []
+
+
+@pytest.mark.parametrize("ending", [".caffemodel", ".caffemodel.h5"])
+@pytest.mark.parametrize("name", NETS)
+def test_round_trip_is_bit_exact(name, ending, tmp_path):
+    """The original's file, our net, a file of ours: BatchNorm's three blobs are what they were, too."""
+    write_caffemodel(recorded_net(name), tmp_path / f"net{ending}")
+    original = read_caffemodel(CAFFE_FILES / f"{name}.caffemodel").layers
+    written = read_caffemodel(tmp_path / f"net{ending}").layers
+    assert set(written) == {layer for layer in original if original[layer].blobs}
+    for layer, content in written.items():
+        blobs = [(blob.shape, blob.tobytes()) for blob in content.blobs]
+        assert blobs == [(blob.shape, blob.tobytes()) for blob in original[layer].blobs], layer
 
 
 @pytest.mark.parametrize(("name", "size"), RECORDED)

@@ -38,12 +38,13 @@ def describe_prototxt(path: str | os.PathLike[str]) -> list[str]:
 
 def _net_lines(net: Message, layers: list[LayerShapes], phase: Phase) -> Iterator[str]:
     width = max((len(layer.name) for layer in layers), default=0) + 2
+    type_width = max((len(layer.type) for layer in layers), default=0) + 2
     for layer in layers:
         tops = [f"{top} {_shape(shape)}" for top, shape in zip(layer.tops, layer.shapes, strict=True)]
         arrow = " -> ".join(part for part in (", ".join(layer.bottoms), ", ".join(tops)) if part)
         blobs = f"  [{', '.join(_shape(blob) for blob in layer.blobs)}]" if layer.blobs else ""
         note = f"  ({layer.note})" if layer.note else ""
-        yield f"  {layer.name:<{width}}{layer.type:<16}{arrow}{blobs}{note}"
+        yield f"  {layer.name:<{width}}{layer.type:<{type_width}}{arrow}{blobs}{note}"
     made = {top for layer in layers for top in layer.tops}
     copies = len(blob_shapes(layers)) - len(made)
     yield f"{len(made)} blobs" + (f" and {copies} copies that Caffe inserts" if copies else "")
