@@ -18,7 +18,18 @@ from parity_tests.recorded_files import write_retrain_inputs, write_stage1_input
 from repro.cli import run_command
 from repro.data import CueFile, read_mask, write_mask
 
-VERBS = ("convert", "inspect", "train", "predict", "pseudo-labels", "evaluate", "reproduce", "tables", "data")
+VERBS = (
+    "convert",
+    "seeds",
+    "inspect",
+    "train",
+    "predict",
+    "pseudo-labels",
+    "evaluate",
+    "reproduce",
+    "tables",
+    "data",
+)
 
 
 def run(capsys, *arguments) -> tuple[int, str, str]:

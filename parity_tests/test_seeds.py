@@ -29,9 +29,11 @@ from repro.data import (
     write_mask,
     zoom_linear,
 )
+from repro.data.labels import read_labels
 from repro.data.mini import build_mini
 from repro.errors import InputError
 from repro.models import build_model
+from repro.stages.datasets import open_labelled
 from repro.stages.observers import average_precision
 from repro.stages.seeds import localize, read_saliency
 from weights_conversion import load_weights, save_safetensors
@@ -269,6 +271,52 @@ def test_a_grid_of_another_size(own):
     cues = localize(nets, CuesConfig(), (9, 9), images=images, labels=labels)
     assert cues.shape == (2, 9, 9)
     assert set(np.unique(cues[1])) <= {0, 2, VOID}
+
+
+def test_labels_of_a_voc_tree(mini, tmp_path):
+    """The cue file's where there is one, else those of the annotations."""
+    root = tmp_path / "tree"
+    shutil.copytree(mini, root)
+    config = load_config("mini", [f"dataset.root={root}", "dataset.kind=voc"])
+    names = config.dataset.classes
+    first = open_labelled(config)
+    assert (first.source, len(first.images)) == (root / "localization_cues.pickle", TRAIN)
+    (root / "Annotations").mkdir()
+    for name, labels in first.labels.items():
+        objects = "".join(f"<object><name>{names[label]}</name></object>" for label in labels)
+        (root / "Annotations" / f"{name}.xml").write_text(f"<annotation>{objects}</annotation>")
+    assert open_labelled(config).source == root / "localization_cues.pickle"
+    (root / "localization_cues.pickle").unlink()
+    second = open_labelled(config)
+    assert second.source == root / "Annotations"
+    assert (second.labels, second.images) == (first.labels, first.images)
+
+
+def test_pseudo_labels_restricted_to_the_images_labels(own, tmp_path):
+    weights = tmp_path / "stage1.safetensors"
+    save_safetensors(build_model("vgg16_aspp", num_classes=7, width_divisor=16), weights)
+    arguments = [
+        *(
+            "pseudo-labels",
+            "--config",
+            "mini",
+            "--device",
+            "cpu",
+            "--weights",
+            str(weights),
+            "--out",
+            f"{tmp_path}/l",
+        ),
+        *("--images", f"{own}/photos", "pseudo_labels.use_labels=true", "pseudo_labels.crf=false"),
+        *(f"stage0.data.image_root={own}/photos", f"stage0.data.labels={own}/labels.csv"),
+    ]
+    assert run_command(arguments) == 0
+    labels = read_labels(own / "labels.csv", load_config("mini").dataset.classes)
+    lines = (tmp_path / "l" / "list.txt").read_text().splitlines()
+    assert len(lines) == TRAIN
+    for line in lines:
+        image, mask = line.split()
+        assert set(np.unique(read_mask(tmp_path / "l" / mask, 7))) <= {0, *labels[Path(image).stem]}
 
 
 # --- saliency maps ------------------------------------------------------------------------------------------

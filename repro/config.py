@@ -159,7 +159,7 @@ Multipliers = dict[str, Annotated[list[float], Field(min_length=2, max_length=2)
 
 class Stage0Data(Section):
     """Images and their labels. Where they are not given, those of ``dataset`` are taken: its training list, and the
-    labels of VOC's ``Annotations``, of its cue file or of COCO's annotations. A folder of images without a list is
+    labels of VOC's cue file, of its ``Annotations`` or of COCO's annotations. A folder of images without a list is
     taken whole."""
 
     image_root: str | None = None

@@ -137,7 +137,9 @@ def open_labelled(config: Config) -> LabelledSet:
         if listed is None and layout.image_set(dataset.train).is_file():
             listed = layout.image_set(dataset.train)
         source = Path(data.labels or layout.root / "Annotations")
-        if data.labels is None and not source.is_dir():
+        # the labels of a cue file first: they are those that the papers' nets were trained on
+        has_cues = dataset.cues or found_beside(layout.root, CUE_NAMES)
+        if data.labels is None and (has_cues or not source.is_dir()):
             source = _found(dataset.cues, "cues", CUE_NAMES, layout.root)
             input_list = _found(dataset.input_list, "input_list", INPUT_LIST_NAMES, layout.root)
         found = find_images(layout.images)

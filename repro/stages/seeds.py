@@ -162,6 +162,8 @@ def make_cues(
         InputError: as ``open_labelled``; saliency maps or weights that are missing or do not fit; a folder made with
             other settings.
     """
+    if pickled and config.stage1.data.layer == "AnnotationCOCO":
+        raise InputError("a pickle of cues is VOC's; COCO's layer reads the PNGs")
     section, labelled = stage0_of(config), open_labelled(config)
     grid = _grid(config)
     saliency = _saliency_files(section.cues, labelled) if section.cues.saliency else None
@@ -283,7 +285,7 @@ def _saliency_files(settings: CuesConfig, labelled: LabelledSet) -> dict[str, Pa
     found = {
         path.stem: path
         for path in sorted(folder.iterdir())
-        if path.suffix.lower() in (".png", ".bmp", ".npy", ".tif")
+        if path.suffix.lower() in (".png", ".bmp", ".npy", ".tif", ".tiff")
     }
     if absent := [name for name in labelled.images if name not in found]:
         raise InputError(f"{folder}: no saliency map for image {absent[0]}, {absent[0]}.png or .npy expected")
@@ -329,8 +331,6 @@ def _gathered(config: Config, labelled: LabelledSet, out: Path, done: int, pickl
     folder, classes = out / "png", config.model.num_classes
     input_list, root = out / "input_list.txt", next(iter(labelled.images.values())).parent
     if config.stage1.data.layer == "AnnotationCOCO":
-        if pickled:
-            raise InputError("a pickle of cues is VOC's; COCO's layer reads the PNGs")
         lines = [f"{path.name} {name}.png\n" for name, path in labelled.images.items()]
         write_text(input_list, "".join(lines))
         return MadeCues(folder, input_list, root, done)
