@@ -94,19 +94,23 @@ def _section(result: dict[str, Any]) -> str:
         "|-|-|-|-|-|-|",
     ]
     for row in result["rows"]:
-        figures = ", ".join(f"{value:.3g} {name}" for name, value in (row["figures"] or {}).items())
+        figures = ", ".join(f"{_short(value)} {name}" for name, value in (row["figures"] or {}).items())
         compared = ["", "", ""]
         if row["reference"]:
-            compared = [row["reference"], f"{1e3 * row['reference_seconds']:.3g}", f"{row['ratio']:.2f}"]
-        lines.append(
-            "| " + " | ".join([row["part"], f"{1e3 * row['seconds']:.3g}", *compared, figures]) + " |"
-        )
+            compared = [row["reference"], _short(1e3 * row["reference_seconds"]), f"{row['ratio']:.2f}"]
+        cells = [row["part"], _short(1e3 * row["seconds"]), *compared, figures]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def _device(result: dict[str, Any]) -> str:
     threads = f", {result['cpu_threads']} threads" if result["device"] == "cpu" else ""
     return f"{result['device_name']}{threads}"
+
+
+def _short(value: float) -> str:
+    """Three digits that count; large numbers are written out."""
+    return f"{float(f'{value:.3g}'):,.10g}"
 
 
 def _slug(name: str) -> str:
