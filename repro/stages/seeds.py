@@ -66,7 +66,6 @@ class MadeCues:
 
     cues: Path
     input_list: Path
-    image_root: Path
     done: int
 
 
@@ -329,12 +328,12 @@ def _trained(config: Config, net: str, path: Path, device: torch.device) -> Caff
 def _gathered(config: Config, labelled: LabelledSet, out: Path, done: int, pickled: bool) -> MadeCues:
     """The list for stage 1, and the PNGs as one cue file where its layer wants that."""
     folder, classes = out / "png", config.model.num_classes
-    input_list, root = out / "input_list.txt", next(iter(labelled.images.values())).parent
+    input_list = out / "input_list.txt"
     if config.stage1.data.layer == "AnnotationCOCO":
         lines = [f"{path.name} {name}.png\n" for name, path in labelled.images.items()]
         write_text(input_list, "".join(lines))
-        return MadeCues(folder, input_list, root, done)
-    made = MadeCues(out / "cues.h5", input_list, root, done)
+        return MadeCues(folder, input_list, done)
+    made = MadeCues(out / "cues.h5", input_list, done)
     pickle = out / "localization_cues.pickle"
     if not done and made.cues.exists() and input_list.exists() and (pickle.exists() or not pickled):
         return made
