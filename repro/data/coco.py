@@ -18,7 +18,7 @@ from pycocotools import mask as coco_mask
 
 from repro.data.cues import CellTruth
 from repro.data.datasets import Item, located, naming, tensor
-from repro.data.images import MEAN_BGR, read_image_bgr, subtract_mean, zoom_to
+from repro.data.images import MAX_PIXELS, MEAN_BGR, read_image_bgr, subtract_mean, zoom_to
 from repro.data.voc import VOID, read_label_list, read_mask, write_mask
 from repro.errors import InputError
 
@@ -159,6 +159,9 @@ class CocoInstances:
             )
             for entry in self._stream("images.item")
         }
+        for name, height, width in self.images.values():
+            if height < 1 or width < 1 or height * width > MAX_PIXELS:
+                raise InputError(f"{self.path}: image {name!r} has {width}x{height} pixels, 1 to {MAX_PIXELS} expected")
 
     def labels(self) -> dict[str, list[int]]:
         """Image name without suffix -> its classes, rising; an image without objects has none."""

@@ -154,10 +154,15 @@ class LabelLine(NamedTuple):
 def read_id_list(path: str | os.PathLike[str]) -> list[str]:
     """Read an image-set list: one name a line. Blank lines are skipped.
 
-    Raises InputError for a missing or empty list, a line of several words and a name that comes twice.
+    Masks are written under these names, too: none may lead out of its folder.
+
+    Raises InputError for a missing or empty list, a line of several words, a name that comes twice, is an absolute
+    path or has a part ``..``.
     """
     seen: dict[str, int] = {}
     for line, fields in _lines(path, "one image name", 1):
+        if os.path.isabs(fields[0]):
+            raise InputError(f"{os.fspath(path)}:{line}: {fields[0]!r} is an absolute path, a name expected")
         first = seen.setdefault(fields[0], line)
         if first != line:
             raise InputError(
@@ -171,7 +176,8 @@ def read_pairs_list(path: str | os.PathLike[str]) -> list[CueLine]:
 
     Blank lines are skipped; an image that stands there twice is drawn twice a pass.
 
-    Raises InputError naming file and line for anything but a name and a whole number of at least 0.
+    Raises InputError naming file and line for anything but a name and a whole number of at least 0, and for a name
+    with a part ``..``: names are appended to a root, whatever they begin with, and must stay below it.
     """
     expected = "'<image> <cue index>'"
     lines = []
@@ -213,6 +219,9 @@ def _lines(path: str | os.PathLike[str], expected: str, count: int) -> Iterator[
             continue
         if len(fields) != count:
             raise InputError(f"{name}:{line}: {content.strip()[:80]!r}, {expected} expected")
+        for field in fields:
+            if "\0" in field or (".." in field and ".." in re.split(r"[/\\]", field)):
+                raise InputError(f"{name}:{line}: {field!r} leads out of its folder, a name below it expected")
         empty = False
         yield line, fields
     if empty:
