@@ -77,13 +77,10 @@ class AnnotationCOCO:
         self.mirror = mirror
         self.mean = tuple(mean)
         self._list = os.fspath(list_path)
-        self._paths = [
-            (
-                located(image_root, line.image, f"{self._list}:{line.line}"),
-                located(cue_root, line.label, f"{self._list}:{line.line}"),
-            )
-            for line in self.lines
-        ]
+        numbers = [line.line for line in self.lines]
+        images = located(image_root, (line.image for line in self.lines), self._list, numbers)
+        cues = located(cue_root, (line.label for line in self.lines), self._list, numbers)
+        self._paths = list(zip(images, cues, strict=True))
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -161,7 +158,9 @@ class CocoInstances:
         }
         for name, height, width in self.images.values():
             if height < 1 or width < 1 or height * width > MAX_PIXELS:
-                raise InputError(f"{self.path}: image {name!r} has {width}x{height} pixels, 1 to {MAX_PIXELS} expected")
+                raise InputError(
+                    f"{self.path}: image {name!r} has {width}x{height} pixels, 1 to {MAX_PIXELS} expected"
+                )
 
     def labels(self) -> dict[str, list[int]]:
         """Image name without suffix -> its classes, rising; an image without objects has none."""

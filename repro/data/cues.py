@@ -12,7 +12,7 @@ import os
 import pickle
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -101,6 +101,19 @@ class CueFile:
         """Raise the InputError that `labels_blob` or `cues_blob` would, without making the blobs."""
         self._checked_labels(index, num_classes)
         self._checked_cues(index, num_classes, height, width)
+
+    def all_usable(self, indices: Sequence[int], num_classes: int, height: int, width: int) -> bool:
+        """Whether `check` would pass for each of these indices, without saying which not; False when in doubt.
+
+        One look at all arrays: for 80,000 images `check` one by one takes seconds.
+        """
+        limits = np.array([[num_classes], [height], [width]])
+        return bool(
+            np.isin(np.asarray(indices, np.int64), self.indices).all()
+            and (np.diff(self.label_offsets) > 0).all()
+            and ((self.flat_labels >= 1) & (self.flat_labels < num_classes)).all()
+            and ((self.flat_cues >= 0) & (self.flat_cues < limits)).all()
+        )
 
     def labels_blob(self, index: int, num_classes: int, background: bool) -> np.ndarray:
         """The ``labels`` blob of one image: float32 (C,), 1 for each class present.

@@ -9,7 +9,7 @@ random draws come from, are the loader's (`repro.data.sampler`).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -74,9 +74,11 @@ class ImageData:
         self.mirror = mirror
         self.mean = tuple(mean)
         self._list = os.fspath(list_path)
-        self._paths = [located(image_root, line.image, f"{self._list}:{line.line}") for line in self.lines]
-        for line in self.lines:
-            naming(f"{self._list}:{line.line}", self.cues.check, line.cue_index, num_classes, *grid)
+        numbers = [line.line for line in self.lines]
+        self._paths = located(image_root, (line.image for line in self.lines), self._list, numbers)
+        if not self.cues.all_usable([line.cue_index for line in self.lines], num_classes, *grid):
+            for line in self.lines:
+                naming(f"{self._list}:{line.line}", self.cues.check, line.cue_index, num_classes, *grid)
         self._kept = KeptImages(0, (new_height, new_width, 3), 0)
 
     def __len__(self) -> int:
@@ -148,13 +150,10 @@ class ImageSegData:
         self.rgb = rgb
         self.mean = tuple(mean)
         self._list = os.fspath(list_path)
-        self._paths = [
-            (
-                located(image_root, line.image, f"{self._list}:{line.line}"),
-                located(label_root, line.label, f"{self._list}:{line.line}"),
-            )
-            for line in self.lines
-        ]
+        numbers = [line.line for line in self.lines]
+        images = located(image_root, (line.image for line in self.lines), self._list, numbers)
+        labels = located(label_root, (line.label for line in self.lines), self._list, numbers)
+        self._paths = list(zip(images, labels, strict=True))
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -193,13 +192,35 @@ def tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
-def located(root: PathLike, name: str, where: str) -> str:
-    """``root`` + ``name`` as text, which is what Caffe does; a folder need not end in a slash."""
+def located(root: PathLike, names: Iterable[str], list_path: str, lines: Iterable[int]) -> list[str]:
+    """``root`` + name as text of each name, which is what Caffe does; a folder need not end in a slash.
+
+    Raises InputError naming list and line of the first that is no file. Folders are listed once: asked for one by one,
+    80,000 files take seconds, and minutes on a network.
+    """
     prefix = os.fspath(root)
-    path = os.path.join(prefix, name.lstrip("/")) if os.path.isdir(prefix) else prefix + name
-    if not os.path.isfile(path):
-        raise InputError(f"{where}: no such file: {path}")
-    return path
+    is_folder = os.path.isdir(prefix)
+    listed: dict[str, frozenset[str]] = {}
+    paths = []
+    for name, line in zip(names, lines, strict=True):
+        path = os.path.join(prefix, name.lstrip("/")) if is_folder else prefix + name
+        folder, _, own = path.rpartition("/")
+        if folder not in listed:
+            listed[folder] = _files_in(folder)
+        if own not in listed[folder] and not os.path.isfile(
+            path
+        ):  # the file system may take other spellings, too
+            raise InputError(f"{list_path}:{line}: no such file: {path}")
+        paths.append(path)
+    return paths
+
+
+def _files_in(folder: str) -> frozenset[str]:
+    try:
+        with os.scandir(folder or ".") as entries:
+            return frozenset(entry.name for entry in entries if entry.is_file())
+    except OSError:
+        return frozenset()
 
 
 def naming(where: str, function: Callable[..., T], *arguments: Any) -> T:

@@ -221,7 +221,9 @@ def _lines(path: str | os.PathLike[str], expected: str, count: int) -> Iterator[
             raise InputError(f"{name}:{line}: {content.strip()[:80]!r}, {expected} expected")
         for field in fields:
             if "\0" in field or (".." in field and ".." in re.split(r"[/\\]", field)):
-                raise InputError(f"{name}:{line}: {field!r} leads out of its folder, a name below it expected")
+                raise InputError(
+                    f"{name}:{line}: {field!r} leads out of its folder, a name below it expected"
+                )
         empty = False
         yield line, fields
     if empty:

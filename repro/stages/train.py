@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -219,8 +220,11 @@ def labels_sha256(root: str, list_path: str) -> str:
     """One hash over the label files that a list names, in its order; a missing one counts as empty."""
     digest = hashlib.sha256()
     for line in read_label_list(list_path):
-        path = Path(root) / line.label.lstrip("/")
-        digest.update(file_sha256(path).encode() if path.is_file() else b"-")
+        try:
+            with open(os.path.join(root, line.label.lstrip("/")), "rb", buffering=0) as file:
+                digest.update(hashlib.sha256(file.read()).hexdigest().encode())
+        except FileNotFoundError:
+            digest.update(b"-")
     return digest.hexdigest()
 
 

@@ -1,0 +1,136 @@
+"""Sets as large as the papers' and larger: how long they take and how much memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from repro.data import ImageData, ImageSegData, make_loader, write_cues, write_mask
+from repro.data.coco import AnnotationCOCO
+from repro.stages.train import labels_sha256
+
+MANY = 80_000  # images of COCO's training set
+LINKS = 40_000  # names a file may have on common file systems
+START_SECONDS = 5.0
+
+
+@pytest.fixture(scope="module")
+def many() -> Iterator[Path]:
+    """A list of 80,000 small images, their cues as one file and as PNGs; in memory where there is a place for it."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as name:
+        folder = Path(name)
+        rng = np.random.default_rng(0)
+        for kind in ("images", "labels"):
+            (folder / kind).mkdir()
+        for first in range(0, MANY, LINKS):
+            image, label = folder / f"{first}.jpg", folder / f"{first}.png"
+            Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8)).save(image)
+            write_mask(label, np.where(np.eye(41, dtype=bool), 7, 255).astype(np.uint8))
+            for number in range(first, first + LINKS):
+                os.link(image, folder / "images" / f"{number:06d}.jpg")
+                os.link(label, folder / "labels" / f"{number:06d}.png")
+        entries = {
+            number: (np.array([1 + number % 20]), np.full((3, 200), 1 + number % 20))
+            for number in range(MANY)
+        }
+        write_cues(folder / "cues.h5", entries)
+        numbers = range(MANY)
+        (folder / "cues.txt").write_text("".join(f"{number:06d}.jpg {number}\n" for number in numbers))
+        (folder / "labels.txt").write_text(
+            "".join(f"{number:06d}.jpg {number:06d}.png\n" for number in numbers)
+        )
+        yield folder
+
+
+def seconds(start: Callable[[], None]) -> float:
+    """The better of two: others use the cores, too."""
+    taken = []
+    for _ in range(2):
+        began = time.monotonic()
+        start()
+        taken.append(time.monotonic() - began)
+    return min(taken)
+
+
+def start_stage1(folder: Path) -> None:
+    layer = ImageData(folder / "images", folder / "cues.txt", folder / "cues.h5")
+    assert len(layer) == MANY
+    next(iter(make_loader(layer, batch_size=2, shuffle=True, seed=0, workers=1)))
+
+
+def start_coco(folder: Path) -> None:
+    labels_sha256(str(folder / "labels"), str(folder / "labels.txt"))
+    layer = AnnotationCOCO(folder / "images", folder / "labels", folder / "labels.txt")
+    next(iter(make_loader(layer, batch_size=2, shuffle=True, seed=0, workers=1)))
+
+
+def start_stage2(folder: Path) -> None:
+    labels_sha256(str(folder / "labels"), str(folder / "labels.txt"))
+    layer = ImageSegData(folder / "images", folder / "labels", folder / "labels.txt")
+    assert len(layer) == MANY
+
+
+@pytest.mark.parametrize("start", [start_stage1, start_coco, start_stage2])
+def test_a_list_of_80000_images_starts_in_seconds(many, start):
+    """Everything a stage does with its list before the first batch; checks of every line are part of it."""
+    assert seconds(lambda: start(many)) < START_SECONDS
+
+
+EVALUATE = """
+import json, re, resource, sys, time
+from pathlib import Path
+from repro.stages.evaluate import evaluate_folder
+pred, gt = Path(sys.argv[1]), Path(sys.argv[2])
+ids = [str(number) for number in range(1449)]
+began = time.monotonic()
+scores = evaluate_folder(pred, [gt / f"{name}.png" for name in ids], ids, 21)
+status = Path("/proc/self/status")  # ru_maxrss would count what the parent held when it forked
+peak = (
+    int(re.search(r"VmHWM:\\s+(\\d+) kB", status.read_text())[1]) / 1024
+    if status.exists()
+    else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
+)
+print(json.dumps([time.monotonic() - began, peak, scores["images"], scores["mean_iou"]["released"]]))
+"""
+
+
+def test_1449_full_size_predictions_in_a_minute_and_a_gigabyte(tmp_path):
+    """VOC's val: 375×500 masks of a few classes with void borders."""
+    rng = np.random.default_rng(0)
+    for folder in ("pred", "gt"):
+        (tmp_path / folder).mkdir()
+    for number in range(1449):
+        name = f"{number}.png"
+        if number >= 24:
+            for folder in ("pred", "gt"):
+                (tmp_path / folder / name).hardlink_to(tmp_path / folder / f"{number % 24}.png")
+            continue
+        mask = np.zeros((375, 500), np.uint8)
+        for _ in range(4):
+            row, column = rng.integers(0, 300), rng.integers(0, 400)
+            height, width = rng.integers(20, 150, 2)
+            mask[max(row - 5, 0) : row + height + 5, max(column - 5, 0) : column + width + 5] = 255
+            mask[row : row + height, column : column + width] = rng.integers(1, 21)
+        write_mask(tmp_path / "gt" / name, mask)
+        write_mask(tmp_path / "pred" / name, np.where(mask == 255, 0, mask).astype(np.uint8))
+    finished = subprocess.run(
+        [sys.executable, "-c", EVALUATE, tmp_path / "pred", tmp_path / "gt"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    taken, peak, images, score = json.loads(finished.stdout)
+    assert (images, score) == (1449, 1.0)
+    assert taken < 60
+    assert peak < 1000  # MB
