@@ -184,6 +184,8 @@ def test_a_smaller_object_covers_a_larger(tmp_path):
         (lambda c: c["annotations"][0].update(category_id=12), "annotation 1 has .* category 12"),
         (lambda c: c["annotations"][0].update(segmentation=[[1, 2]]), "annotation 1: no outline"),
         (lambda c: c["annotations"][0].pop("segmentation"), "annotation 1: no outline"),
+        (lambda c: c["images"][0].update(width=10**6, height=10**6), "has 1000000x1000000 pixels"),
+        (lambda c: c["images"][0].update(width=0), "has 0x"),
         (lambda c: c.update(images=[3]), "images.item 3, an object expected"),
     ],
 )

@@ -429,9 +429,39 @@ def spoil_link(file):
     file["indices"] = h5py.SoftLink("/nowhere")
 
 
+def move_out(file) -> str:
+    """The indices in a file of their own beside it."""
+    other = file.filename + ".other"
+    with h5py.File(other, "w") as target:
+        target["indices"] = file["indices"][()]
+    del file["indices"]
+    return other
+
+
+def spoil_external_link(file):
+    file["indices"] = h5py.ExternalLink(move_out(file), "/indices")
+
+
+def spoil_virtual(file):
+    count = len(file["indices"])
+    layout = h5py.VirtualLayout((count,), np.int64)
+    layout[:] = h5py.VirtualSource(move_out(file), "indices", (count,))
+    file.create_virtual_dataset("indices", layout)
+
+
+def spoil_external_storage(file):
+    values = file["indices"][()]
+    raw = move_out(file) + ".raw"
+    values.tofile(raw)
+    file.create_dataset("indices", values.shape, values.dtype, external=[(raw, 0, values.nbytes)])
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
+        (spoil_external_link, "'indices' lies outside of the file"),
+        (spoil_virtual, "'indices' lies outside of the file"),
+        (spoil_external_storage, "'indices' lies outside of the file"),
         (spoil_format, "attribute format"),
         (spoil_no_format, "attribute format"),
         (spoil_missing, "'flat_labels'"),

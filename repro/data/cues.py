@@ -290,6 +290,12 @@ def _read_hdf5(name: str) -> CueFile:
                 found = source.get(key)
                 if not isinstance(found, h5py.Dataset) or found.dtype.kind != "i" or found.ndim != rank:
                     raise InputError(f"{name}: damaged, a dataset {key!r} of {rank}-d integers expected")
+                if (
+                    not isinstance(source.get(key, getlink=True), h5py.HardLink)
+                    or found.is_virtual
+                    or found.external
+                ):
+                    raise InputError(f"{name}: {key!r} lies outside of the file, one inside expected")
                 if found.nbytes > MAX_BYTES:
                     raise InputError(
                         f"{name}: {key!r} unpacks to {found.nbytes} bytes, at most {MAX_BYTES} expected"
