@@ -347,6 +347,9 @@ def test_every_family_gets_its_folder(tmp_path):
     folders = report_all(runs, tmp_path / "results")
     assert [folder.name for folder in folders] == ["one", "two"]
     assert {row["row"]: row["runs"] for row in rows_of(folders[0] / "tables/table2.csv")}["+BSL"] == "b"
+    index = (tmp_path / "results/index.html").read_text(encoding="utf-8")
+    assert re.findall(r'href="(\w+/index.html)"', index) == ["one/index.html", "two/index.html"]
+    assert index.count("Nothing to judge") == 1  # of the embedded set; the other has runs on the whole of val
     with pytest.raises(InputError, match="no finished run in it"):
         report_all(runs / "unfinished", tmp_path / "results")
 

@@ -20,7 +20,7 @@ from repro.files import file_sha256, write_text
 from repro.report import formats
 from repro.report.experiments import PAPER
 from repro.report.manifest import manifest
-from repro.report.page import render, write_pictures
+from repro.report.page import render, render_index, write_pictures
 from repro.report.pictures import Album, open_album
 from repro.report.scores import Entry, Scores, family_scores, read_scores
 from repro.report.tables import all_tables
@@ -61,7 +61,19 @@ def report_all(runs_dir: Path, results_dir: Path) -> list[Path]:
         raise InputError(
             f"{runs_dir}: no finished run in it; make reproduce-mini or make reproduce-voc makes one"
         )
-    return [_build(entries, results_dir / name) for name, entries in families.items()]
+    folders = [_build(entries, results_dir / name) for name, entries in families.items()]
+    write_index(results_dir)
+    return folders
+
+
+def write_index(results_dir: Path) -> None:
+    """``index.html``: a link to the page of every results folder in ``results_dir``, with its verdict."""
+    verdicts = {
+        path.parent.name: json.loads(path.read_text(encoding="utf-8"))["verdict"]
+        for path in sorted(results_dir.glob("*/verdict.json"))
+        if (path.parent / "index.html").is_file()
+    }
+    write_text(results_dir / "index.html", render_index(verdicts))
 
 
 def judge_runs(runs: Iterable[Path] | None, runs_dir: Path) -> Verdict:

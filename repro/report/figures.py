@@ -37,6 +37,7 @@ _SETTINGS: dict[Any, Any] = {
     "axes.spines.right": False,
     "savefig.dpi": 110,
 }
+_UNLABELLED = (221, 221, 221)
 _SIDE = 240  # pixels of an image in a figure
 
 
@@ -331,7 +332,7 @@ def _growth(scores: Scores, album: Album) -> Iterator[tuple[Drawing, Figure]]:
         size = row[0].get_images()[0].get_array().shape[:2]
         for place, step in zip(row[1:], iterations, strict=True):
             mask = read_mask(stages[step], album.experiment.num_classes)
-            _show(place, coloured(mask), "cues" if not step else f"iteration {step}")
+            _show(place, coloured(mask, _UNLABELLED), "cues" if not step else f"iteration {step}")
             place.get_images()[0].set_extent((0, size[1], size[0], 0))
         shares.append(
             f"{name} from {_labelled(stages[iterations[0]]):.0f} to {_labelled(stages[iterations[-1]]):.0f} percent"
@@ -340,7 +341,7 @@ def _growth(scores: Scores, album: Album) -> Iterator[tuple[Drawing, Figure]]:
         Drawing(
             "growth",
             "Seeds growing over the iterations",
-            f"Training images, their cues and the grown seeds at each snapshot; white is unlabelled. "
+            f"Training images, their cues and the grown seeds at each snapshot; light grey is unlabelled. "
             f"Labelled cells: {'; '.join(shares)}.",
         ),
         figure,

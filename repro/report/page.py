@@ -73,14 +73,7 @@ def render(
     manifest: dict[str, Any],
 ) -> str:
     """The page's HTML. Every text that comes from data is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("repro.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html.j2").render(
+    return _template("page.html.j2").render(
         family=family,
         verdict=verdict,
         judged=[judgement for judgement in verdict.judgements if judgement.ours is not None],
@@ -96,6 +89,22 @@ def render(
         steps=summary(manifest),
         runs=json.dumps(manifest["runs"], indent=1, ensure_ascii=False),
     )
+
+
+def render_index(verdicts: dict[str, str]) -> str:
+    """The HTML that leads to each results folder; ``verdicts`` by folder."""
+    return _template("index.html.j2").render(verdicts=verdicts)
+
+
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("repro.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
 
 
 def _for_template(table: Table) -> dict[str, Any]:

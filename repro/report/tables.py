@@ -60,9 +60,10 @@ def all_tables(scores: Scores) -> list[Table]:
 def _cells_table(name: str, paper: PaperTable, scores: Scores) -> Table:
     entries = _entries(paper, scores)
     differ = any(_rules_differ(entry) for entry in entries)
+    cells_of_epochs = any(cell.epoch is not None for cell in paper.cells)
     several_columns = len({cell.column for cell in paper.cells}) > 1
     columns = [
-        Column("row", "" if paper.layout == "grid" else "method" if "epoch" not in name else "", "text"),
+        Column("row", "method" if paper.layout == "list" and not cells_of_epochs else "", "text"),
         *([Column("column", "", "text")] if several_columns else []),
         Column("paper", "paper", "number"),
         Column("original", "original weights", "estimate"),

@@ -27,7 +27,7 @@ from repro.config import Config, PredictConfig, Stage1Data, Stage2Data
 from repro.data import read_pairs_list
 from repro.errors import InputError
 from repro.files import file_sha256
-from repro.report import report_family
+from repro.report import report_family, write_index
 from repro.stages.classifier import SEED_CLASSIFIERS, stage0_of, train_classifier
 from repro.stages.datasets import Experiment, open_experiment
 from repro.stages.evaluate import evaluate_folder
@@ -65,15 +65,12 @@ def reproduce(runs: Sequence[PlannedRun]) -> list[Path]:
     folders: dict[Path, list[Config]] = {}
     for base in {planned.base.run_dir: planned.base for planned in runs}.values():
         folders.setdefault(results_dir(base), []).append(base)
-    return [
-        report_family(
-            bases[0].run_dir.parent,
-            folder,
-            family(bases[0]),
-            {base.name: settings_sha256(base) for base in bases},
-        )
-        for folder, bases in folders.items()
-    ]
+    for folder, bases in folders.items():
+        hashes = {base.name: settings_sha256(base) for base in bases}
+        report_family(bases[0].run_dir.parent, folder, family(bases[0]), hashes)
+        if bases[0].output is None:
+            write_index(folder.parent)
+    return list(folders)
 
 
 def check(runs: Sequence[PlannedRun]) -> None:
