@@ -125,6 +125,13 @@ def test_the_same_bytes_twice(runs, results, tmp_path):
     assert [name for name in first if first[name] != second[name]] == []
 
 
+def test_the_command_is_named(results):
+    for name in ("README.md", "index.html"):
+        assert "solver.max_iter=4" in (results / name).read_text(encoding="utf-8").partition("Made by")[2], (
+            name
+        )
+
+
 def test_the_manifest(results):
     manifest = json.loads((results / "manifest.json").read_text(encoding="utf-8"))
     assert set(manifest["runs"]) == set(manifest["measured"]) == {"r", "r-baseline", "r-bsl"}

@@ -19,7 +19,7 @@ from repro.errors import InputError
 from repro.files import file_sha256, write_text
 from repro.report import formats
 from repro.report.experiments import PAPER
-from repro.report.manifest import manifest
+from repro.report.manifest import commands, manifest
 from repro.report.page import render, render_index, write_pictures
 from repro.report.pictures import Album, open_album
 from repro.report.scores import Entry, Scores, family_scores, read_scores
@@ -108,9 +108,14 @@ def _build(entries: list[Entry], out_dir: Path) -> Path:
     write_text(fresh / "index.html", render(family, tables, verdict, drawings, album, pictures, provenance))
     shown = [formats.markdown(table, brief=True) for table in tables if table.has_run]
     shown += [f"![{drawing.alt}](figures/{drawing.name}.png)\n" for drawing in drawings]
-    write_text(fresh / "README.md", "\n".join([verdict.markdown(), *shown]))
+    write_text(fresh / "README.md", "\n".join([verdict.markdown(), _made_by(commands(provenance)), *shown]))
     _move_into(fresh, out_dir, provenance)
     return out_dir
+
+
+def _made_by(found: list[str]) -> str:
+    """The commands behind the numbers, as they were given."""
+    return "\n".join(["Made by", "", "```sh", *found, "```", ""])
 
 
 def _draw(scores: Scores, album: Album | None, out_dir: Path) -> list[Drawing]:

@@ -4,6 +4,7 @@ apart from them what differs from call to call (times, memory, energy)."""
 from __future__ import annotations
 
 import json
+import shlex
 from typing import Any
 
 import yaml
@@ -43,6 +44,12 @@ def manifest(scores: Scores) -> dict[str, Any]:
             for name in sorted(steps)
         }
     return {"runs": runs, "measured": measured}
+
+
+def commands(found: dict[str, Any]) -> list[str]:
+    """The commands that made the runs' steps, each once."""
+    steps = [step for run in found["runs"].values() for step in run["steps"].values()]
+    return list(dict.fromkeys(shlex.join(step["command"]) for step in steps if "command" in step))
 
 
 def summary(found: dict[str, Any]) -> list[dict[str, str]]:

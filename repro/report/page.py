@@ -15,7 +15,7 @@ import jinja2
 from repro.data import VOID
 from repro.files import atomic_path
 from repro.report import formats
-from repro.report.manifest import summary
+from repro.report.manifest import commands, summary
 from repro.report.pictures import Album, shrunk
 from repro.report.scores import Estimate
 from repro.report.tables import Column, Table
@@ -86,6 +86,7 @@ def render(
         classes=[(index, name) for index, name in enumerate(album.classes) if index] if album else [],
         pictures=pictures,
         total=len(album.pictures) if album else 0,
+        commands=commands(manifest),
         steps=summary(manifest),
         runs=json.dumps(manifest["runs"], indent=1, ensure_ascii=False),
     )
