@@ -38,7 +38,9 @@ def runs(tmp_path_factory) -> list[Path]:
         f"dataset.root={root}/mini",
         f"output={root}/r",
     ]
-    assert run_command([*arguments, *SHORT]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["/somewhere/bin/repro", *arguments, *SHORT])
+        assert run_command([*arguments, *SHORT]) == 0
     return [root / "r", root / "r-baseline", root / "r-bsl"]
 
 

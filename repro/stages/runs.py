@@ -194,7 +194,8 @@ def provenance(config: Config, device: torch.device) -> dict[str, Any]:
 def _command() -> list[str]:
     """This process's command, without the place where the program happens to lie."""
     program = Path(sys.argv[0])
-    return ["repro" if program.name in ("repro", "__main__.py") else program.name, *sys.argv[1:]]
+    ours = program.name == "repro" or program.parts[-2:] == ("repro", "__main__.py")
+    return ["repro" if ours else program.name, *sys.argv[1:]]
 
 
 def _version(package: str) -> str | None:
