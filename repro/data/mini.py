@@ -32,8 +32,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy  # its parts are imported when they are first used: no verb waits for more than it needs
 from PIL import Image, ImageDraw
-from scipy import ndimage
 
 from repro.data.voc import VOID, VocLayout, colour_palette
 from repro.errors import InputError
@@ -158,7 +158,7 @@ def _colour(rng: np.random.Generator, hue: float, saturation: float, value: floa
 
 def _noise(rng: np.random.Generator, shape: tuple[int, ...], cell: float) -> npt.NDArray[Any]:
     """Smooth noise of unit variance; ``cell`` is the size of a blotch in pixels."""
-    field = ndimage.gaussian_filter(rng.normal(size=shape).astype(np.float32), cell, mode="reflect")
+    field = scipy.ndimage.gaussian_filter(rng.normal(size=shape).astype(np.float32), cell, mode="reflect")
     return (field - field.mean()) / max(float(field.std()), 1e-6)
 
 
@@ -295,7 +295,7 @@ def _draw_ground(rng: np.random.Generator, height: int, width: int) -> npt.NDArr
     for kind in kinds:
         first, second, (rows, columns) = _GROUNDS[kind]
         white = rng.normal(size=(height, width)).astype(np.float32)
-        noise = ndimage.gaussian_filter(white, (rows * height, columns * height))
+        noise = scipy.ndimage.gaussian_filter(white, (rows * height, columns * height))
         blend = 1 / (1 + np.exp(-1.5 * noise / noise.std()))[..., None]
         fields.append(_colour(rng, *first) * (1 - blend) + _colour(rng, *second) * blend)
     rows, columns = np.mgrid[:height, :width].astype(np.float32)
@@ -349,7 +349,7 @@ def _draw_scene(
     image += rng.normal(0, rng.uniform(3, 9), image.shape)
     half = _SCALE // 2
     labels, instances, parts = (field[half::_SCALE, half::_SCALE] for field in (labels, instances, parts))
-    border = ndimage.maximum_filter(instances, 3) != ndimage.minimum_filter(instances, 3)
+    border = scipy.ndimage.maximum_filter(instances, 3) != scipy.ndimage.minimum_filter(instances, 3)
     mask = np.where(border, VOID, labels).astype(np.uint8)
     return np.clip(np.rint(image), 0, 255).astype(np.uint8), mask, instances, parts
 
@@ -402,7 +402,7 @@ def _draw_cues(
         blob = _blob(rng, start, cells, rng.uniform(0.1, 0.3))
         cues[blob] = labels[blob]
     ground = labels == 0
-    far = ground & (ndimage.distance_transform_cdt(instances == 0, "chessboard") > GRID / 20)
+    far = ground & (scipy.ndimage.distance_transform_cdt(instances == 0, "chessboard") > GRID / 20)
     for _ in range(rng.integers(2, 5)):
         if far.any():
             cues[_blob(rng, far, far, rng.uniform(0.03, 0.09))] = 0
@@ -419,7 +419,7 @@ def _blob(
     rows, columns = np.mgrid[:GRID, :GRID]
     distance = np.hypot(rows - row, columns - column) + rng.uniform(0, GRID / 28, (GRID, GRID))
     distance[row, column] = -1
-    region, _ = ndimage.label(cells, np.ones((3, 3)))
+    region, _ = scipy.ndimage.label(cells, np.ones((3, 3)))
     piece = region == region[row, column]
     wanted = max(1, round(share * int(np.count_nonzero(cells))))
     return piece & (distance <= np.sort(distance[piece])[:wanted][-1])

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import scipy.io
+import scipy  # its parts are imported when they are first used: no verb waits for more than it needs
 
 from repro.data.parallel import mapped
 from repro.data.voc import CLASS_NAMES, VOID, VocLayout, read_id_list, read_mask, write_mask

@@ -12,8 +12,8 @@ from functools import cache
 from importlib import resources
 from typing import Any, Literal
 
+import scipy  # its parts are imported when they are first used: no verb waits for more than it needs
 from pydantic import Field
-from scipy import stats
 
 from repro.config import Section, load_yaml, validated
 from repro.errors import InputError
@@ -172,5 +172,5 @@ def _interval(ours: Estimate) -> tuple[float, float] | None:
     """Where one more seed's value lies with 95 %: the published value is one seed's as well."""
     if ours.sd is None or ours.count < 3:
         return None
-    reach = float(stats.t.ppf(0.975, ours.count - 1)) * ours.sd * (1 + 1 / ours.count) ** 0.5
+    reach = float(scipy.stats.t.ppf(0.975, ours.count - 1)) * ours.sd * (1 + 1 / ours.count) ** 0.5
     return ours.mean - reach, ours.mean + reach
