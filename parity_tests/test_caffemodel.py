@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from parity_tests.conftest import CAFFE_FILES
+from repro.models import build_model
 from weights_conversion import CaffeFileError, caffe_pb2, read_caffemodel, write_caffemodel
 
 BINARY_FILES = sorted(CAFFE_FILES.glob("*.caffemodel"))
@@ -542,44 +543,21 @@ def test_what_cannot_be_written_leaves_the_old_file(tmp_path):
     assert list(read_caffemodel(tmp_path / "x.caffemodel").layers) == ["inception/3x3"]
 
 
-FULL_SIZE = """
-import resource, sys, time
-from torch import nn
-from weights_conversion import load_caffe_weights, save_safetensors, write_caffemodel
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        widths = [3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
-        for i, (k, n) in enumerate(zip(widths, widths[1:])):
-            self.add_module(f"conv{i}", nn.Conv2d(k, n, 3))
-        for b in range(4):
-            self.add_module(f"fc6_{b + 1}", nn.Conv2d(512, 1024, 3))
-            self.add_module(f"fc7_{b + 1}", nn.Conv2d(1024, 1024, 1))
-
-net = Net()
-folder = sys.argv[1]
-if sys.argv[2] == "write":
-    write_caffemodel(net, folder + "/x.caffemodel")
-else:
-    start = time.monotonic()
-    report = load_caffe_weights(net, folder + "/x.caffemodel")
-    save_safetensors(net, folder + "/x.safetensors")
-    seconds = time.monotonic() - start
-    assert len(report.loaded) == 21 and not report.missing
-    print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-"""
-
-
 @pytest.mark.slow
 def test_full_size_file_converts_fast_and_in_little_memory(tmp_path):
-    def run(verb: str) -> str:
-        command = [sys.executable, "-c", FULL_SIZE, str(tmp_path), verb]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
-
-    run("write")
-    assert (tmp_path / "x.caffemodel").stat().st_size > 145e6
-    seconds, megabytes = map(float, run("convert").split())
-    assert seconds < 3
-    assert megabytes < 700
+    """The command as it is typed, interpreter and imports included; the best of three, as others use the machine."""
+    write_caffemodel(build_model("vgg16_aspp"), tmp_path / "x.caffemodel")
+    assert (tmp_path / "x.caffemodel").stat().st_size > 150e6
+    command = [sys.executable, "-m", "repro", "convert", str(tmp_path / "x.caffemodel")]
+    command += [str(tmp_path / "x.safetensors"), "--to", "vgg16_aspp"]
+    tries = []
+    for _ in range(3):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        _, status, usage = os.wait4(process.pid, 0)
+        assert status == 0
+        assert b"loaded 25 of 25 layers" in process.stdout.read()
+        assert usage.ru_maxrss / 1024 < 700
+        tries.append(usage.ru_utime + usage.ru_stime)
+        if tries[-1] < 3:
+            break
+    assert min(tries) < 3, f"{tries} s of CPU"

@@ -512,8 +512,8 @@ def convert(
     """Carry weights from one kind of file to another, by layer name, and say what was done with each layer."""
     model = None
     if to is not None:
+        torch.manual_seed(seed)  # a built model is filled; once more would take a tenth of the time of it all
         model = build_model(to, num_classes=num_classes, width_divisor=width_divisor, input_size=input_size)
-        model.fill("gaussian", torch.Generator().manual_seed(seed))
     if config and not train_to:
         raise InputError(f"--config {config}: goes with --train-prototxt")
     if images and not check:
