@@ -154,13 +154,14 @@ def build_onnx(
             f"{model.name}_{graph}",
             [helper.make_tensor_value_info("images", image_type, image_shape)],
             [helper.make_tensor_value_info(graph, TensorProto.FLOAT, shape)],
-            list(content.initializers.values()),
         ),
         producer_name=PRODUCER,
         producer_version=__version__,
         ir_version=IR_VERSION,
         opset_imports=[helper.make_opsetid("", OPSET)],
     )
+    # one by one, into the finished model: copying a graph of more than 2 GiB is beyond protobuf
+    exported.graph.initializer.extend(content.initializers.values())
     if precision == "fp16":
         exported = to_float16(exported)
     elif precision == "int8":
