@@ -93,7 +93,6 @@ def _at_call(number: int) -> None:
 
 def _counting(number: int) -> None:
     """Not a wound: prints at the end how many such calls there were."""
-    import atexit
     import multiprocessing.util
 
     calls = 0
@@ -103,7 +102,6 @@ def _counting(number: int) -> None:
         calls += event == "call" and any(name in frame.f_code.co_filename for name in _PACKAGES)
 
     sys.setprofile(count)
-    del atexit
     multiprocessing.util.Finalize(None, lambda: print(f"calls: {calls}", flush=True), exitpriority=1)
 
 
@@ -179,6 +177,23 @@ def _renaming(number: int) -> None:
     pathlib.Path.replace = replace  # type: ignore[method-assign, assignment]
 
 
+def _terminated(number: int) -> None:
+    """Get SIGTERM in the n-th update."""
+    from repro.stages import loop
+
+    calls = 0
+    whole = loop.update
+
+    def update(*given: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return whole(*given)
+
+    loop.update = update
+
+
 _WOUNDS: dict[str, Callable[[int], None]] = {
     "call": _at_call,
     "count": _counting,
@@ -187,6 +202,7 @@ _WOUNDS: dict[str, Callable[[int], None]] = {
     "text": _half_text,
     "row": _half_row,
     "rename": _renaming,
+    "term": _terminated,
 }
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from repro import ranks
 from repro.config import Config
 from repro.data import VOID, CueFile, VocLayout, find_images, read_id_list, read_mask, read_pairs_list
 from repro.data.labels import Labels, labels_of, read_labels
@@ -162,9 +161,7 @@ def _voc_layout(config: Config) -> VocLayout:
     dataset = config.dataset
     if dataset.kind == "mini":
         root = Path(dataset.root) if dataset.root else MINI_ROOT
-        if ranks.is_first():
-            build_mini(root)
-        ranks.wait_for_all()
+        build_mini(root)  # each rank: it copes with others that do the same
     elif dataset.root is None:
         raise InputError(f"dataset.root: no VOC 2012 given; {_VOC_HINT}")
     else:
