@@ -44,7 +44,7 @@ $(STAMP): pyproject.toml constraints.txt tools/find_python
 test: $(STAMP)  ## Set up and run all tests (REPRO_SHARED=folder with voc-sample/ for those on real images)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-long: $(STAMP)  ## Only the tests that take minutes: the full-width profile on real images
+test-long: $(STAMP)  ## Only the tests that take minutes: full width on real images, 20 killed runs, 2,000 iterations of memory
 	$(BIN)/python -m pytest -m long
 
 test-gpu: $(STAMP)  ## Only the tests that need a CUDA device
