@@ -280,6 +280,15 @@ def test_unknown_fields_are_reported(tmp_path):
     assert f"{path}: test_iter: of no effect here" in notes
 
 
+def test_inspect_names_unknown_fields(tmp_path, capsys):
+    path = changed(
+        tmp_path, ('name: "stage1"', 'name: "stage1" reduce_memory: true'), solver="plateau_winsize: 3"
+    )
+    for file, field in ((path, "plateau_winsize"), (tmp_path / "stage1_train.prototxt", "reduce_memory")):
+        assert run_command(["inspect", str(file)]) == 0
+        assert f"{field}: unknown to Caffe and DeepLab-v2" in capsys.readouterr().out
+
+
 def test_unknown_fields_of_nets():
     for path in CAFFE_FILES.glob("*.prototxt"):
         from weights_conversion import read_prototxt

@@ -11,6 +11,7 @@ from weights_conversion.errors import CaffeFileError
 from weights_conversion.net_shapes import LayerShapes, Phase, blob_shapes, derive_shapes
 from weights_conversion.prototxt import Message, read_prototxt
 from weights_conversion.prototxt_format import format_prototxt
+from weights_conversion.schema import unknown_fields
 
 _SOLVER_FIELDS = {"base_lr", "lr_policy", "net", "train_net", "net_param", "max_iter", "solver_mode"}
 
@@ -30,9 +31,17 @@ def describe_prototxt(path: str | os.PathLike[str]) -> list[str]:
         phase: Phase = "TRAIN" if any(layer.type != "input" for layer in layers) else "TEST"
         layers = layers if phase == "TRAIN" else derive_shapes(content, phase=phase)
         title = f"{content.get('name', [name])[-1]}: net, {len(content.layers)} layers"
-        return [title, *_net_lines(content, layers, phase)]
+        unknown = [
+            f"{field}: unknown to Caffe and DeepLab-v2" for field in unknown_fields(content, "NetParameter")
+        ]
+        return [title, *_net_lines(content, layers, phase), *unknown]
     if _SOLVER_FIELDS & content.keys():
-        return [f"{name}: solver", *(f"  {line}" for line in format_prototxt(content).splitlines())]
+        unknown = [
+            f"{field}: unknown to Caffe and DeepLab-v2"
+            for field in unknown_fields(content, "SolverParameter")
+        ]
+        lines = [f"  {line}" for line in format_prototxt(content).splitlines()]
+        return [f"{name}: solver", *lines, *unknown]
     raise CaffeFileError(f"{os.fspath(path)}: neither a net (no layer) nor a solver (no base_lr, net, …)")
 
 
