@@ -161,6 +161,16 @@ def test_an_experiment_makes_what_is_missing_and_shares_the_rest(arguments, tmp_
     assert "18 runs: 0 s, 0 MB" in capsys.readouterr().out
 
 
+def test_the_embedded_set_can_stand_for_every_profile(arguments, tmp_path):
+    """Table 1 with ResNet-101, COCO's test script, SEC and its ablations, each stage that its cell needs."""
+    assert run_command([*arguments, "pseudo_labels.crf=false", "--experiment", "table1,table3,sec"]) == 0
+    for name in ("r-dsrg-resnet101", "r-dsrg-coco", "r"):
+        assert sorted(path.name for path in (tmp_path / name).glob("scores_*")) == ["scores_stage2.json"]
+    assert len(list(tmp_path.glob("r-sec*/scores_stage1.json"))) == 7
+    for name in ("table1", "table3", "sec-losses", "sec-pooling", "sec-field-of-view"):
+        assert "no run" not in (tmp_path / f"r-tables/tables/{name}.csv").read_text()
+
+
 def test_growing_rules_that_are_one(golden):
     """What the plan counts as the same run: the released rule is the paper's with theta_b raised to theta_f, and
     with an infinite theta_f grows nothing."""
