@@ -190,7 +190,7 @@ class SolverLoop:
         )
         columns = ("iteration", "lr", "loss", *self.objective.columns)
         log_file = CsvLog(self.folder / "log.csv", columns, solver.iteration) if ranks.is_first() else None
-        with bar, log_file or contextlib.nullcontext():
+        with bar, log_file or contextlib.nullcontext(), self._flushed(figures, log_file):
             while solver.iteration < config.max_iter:
                 iteration, rate = solver.iteration, solver.rate
                 self._draw(iteration)
@@ -217,6 +217,20 @@ class SolverLoop:
                     self._snapshot(log_file)
                 if stopped_by and not is_last:
                     raise StoppedError(f"stopped by {signal.Signals(stopped_by).name}", 128 + stopped_by)
+
+    @contextlib.contextmanager
+    def _flushed(self, figures: Figures, log_file: CsvLog | None) -> Iterator[None]:
+        """Log what is still on its way from the device when the block fails: the snapshot that follows counts on it."""
+        try:
+            yield
+        except Exception:
+            with contextlib.suppress(RuntimeError):  # of a device that has failed
+                for row in figures.rest():
+                    if log_file:
+                        log_file.write(row.fields())
+            if log_file:
+                log_file.sync()
+            raise
 
     def _net(self) -> nn.Module:
         """The model, with several ranks in what sums its gradients."""
