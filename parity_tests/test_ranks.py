@@ -64,7 +64,11 @@ def compare(one: Path, several: Path) -> None:
     ("stage", "more"),
     [
         (1, ()),
-        (1, ("loss.variant=sec", "loss.seed=seed", "loss.cues=fixed", "loss.expand=true", "rows=[SEC]")),
+        pytest.param(
+            1,
+            ("loss.variant=sec", "loss.seed=seed", "loss.cues=fixed", "loss.expand=true", "rows=[SEC]"),
+            marks=pytest.mark.long,
+        ),
         # double: in float32 even one process parts from itself (test_training.py)
         (2, ("precision=double",)),
     ],
