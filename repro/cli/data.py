@@ -1,0 +1,163 @@
+"""The verbs ``repro data …``: data fetched, checked, built and converted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from tqdm import tqdm
+
+from repro.cli.shared import ConfigOption, app
+from repro.config import load_config
+from repro.data import CocoInstances, VocLayout, convert_cues
+from repro.data.fetch import Fetcher
+from repro.data.labels import read_labels, write_labels
+from repro.data.mini import build_mini
+from repro.data.sbd import build_train_aug, find_sbd
+from repro.data.verify import verify
+from repro.errors import InputError
+from repro.stages.runs import write_json
+
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build or convert data.")
+
+
+app.add_typer(data_app, name="data")
+
+
+@data_app.command(
+    "fetch",
+    epilog="Example: repro data fetch --voc-root data/VOCdevkit/VOC2012        repro data fetch --from /mnt/archives",
+)
+def data_fetch(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Sources of the catalogue; those that the experiments need by default."),
+    ] = None,
+    voc_root: Annotated[
+        Path,
+        typer.Option(
+            help="The VOC tree: one of your own, or where to make it. The rest goes beside VOCdevkit."
+        ),
+    ] = Path("data/VOCdevkit/VOC2012"),
+    own: Annotated[
+        Path | None, typer.Option("--from", help="Folder with your own copies; nothing is downloaded.")
+    ] = None,
+    catalogue: Annotated[
+        Path | None, typer.Option(help="Another sources.yaml, with your own mirrors.")
+    ] = None,
+    keep_archives: Annotated[bool, typer.Option(help="Keep archives once they are unpacked.")] = False,
+    show: Annotated[
+        bool, typer.Option("--list", help="Only list the sources and what is there of them.")
+    ] = False,
+) -> None:
+    """Get VOC 2012, masks, cues and initial weights: checked, unpacked, in place. What is there already stays."""
+    fetcher = Fetcher(voc_root, catalogue=catalogue, own=own, keep_archives=keep_archives)
+    if show:
+        for name, source in fetcher.sources.items():
+            size = f"{source.size / 1e6:.1f} MB" if source.size else f"at most {source.most / 1e6:.0f} MB"
+            there = "there" if fetcher.is_there(source) else "-"
+            typer.echo(f"{name}\n  {source.what}\n  {size}, {there}: {fetcher.place(source)}")
+            typer.echo("".join(f"  {url}\n" for url in source.urls) + f"  {source.note}")
+        return
+    for outcome in fetcher.fetch(names or ()):
+        typer.echo(outcome)
+    if not names:
+        weights = fetcher.place(fetcher.sources["vgg16_20M"])
+        typer.echo(f'next: make reproduce-voc VOC_ROOT={voc_root} ARGS="stage1.init.weights={weights}"')
+
+
+@data_app.command(
+    "sbd", epilog="Example: repro data sbd benchmark_RELEASE/dataset --voc-root data/VOCdevkit/VOC2012"
+)
+def data_sbd(
+    sbd: Annotated[Path, typer.Argument(help="SBD's folder, with cls/*.mat, train.txt and val.txt.")],
+    voc_root: Annotated[Path, typer.Option(help="The VOC tree that gets the masks and the list.")],
+) -> None:
+    """Turn SBD's .mat files into SegmentationClassAug masks and write train_aug.txt, the 10,582 training images."""
+    result = build_train_aug(find_sbd(sbd), VocLayout.open(voc_root))
+    typer.echo(
+        f"{voc_root / 'SegmentationClassAug'}: {result.written} masks written, {result.kept} were there"
+    )
+    typer.echo(result.list_path)
+
+
+@data_app.command("verify", epilog="Example: repro data verify data/VOCdevkit/VOC2012 --out report.json")
+def data_verify(
+    root: Annotated[Path, typer.Argument(help="The VOC tree.")] = Path("data/VOCdevkit/VOC2012"),
+    cues: Annotated[Path | None, typer.Option(help="Cue file; the one beside VOCdevkit by default.")] = None,
+    input_list: Annotated[Path | None, typer.Option(help="List of images and cue indices; as above.")] = None,
+    quick: Annotated[bool, typer.Option(help="Only the headers of images and masks.")] = False,
+    partial: Annotated[bool, typer.Option(help="A part of the sets: the lists say how many.")] = False,
+    pin: Annotated[
+        bool, typer.Option(help="Remember what images and masks are; later calls compare.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the report as JSON, too.")] = None,
+) -> None:
+    """Check a VOC tree: counts, every image and mask, cues, hashes."""
+    report = verify(root, cues=cues, input_list=input_list, quick=quick, partial=partial, pin=pin)
+    for check in report.checks:
+        typer.echo(check)
+    if out:
+        write_json(out, report.as_dict())
+    if failed := [check.name for check in report.checks if not check.ok]:
+        raise InputError(f"{root}: {len(failed)} of {len(report.checks)} checks failed: {', '.join(failed)}")
+
+
+@data_app.command("mini", epilog="Example: repro data mini data/mini")
+def data_mini(
+    root: Annotated[Path, typer.Argument(help="Folder to build it in.")],
+    seed: Annotated[int, typer.Option(help="Another seed is another set.")] = 0,
+) -> None:
+    """Build the embedded set: a small generated data set in VOC layout."""
+    typer.echo(build_mini(root, seed=seed).root)
+
+
+@data_app.command("cues", epilog="Example: repro data cues localization_cues.pickle.gz localization_cues.h5")
+def data_cues(
+    source: Annotated[Path, typer.Argument(help="The originals' .pickle or .pickle.gz.")],
+    target: Annotated[Path, typer.Argument(help="The .h5 to write.")],
+) -> None:
+    """Convert the originals' cue pickle to HDF5, once, so that runs start at once and no pickle is read again."""
+    convert_cues(source, target)
+    typer.echo(target)
+
+
+@data_app.command(
+    "labels",
+    epilog="Example: repro data labels VOC2012/Annotations labels.csv        "
+    "repro data labels instances_train2014.json labels.csv --config dsrg_vgg16_coco",
+)
+def data_labels(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="A CSV or text file, a folder of VOC's Annotations or ImageSets/Main, COCO's JSON, a cue file."
+        ),
+    ],
+    target: Annotated[Path, typer.Argument(help="The .csv to write: image and class names.")],
+    config: ConfigOption = "dsrg_vgg16_voc",
+    input_list: Annotated[
+        Path | None, typer.Option("--list", help="A cue file's list, lines 'image index'.")
+    ] = None,
+) -> None:
+    """Write image-level labels of any form as a CSV, to look at or to train on."""
+    classes = load_config(config).dataset.classes
+    labels = read_labels(source, classes, input_list=input_list)
+    write_labels(target, labels, classes)
+    typer.echo(f"{target}: {sum(map(bool, labels.values()))} images")
+
+
+@data_app.command(
+    "coco-masks",
+    epilog="Example: repro data coco-masks coco/annotations/instances_val2014.json coco/masks/val2014",
+)
+def data_coco_masks(
+    annotations: Annotated[Path, typer.Argument(help="COCO's instances_*.json.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the masks, <image>.png.")],
+) -> None:
+    """Draw COCO's objects as masks of 81 classes, to score against; masks that are there already are kept."""
+    instances = CocoInstances(annotations)
+    for _ in tqdm(instances.write_masks(out), total=len(instances.images), unit="image", disable=None):
+        pass
+    typer.echo(f"{out}: {len(instances.images)} masks")

@@ -1,0 +1,211 @@
+"""Verbs that train, score and report: train, evaluate, reproduce, tables, check-paper, bench."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from repro import ranks
+from repro.bench import bench as run_bench
+from repro.cli.shared import ConfigOption, DeviceOption, Overrides, SeedOption, app, load, say, with_options
+from repro.config import profile_names
+from repro.data import read_id_list
+from repro.errors import InputError
+from repro.report import judge_runs, report_all, report_runs
+from repro.report.experiments import experiments
+from repro.stages.caffe_solver import load_solver
+from repro.stages.evaluate import evaluate_folder
+from repro.stages.forecast import forecast
+from repro.stages.plan import plan
+from repro.stages.reproduce import reproduce as reproduce_runs
+from repro.stages.runs import Run, resolve_device, write_json
+from repro.stages.train import train as train_stage
+
+
+@app.command(
+    epilog="Example: repro train --stage 1 --config dsrg_vgg16_voc data.image_root=JPEGImages/ "
+    "data.list=input_list.txt data.cues=localization_cues.pickle init.weights=vgg16_20M.caffemodel output=runs/a    "
+    "repro train --solver solver-s.prototxt init.weights=vgg16_20M_mc.caffemodel output=runs/b"
+)
+def train(
+    overrides: Overrides = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            help=f"A profile ({', '.join(profile_names())}) or the path of one.", show_default=False
+        ),
+    ] = None,
+    solver: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of a profile: a Caffe solver prototxt of one of our nets.", show_default=False
+        ),
+    ] = None,
+    stage: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=2,
+            help="1: on cues. 2: on pseudo labels.",
+            show_default="1, or what the solver's net trains",
+        ),
+    ] = None,
+    device: DeviceOption = None,
+    seed: SeedOption = None,
+) -> None:
+    """Train one stage; an unfinished run goes on from its newest snapshot.
+
+    Under torchrun several processes share each mini-batch (docs/clusters.md).
+    """
+    ranks.join()
+    if (config is None) == (solver is None):
+        raise InputError("train: give either --config or --solver")
+    if solver is not None:
+        run = load_solver(solver, with_options(overrides, device, seed))
+        if stage not in (None, run.stage):
+            raise InputError(f"{solver}: its net is of stage {run.stage}, not of --stage {stage}")
+        for note in run.notes:
+            typer.echo(note, err=True)
+        settings, stage = run.config, run.stage
+    else:
+        stage = stage or 1
+        settings = load(str(config), overrides, device, seed, stages=(f"stage{stage}",))
+    weights = train_stage(settings, stage, Run(settings, resolve_device(settings.device)))
+    say(f"{weights}\n{weights.parent / 'log.csv'}")
+
+
+@app.command(
+    epilog="Example: repro evaluate --pred masks/ --gt VOC2012/SegmentationClass --list val.txt --out scores.json"
+)
+def evaluate(
+    pred: Annotated[Path, typer.Option(help="Folder of predicted masks, <id>.png.")],
+    gt: Annotated[Path, typer.Option(help="Folder of ground-truth masks, <id>.png (indices; 255 is void).")],
+    ids: Annotated[Path, typer.Option("--list", help="Ids, one a line.")],
+    num_classes: Annotated[int, typer.Option(min=2, max=255, help="Classes, background included.")] = 21,
+    out: Annotated[Path | None, typer.Option(help="Write the scores as JSON, too.")] = None,
+) -> None:
+    """Score masks: mean IoU by both averaging rules, pixel accuracy, every class."""
+    ranks.join()
+    names = read_id_list(ids)
+    scores = evaluate_folder(pred, [gt / f"{name}.png" for name in names], names, num_classes)
+    if not ranks.is_first():
+        return
+    typer.echo(f"{'images':<28}{scores['images']}")
+    for rule, value in scores["mean_iou"].items():
+        typer.echo(f"{f'mean IoU, rule {rule}':<28}{100 * value:.2f}")
+    typer.echo(f"{'pixel accuracy':<28}{100 * scores['pixel_accuracy']:.2f}")
+    for index, value in enumerate(scores["per_class_iou"]):
+        typer.echo(f"{f'class {index}':<28}{'-' if value is None else f'{100 * value:.2f}'}")
+    if out:
+        write_json(out, scores)
+
+
+@app.command(
+    epilog="Example: repro reproduce --config mini --seeds 0,1,2    "
+    "repro reproduce --config dsrg_vgg16_voc dataset.root=VOCdevkit/VOC2012 stage1.init.weights=vgg16_20M.caffemodel"
+    "    repro reproduce --experiment table4 --dry-run dataset.root=VOCdevkit/VOC2012"
+)
+def reproduce(
+    config: Annotated[
+        str | None, typer.Option(help="A profile; with --experiment each run's own by default.")
+    ] = None,
+    overrides: Overrides = None,
+    experiment: Annotated[
+        str,
+        typer.Option(
+            help=f"Tables of the papers, e.g. table2,table4: {', '.join(experiments().experiments)}; all."
+        ),
+    ] = "",
+    original: Annotated[
+        list[str] | None, typer.Option(help="ROW=FILE: score these weights as the row's, train nothing.")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Several seeds, e.g. 0,1,2: a run each.")] = "",
+    device: DeviceOption = None,
+    seed: SeedOption = None,
+    dry_run: Annotated[
+        bool, typer.Option(help="Only say what would be done, how long and how large.")
+    ] = False,
+) -> None:
+    """Run whole experiments and write their results folder; what is done already is skipped."""
+    ranks.join()
+    runs = plan(
+        config,
+        with_options(overrides, device, seed),
+        names=[name.strip() for name in experiment.split(",") if name.strip()],
+        originals=original or [],
+        seeds=_seeds(seeds),
+    )
+    if dry_run:
+        typer.echo(forecast(runs))
+        return
+    for folder in reproduce_runs(runs):
+        text, _, _ = (
+            (folder / "README.md").read_text(encoding="utf-8").partition("\n![")
+        )  # figures say nothing here
+        typer.echo(f"{text}\n{folder / 'index.html'}")
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        seeds = [int(number) for number in text.split(",") if number.strip()]
+    except ValueError:
+        seeds = []
+    if text and not seeds:
+        raise InputError(f"--seeds {text}: expected whole numbers with commas between")
+    return seeds
+
+
+@app.command(
+    epilog="Example: repro tables        repro tables results/runs/a results/runs/b --out results/ab"
+)
+def tables(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(help="Run folders; all of results/runs by default.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results of the runs named.")] = None,
+) -> None:
+    """Write the results folder of finished runs again: tables, figures, page and verdict.
+
+    Without arguments: of every experiment in results/runs, each in results/<name>.
+    """
+    if bool(runs) != bool(out):
+        raise InputError("tables: run folders and --out go together; give both or none")
+    folders = [report_runs(runs, out)] if runs and out else report_all(Path("results/runs"), Path("results"))
+    for folder in folders:
+        typer.echo(folder)
+
+
+@app.command(
+    "check-paper", epilog="Example: repro check-paper        repro check-paper results/runs/a results/runs/b"
+)
+def check_paper(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(help="Run folders; the papers' own in results/runs by default.")
+    ] = None,
+) -> None:
+    """Compare finished runs with the published values; exit status 1 if one is missed by more than its tolerance."""
+    verdict = judge_runs(runs, Path("results/runs"))
+    for judgement in verdict.judgements:
+        typer.echo(judgement.line())
+    typer.echo(verdict.sentence())
+    if verdict.of("missed"):
+        raise typer.Exit(1)
+
+
+@app.command(
+    epilog="Example: repro bench --config dsrg_vgg16_voc precision=fast data.batch_size=10 --device cuda"
+)
+def bench(
+    config: ConfigOption = "dsrg_vgg16_voc",
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="Folder for the figures and the table.")] = Path("results/bench"),
+    seconds: Annotated[float, typer.Option(min=0.01, help="What each part may take.")] = 2.0,
+    device: DeviceOption = None,
+) -> None:
+    """Time each part of a stage-1 iteration and of a prediction, beside what the originals computed with."""
+    settings = load(config, overrides, device, None, stages=("stage1",))
+    figures, table = run_bench(settings, out, seconds=seconds)
+    typer.echo(table.read_text(encoding="utf-8"))
+    typer.echo(f"{figures}\n{table}")

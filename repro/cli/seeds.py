@@ -1,0 +1,107 @@
+"""The verbs ``repro seeds …``: localization cues from image-level labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from repro import ranks
+from repro.cli.shared import ConfigOption, DeviceOption, Overrides, SeedOption, app, load, say
+from repro.data import read_id_list
+from repro.stages.classifier import SEED_CLASSIFIERS, classifier_weights, train_classifier
+from repro.stages.runs import Run, resolve_device, write_json
+from repro.stages.seeds import make_cues, score_seeds
+
+seeds_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Localization cues from image-level labels: train two classifiers, make the cues, score them.",
+)
+
+
+app.add_typer(seeds_app, name="seeds")
+
+
+@seeds_app.command(
+    "train",
+    epilog="Example: repro seeds train --config dsrg_vgg16_voc data.image_root=photos/ data.labels=labels.csv "
+    "init.weights=vgg16_20M.caffemodel output=runs/a",
+)
+def seeds_train(
+    config: ConfigOption,
+    overrides: Overrides = None,
+    net: Annotated[str, typer.Option(help="cam (foreground), bg (background) or both.")] = "both",
+    device: DeviceOption = None,
+    seed: SeedOption = None,
+) -> None:
+    """Train the classifiers that cues are made of, on image-level labels; unfinished ones go on."""
+    ranks.join()
+    settings = load(config, overrides, device, seed, stages=("stage0",))
+    for one in SEED_CLASSIFIERS if net == "both" else (net,):
+        weights = train_classifier(settings, one, Run(settings, resolve_device(settings.device)))
+        say(str(weights))
+
+
+@seeds_app.command(
+    "make",
+    epilog="Example: repro seeds make --config dsrg_vgg16_voc data.image_root=photos/ data.labels=labels.csv "
+    "output=runs/a        (with cues.saliency=maps/ cues.merge=background_first: DSRG's kind)",
+)
+def seeds_make(
+    config: ConfigOption,
+    overrides: Overrides = None,
+    cam: Annotated[Path | None, typer.Option(help="Weights; those of the run by default.")] = None,
+    bg: Annotated[Path | None, typer.Option(help="Weights; those of the run by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; stage0/cues of the run by default.")] = None,
+    pickled: Annotated[
+        bool, typer.Option("--pickle", help="Also write the originals' localization_cues.pickle.")
+    ] = False,
+    overlays: Annotated[bool, typer.Option(help="Also draw the cues over the images, to look at.")] = False,
+    device: DeviceOption = None,
+) -> None:
+    """Make cues of the labelled images; those that are there already are kept."""
+    settings = load(config, overrides, device, None, stages=("stage0",))
+    weights = classifier_weights(settings) | {
+        net: path for net, path in (("cam", cam), ("bg", bg)) if path is not None
+    }
+    made = make_cues(
+        settings,
+        weights,
+        out or settings.run_dir / "stage0" / "cues",
+        resolve_device(settings.device),
+        pickled=pickled,
+        overlays=overlays,
+    )
+    typer.echo(f"{made.cues}\n{made.input_list}\n{made.done} images done now")
+
+
+@seeds_app.command(
+    "score",
+    epilog="Example: repro seeds score --config dsrg_vgg16_voc --cues localization_cues.pickle --list input_list.txt "
+    "--masks VOC2012/SegmentationClassAug --ids train_aug.txt",
+)
+def seeds_score(
+    config: ConfigOption,
+    cues: Annotated[Path, typer.Option(help="A cue file, or a folder of cue PNGs.")],
+    masks: Annotated[Path, typer.Option(help="Folder of ground-truth masks, <image>.png (255 is void).")],
+    overrides: Overrides = None,
+    input_list: Annotated[
+        Path | None, typer.Option("--list", help="The cue file's list, lines 'image index'.")
+    ] = None,
+    ids: Annotated[Path | None, typer.Option(help="Only the images of this list, one a line.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the figures as JSON, too.")] = None,
+) -> None:
+    """Precision, recall and IoU of cues against masks, and the share of the pixels they label."""
+    settings = load(config, overrides, None, None, stages=())
+    names = read_id_list(ids) if ids else None
+    figures = score_seeds(settings, cues, masks, input_list=input_list, ids=names)
+    typer.echo(f"{'':<24}{'precision':>10}{'recall':>10}{'IoU':>10}")
+    rows = [("mean", figures), ("mean, released script", figures["released"])]
+    for name, row in [*rows, *zip(settings.dataset.classes, figures["per_class"], strict=True)]:
+        cells = ("-" if row is None else f"{100 * row[key]:.2f}" for key in ("precision", "recall", "iou"))
+        typer.echo(f"{name:<24}" + "".join(f"{cell:>10}" for cell in cells))
+    typer.echo(f"{figures['images']} images, {100 * figures['labelled']:.1f} % of the pixels labelled")
+    if out:
+        write_json(out, figures)

@@ -1,0 +1,79 @@
+"""What the verbs share: the application, their common options, and how they read and speak."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from repro import ranks
+from repro.config import Config, load_config, profile_names
+from repro.data import find_images, read_id_list
+from repro.errors import InputError
+from repro.stages.folder import FolderResult
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Caffe-faithful reproduction of SEC and DSRG, from image-level labels to the papers' tables.",
+)
+
+
+ConfigOption = Annotated[
+    str, typer.Option("--config", help=f"A profile ({', '.join(profile_names())}) or the path of one.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Overrides, e.g. stage1.solver.max_iter=100", show_default=False
+    ),
+]
+DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", show_default=False)]
+SeedOption = Annotated[int | None, typer.Option(help="Random seed.", show_default=False)]
+
+
+def say(line: str) -> None:
+    """A command's result, once for all ranks."""
+    if ranks.is_first():
+        typer.echo(line)
+
+
+def load(
+    profile: str, overrides: list[str] | None, device: str | None, seed: int | None, **stages: tuple[str, ...]
+) -> Config:
+    return load_config(profile, with_options(overrides, device, seed), **stages)
+
+
+def with_options(overrides: list[str] | None, device: str | None, seed: int | None) -> list[str]:
+    options = [f"{key}={value}" for key, value in (("device", device), ("seed", seed)) if value is not None]
+    return [*(overrides or []), *options]
+
+
+def images_of(source: Path, ids: Path | None, option: str = "--images") -> dict[str, Path]:
+    if not source.exists():
+        raise InputError(f"{option} {source}: no such file or folder")
+    files = find_images(source) if source.is_dir() else {source.stem: source}
+    if ids is None:
+        return files
+    names = read_id_list(ids)
+    if absent := [name for name in names if name not in files]:
+        raise InputError(f"{ids}: {absent[0]} has no image in {source}")
+    return {name: files[name] for name in names}
+
+
+def report_masks(result: FolderResult, out: Path) -> None:
+    """Say what was done; a lone image that failed is bad input, failures among several are a list and status 1."""
+    total = result.written + result.kept + len(result.failures)
+    if result.failures and total == 1:
+        raise InputError(next(iter(result.failures.values())))
+    say(f"{out}: {result.written} masks written, {result.kept} were there")
+    if result.failures:
+        if ranks.is_first():
+            print(f"repro: {len(result.failures)} of {total} images failed:", file=sys.stderr)
+            for reason in result.failures.values():
+                print(f"  {reason}", file=sys.stderr)
+        raise typer.Exit(1)
