@@ -37,8 +37,9 @@ class Patience:
     """How long a server may take; times in seconds.
 
     A transfer stalls when nothing arrives for ``read``, or less than ``least_rate`` bytes a second over that time.
-    It is given up after ``attempts`` in a row that brought it no further. Between them it waits ``first_wait``,
-    twice as long each time, up to ``longest_wait``, or what the server's Retry-After asks for up to that.
+    It is given up after ``attempts`` in a row that brought it no further than a stall does. Between them it waits
+    ``first_wait``, twice as long each time, up to ``longest_wait``, or what the server's Retry-After asks for up to
+    that.
     """
 
     connect: float = 20.0
@@ -176,7 +177,10 @@ class _Transfer:
             raise _TransientError(_line(error)) from None
         finally:
             reached = self.part.stat().st_size if self.part.exists() else 0
-            self.fruitless = 0 if reached > self.furthest else self.fruitless + 1
+            least = max(
+                1, self.patience.least_rate * self.patience.read
+            )  # less than this is a stall, no progress
+            self.fruitless = 0 if reached - self.furthest >= least else self.fruitless + 1
             self.furthest = max(reached, self.furthest)
 
     def _request(self) -> None:
