@@ -334,13 +334,117 @@ def test_differences_that_do_not_matter_are_listed(tmp_path, changes, note):
     assert any(re.search(note, line) for line in notes), notes
 
 
+def test_no_effect_is_said_of_what_has_none(tmp_path):
+    """Gradients that are zero anyhow may be stopped, and Caffe's defaults may be written out."""
+    changes = [
+        (
+            "param_str: \"{'th1': 0.99, 'th2': 0.85}\" }",
+            "param_str: \"{'th1': 0.99, 'th2': 0.85}\" } propagate_down: 0",
+        ),
+        ("shuffle: false", "shuffle: false is_color: true rand_skip: 0"),
+        ("transform_param { mirror", "transform_param { scale: 1 crop_size: 0 mirror"),
+        (
+            'name: "relu1_1" type: "ReLU"',
+            'name: "relu1_1" type: "ReLU" relu_param { negative_slope: 0 } phase: TEST',
+        ),
+    ]
+    net = changed(tmp_path, *changes)
+    notes = [line.partition("stage1_train.prototxt: ")[2] for line in load_solver(str(net)).notes]
+    assert [line for line in notes if line] == [
+        "layer relu1_1: phase: none here, TEST there (of no effect on the numbers)",
+        "layer update-seed: propagate_down: none here, 0 there (of no effect on the numbers)",
+    ]
+
+
+@pytest.mark.parametrize("written", ["normalization: VALID", "normalize: true"])
+def test_retraining_loss_by_its_default(tmp_path, written):
+    for kind in ("solver", "train"):
+        text = (CAFFE_FILES / f"retrain_{kind}.prototxt").read_text()
+        text = text.replace("loss_param { ignore_label: 255", f"loss_param {{ {written} ignore_label: 255")
+        (tmp_path / f"retrain_{kind}.prototxt").write_text(text)
+    assert written in text
+    assert load_solver(str(tmp_path / "retrain_solver.prototxt")).stage == 2
+
+
+def test_a_state_in_another_order_is_refused(tmp_path):
+    """Branches 1 and 2 of the net have the same shapes: their histories could be mistaken for each other."""
+    first, second, third = (STAGE1_NET.index(f'layer {{ name: "fc6_{branch}"') for branch in (1, 2, 3))
+    branches = STAGE1_NET[second:third] + STAGE1_NET[first:second]
+    path = str(changed(tmp_path, net=STAGE1_NET[:first] + branches + STAGE1_NET[third:]))
+    assert any("order of the layers" in line for line in load_solver(path).notes)
+    with pytest.raises(
+        InputError, match=r"^x\.solverstate: its history is in the order of a net's layers, and "
+    ):
+        load_solver(path, ["init.solverstate=x.solverstate"])
+
+
+def test_layers_are_kept_by_caffes_rules(tmp_path):
+    relu = 'name: "relu4_2" type: "ReLU"'
+    kept = "include { phase: TRAIN stage: 'a' min_level: 2 }"
+    for rules, solver, is_kept in (
+        (kept, "train_state { stage: 'a' stage: 'b' level: 2 }", True),
+        (kept, "train_state { stage: 'a' level: 1 }", False),
+        (kept, "", False),
+        ("include { phase: TEST } include { max_level: 0 }", "", True),
+        ("exclude { not_stage: 'a' }", "train_state { stage: 'a' }", True),
+        ("exclude { not_stage: 'a' }", "", False),
+        ("exclude { phase: TEST }", "", True),
+        ("phase: TEST", "", True),
+    ):
+        path = str(changed(tmp_path, (relu, f"{relu} {rules}"), solver=solver))
+        if is_kept:
+            load_solver(path)
+            continue
+        with pytest.raises(InputError, match="layer relu4_2: only here"):
+            load_solver(path)
+    with pytest.raises(
+        InputError, match=r"solver\.prototxt: train_state: level 'x': expected a whole number"
+    ):
+        load_solver(str(changed(tmp_path, solver="train_state { level: 'x' }")))
+
+
 REFUSED = {
+    "branch cut off": (
+        [('name: "fc6_3" type: "Convolution"', 'name: "fc6_3" type: "Convolution" propagate_down: false')],
+        "",
+        "fc6_3: propagate_down: none here, False there",
+    ),
+    "CRF cut off": (
+        [("propagate_down: 1 propagate_down: 0", "propagate_down: 0 propagate_down: 0")],
+        "",
+        r"CRF: propagate_down: .1, 0. here, .0, 0. there",
+    ),
+    "dropout off": (
+        [*DROPS, ('top: "fc7_2" dropout_param', 'top: "fc7_2" phase: TEST dropout_param')],
+        "",
+        "drop7_2: phase: none here, TEST there",
+    ),
+    "grey images": (
+        [("shuffle: false", "shuffle: false is_color: false")],
+        "",
+        "is_color: none here, False there",
+    ),
+    "leaky": (
+        [
+            (
+                'type: "ReLU" bottom: "conv1_1"',
+                'type: "ReLU" relu_param { negative_slope: 0.1 } bottom: "conv1_1"',
+            )
+        ],
+        "",
+        "negative_slope: none here, 0.1 there",
+    ),
+    "negative rates": ([('"step"', '"inv"'), ("gamma: 0.1", "gamma: -1")], "", "lr_policy inv needs gamma"),
     "Adam": ([], 'type: "Adam"', "type 'Adam': the papers' solver is SGD, no other is implemented"),
     "Nesterov": ([], 'type: "Nesterov"', "type 'Nesterov'"),
     "old Nesterov": ([], "solver_type: NESTEROV", "type 'NESTEROV'"),
-    "policy": ([('"step"', '"cosine"')], "", "stage1.solver.lr_policy|solver.lr_policy"),
+    "policy": ([('"step"', '"cosine"')], "", r"solver.prototxt: lr_policy: .* found 'cosine'"),
     "twice": ([], "momentum: 0.5", "'momentum' occurs 2 times"),
-    "text for a number": ([("max_iter: 30", "max_iter: many")], "", "solver.max_iter: .* found 'many'"),
+    "text for a number": (
+        [("max_iter: 30", "max_iter: many")],
+        "",
+        "solver.prototxt: max_iter: .* found 'many'",
+    ),
     "no net": ([('train_net: "stage1_train.prototxt"', "")], "", "names 0 train nets .none."),
     "two nets": ([], 'net: "x"', "names 2 train nets .train_net, net."),
     "no such net": ([('"stage1_train', '"nowhere')], "", "nowhere.prototxt: No such file"),

@@ -65,6 +65,8 @@ class SolverConfig(Section):
             raise ValueError("lr_policy step needs stepsize of at least 1")
         if self.lr_policy == "poly" and self.max_iter < 1:
             raise ValueError("lr_policy poly needs max_iter of at least 1")
+        if self.lr_policy == "inv" and self.gamma < 0:
+            raise ValueError(f"lr_policy inv needs gamma of at least 0, not {self.gamma}")
         if self.lr_policy == "multistep" and sorted(self.stepvalue) != self.stepvalue:
             raise ValueError(f"stepvalue must ascend, not {self.stepvalue}")
         return self

@@ -30,6 +30,13 @@ _DEFAULTS: dict[str, Any] = {
     "pad_end": 0,
     "shuffle": False,
     "mirror": False,
+    "transform_param.scale": 1,
+    "transform_param.crop_size": 0,
+    "image_data_param.is_color": True,
+    "image_data_param.rand_skip": 0,
+    "relu_param.negative_slope": 0,
+    "loss_param.normalization": "VALID",
+    "loss_param.normalize": True,
 }
 
 

@@ -7,7 +7,7 @@ reads it; a layer that does not fit its bottoms says so in its note. Nothing her
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -62,7 +62,7 @@ def derive_shapes(net: Message, *, phase: Phase = "TRAIN") -> list[LayerShapes]:
     for layer in net.layers:
         if "layer" in layer:
             raise ValueError("layers in the layout before V1; upgrade the file with upgrade_net_proto_text")
-        if _runs_in(layer, phase):
+        if runs_in(layer, phase):
             shapes = _derive(layer, known)
             known.update(zip(shapes.tops, shapes.shapes, strict=True))
             derived.append(shapes)
@@ -104,13 +104,30 @@ def _derive(layer: Message, known: dict[str, Shape | None]) -> LayerShapes:
     return LayerShapes(name, type_, bottoms, tops, tuple(derived), tuple(result.blobs), note)
 
 
-def _runs_in(layer: Message, phase: Phase) -> bool:
+def runs_in(layer: Message, phase: Phase, *, level: int = 0, stages: Collection[str] = ()) -> bool:
+    """Whether Caffe keeps a layer in a net of this state (``Net::FilterNet``): by its ``include`` and ``exclude``.
+
+    A layer's field ``phase`` drops none. Levels of a rule that are no numbers count as not there.
+    """
+
     def meets(rule: Any) -> bool:
-        return isinstance(rule, Message) and str(rule.get("phase", [phase])[-1]) == phase
+        if not isinstance(rule, Message):
+            return False
+        try:
+            lowest, highest = (integers(rule, name) for name in ("min_level", "max_level"))
+        except MisfitError:
+            lowest = highest = []
+        return (
+            str(rule.get("phase", [phase])[-1]) == phase
+            and all(bound <= level for bound in lowest)
+            and all(level <= bound for bound in highest)
+            and all(stage in stages for stage in names(rule, "stage"))
+            and not any(stage in stages for stage in names(rule, "not_stage"))
+        )
 
     if included := layer.get("include", []):
         return any(meets(rule) for rule in included)
-    return not any(meets(rule) and "phase" in rule for rule in layer.get("exclude", []))  # type: ignore[operator]
+    return not any(meets(rule) for rule in layer.get("exclude", []))
 
 
 def _input_shapes(net: Message, count: int) -> list[Shape | None]:

@@ -21,6 +21,7 @@ import torch.nn as nn
 
 from repro.config import (
     Config,
+    SolverConfig,
     Stage1Config,
     Stage2Config,
     config_from,
@@ -32,6 +33,8 @@ from repro.layers.common import BatchNorm
 from repro.models import SEGMENTATION_NETS, CaffeNet, build_model
 from weights_conversion import Message, compare_nets, read_prototxt, train_prototxt, unknown_fields
 from weights_conversion.net_comparison import Difference
+from weights_conversion.net_shapes import runs_in
+from weights_conversion.prototxt import Value
 
 _FLOATS = {"base_lr", "gamma", "power", "momentum", "weight_decay", "clip_gradients"}
 _TAKEN = _FLOATS | {
@@ -39,7 +42,7 @@ _TAKEN = _FLOATS | {
     *("average_loss", "snapshot"),
 }
 _NET_FIELDS = ("train_net", "net", "train_net_param", "net_param")
-_USED = _TAKEN | {*_NET_FIELDS, "random_seed", "type", "solver_type", "weights"}
+_USED = _TAKEN | {*_NET_FIELDS, "train_state", "random_seed", "type", "solver_type", "weights"}
 _NO_USE = {  # of fields that the original has a use for and a run here has not
     "display": "log.csv has every iteration; solver.display=N thins it out",
     "snapshot_prefix": "a run writes to its folder, output=DIR",
@@ -49,11 +52,14 @@ _NO_USE = {  # of fields that the original has a use for and a run here has not
 }
 # differences that leave the numbers alone, by the field's path
 _HARMLESS = re.compile(
-    r"(convolution|pooling|relu|softmax|lrn)_param\.engine|python_param\.(module|share_in_parallel)|propagate_down"
-    r"|phase|(include|exclude)(\..*)?|param \d+\.name"
-    r"|name|force_backward|debug_info|image_data_param\.is_color|param \d+\.(lr_mult|decay_mult)"
+    r"(convolution|pooling|relu|softmax|lrn)_param\.engine|python_param\.(module|share_in_parallel)"
+    r"|(include|exclude)(\..*)?|param \d+\.name"
+    r"|name|force_backward|debug_info|param \d+\.(lr_mult|decay_mult)"
 )
 _REPORTS_ONLY = ("Accuracy", "SegAccuracy", "Silence")
+_OF_DATA = {  # blobs that nothing learnt is behind
+    *("images", "images_origin", "image_ids", "labels", "label", "label_shrink", "cues", "cues-new"),
+}
 _MULTIPLIER = re.compile(r"param \d+\.(lr_mult|decay_mult)")
 _FILLER = re.compile(r".*_filler\..*")
 
@@ -75,6 +81,7 @@ def load_solver(path: str, overrides: Sequence[str] = ()) -> SolverRun:
     """
     solver = read_prototxt(path)
     fields = _solver_fields(solver, path)
+    validated(SolverConfig, fields, path)  # here, where an error names the solver's file
     unknown = unknown_fields(solver, "SolverParameter")
     notes = []
     for name in solver:
@@ -101,7 +108,13 @@ def load_solver(path: str, overrides: Sequence[str] = ()) -> SolverRun:
     content = _whole_config(path, reader, sections, solver)
     _resolve_paths(content[f"stage{reader.stage}"], Path(path).parent)
     stage = f"stage{reader.stage}"
-    return SolverRun(config_from(content, overrides, path, stages=(stage,)), reader.stage, notes)
+    config = config_from(content, overrides, path, stages=(stage,))
+    state = getattr(config, stage).init.solverstate
+    if state and reader.is_reordered:
+        raise InputError(
+            f"{state}: its history is in the order of a net's layers, and {net_path} has them in another one"
+        )
+    return SolverRun(config, reader.stage, notes)
 
 
 def _one(message: Message, name: str, where: str, default: Any = None) -> Any:
@@ -148,19 +161,17 @@ def _train_net(solver: Message, path: str) -> tuple[Message, str]:
         raise InputError(f"{where}: a net in the old layout; upgrade it with Caffe's upgrade_net_proto_text")
     if not net.layers:
         raise InputError(f"{where}: no layers: not a net")
-    return Message({**net, "layer": [layer for layer in net.layers if _runs_in_training(layer)]}), where
-
-
-def _runs_in_training(layer: Message) -> bool:
-    def phases(name: str) -> list[str]:
-        rules = [rule for rule in layer.get(name, []) if isinstance(rule, Message)]
-        return [str(rule.get("phase", ["TRAIN" if name == "include" else ""])[-1]) for rule in rules]
-
-    if "phase" in layer:
-        return layer["phase"][-1] == "TRAIN"
-    if included := phases("include"):
-        return "TRAIN" in included
-    return "TRAIN" not in phases("exclude")
+    level, stages = 0, set[str]()
+    for holder, name, file in ((net, "state", where), (solver, "train_state", path)):
+        if isinstance(state := _one(holder, name, file), Message):
+            level = _one(state, "level", file, level)
+            if not isinstance(level, int):
+                raise InputError(f"{file}: {name}: level {level!r}: expected a whole number")
+            stages |= {str(stage) for stage in state.get("stage", [])}
+    layers: list[Value] = [
+        layer for layer in net.layers if runs_in(layer, "TRAIN", level=level, stages=stages)
+    ]
+    return Message({**net, "layer": layers}), where
 
 
 def _located(path: str, beside: Path) -> str:
@@ -187,6 +198,8 @@ class _NetReader:
         self.stage = 2 if "ImageSegDataLayer" in self.python else 1
         self.model = self._model_settings()
         self.built = self._built()
+        learnt = [layer for layer, _ in _with_weights(self.built)]
+        self.is_reordered = [layer for layer in self.layers if layer in learnt] != learnt
 
     def fail(self, reason: str) -> InputError:
         return InputError(f"{self.path}: {reason}")
@@ -398,6 +411,11 @@ class _NetReader:
             return "a solver state's history is in the order here"
         if _MULTIPLIER.fullmatch(field) or (not layer and field == "name"):
             return ""  # taken over: the net was built with the file's; BatchNorm has none in any case
+        if field == "propagate_down":
+            return "of no effect on the numbers" if not self._stops_gradient(layer, theirs) else None
+        if field == "phase":  # it drops no layer, and of ours Dropout alone asks for it
+            is_off = theirs == "TEST" and self.layers[layer].get("type") == ["Dropout"]
+            return None if is_off else "of no effect on the numbers"
         if field == "python_param.param_str" and isinstance(ours, dict) and isinstance(theirs, dict):
             # the layers take a setting that is not there as off
             left = {
@@ -411,6 +429,20 @@ class _NetReader:
         ):
             return ""  # Caffe's default for this layer
         return "of no effect on the numbers" if _HARMLESS.fullmatch(field) else None
+
+    def _stops_gradient(self, layer: str, propagate_down: Any) -> bool:
+        """Whether ``propagate_down: false`` keeps a gradient that is not zero anyhow from a bottom."""
+        python = self._parameter(self.layers[layer], "python_param", "layer")
+        on_scores = self.layers[layer].get("bottom", [None])[0] == self.built.scores_blob
+        if python == "DSRGLayer" or (python == "CRFLayer" and on_scores):  # their backward passes 0
+            return False
+        values = propagate_down if isinstance(propagate_down, tuple) else (propagate_down,)
+        bottoms = self.layers[layer].get("bottom", [])
+        return any(
+            not value and bottom not in _OF_DATA
+            for bottom, value in zip(bottoms, values, strict=False)
+            if value is not None
+        )
 
 
 def _messages(layer: Message, name: str) -> list[Message]:
