@@ -57,6 +57,15 @@ def test_a_caffemodel_fills_every_layer(name, version):
     assert report.missing == report.unused == []
 
 
+@pytest.mark.parametrize("name", NETS)
+def test_parameters_are_in_caffes_order(name):
+    """Layer by layer, BatchNorm's three blobs and Scale's two after their convolution's: that of a solver state."""
+    file = read_caffemodel(CAFFE_FILES / f"{name}.caffemodel").layers.values()
+    caffes = [(layer.name, blob.shape) for layer in file for blob in layer.blobs]
+    groups = build(name).param_groups()
+    assert [(group["name"].rpartition(".")[0], tuple(group["params"][0].shape)) for group in groups] == caffes
+
+
 @pytest.mark.parametrize("ending", [".caffemodel", ".caffemodel.h5"])
 @pytest.mark.parametrize("name", NETS)
 def test_round_trip_is_bit_exact(name, ending, tmp_path):

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,17 @@ def random_images(net: CaffeNet, seed: int = 0) -> dict[str, np.ndarray]:
     }
 
 
+@contextmanager
+def _quiet(cv2: Any) -> Iterator[None]:
+    """Without what OpenCV itself logs of an error, several lines beside ours."""
+    logging = cv2.utils.logging
+    level = logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        logging.setLogLevel(level)
+
+
 class _Imported:
     """OpenCV's network. Its own errors become one line."""
 
@@ -189,17 +201,19 @@ class _Imported:
             ) from None
         self._cv2, self._what = cv2, f"{os.fspath(prototxt)}, {os.fspath(caffemodel)}"
         try:
-            self._net = cv2.dnn.readNetFromCaffe(os.fspath(prototxt), os.fspath(caffemodel))
-            self._net.setPreferableBackend(cv2.dnn.DNN_BACKEND_OPENCV)
-            self._net.enableFusion(False)
-            self._net.enableWinograd(False)  # its own rounding, of up to 1e-5
+            with _quiet(cv2):
+                self._net = cv2.dnn.readNetFromCaffe(os.fspath(prototxt), os.fspath(caffemodel))
+                self._net.setPreferableBackend(cv2.dnn.DNN_BACKEND_OPENCV)
+                self._net.enableFusion(False)
+                self._net.enableWinograd(False)  # its own rounding, of up to 1e-5
         except cv2.error as error:
             raise self._refused(error) from None
 
     def run(self, image: np.ndarray, layers: list[str]) -> Sequence[np.ndarray]:
         try:
-            self._net.setInput(image)
-            return self._net.forward(layers) if layers else []
+            with _quiet(self._cv2):
+                self._net.setInput(image)
+                return self._net.forward(layers) if layers else []
         except self._cv2.error as error:
             raise self._refused(error) from None
 
