@@ -356,6 +356,17 @@ def test_no_effect_is_said_of_what_has_none(tmp_path):
     ]
 
 
+def test_the_released_retraining_loss_names_no_top(tmp_path):
+    """DSRG's train-f.prototxt lets Caffe name the loss's top, and holds it to the phase TRAIN."""
+    text = (CAFFE_FILES / "retrain_train.prototxt").read_text()
+    named = 'bottom: "label_shrink" top: "loss"'
+    assert named in text
+    text = text.replace(named, 'bottom: "label_shrink" include: { phase: TRAIN }')
+    (tmp_path / "retrain_train.prototxt").write_text(text)
+    (tmp_path / "solver.prototxt").write_text((CAFFE_FILES / "retrain_solver.prototxt").read_text())
+    assert load_solver(str(tmp_path / "solver.prototxt")).stage == 2
+
+
 @pytest.mark.parametrize("written", ["normalization: VALID", "normalize: true"])
 def test_retraining_loss_by_its_default(tmp_path, written):
     for kind in ("solver", "train"):

@@ -423,11 +423,11 @@ class _NetReader:
             }
             return "" if not left else None
         if (
-            field == "loss_weight"
+            field in ("loss_weight", "top")
             and theirs is None
             and self.layers[layer].get("type") == ["SoftmaxWithLoss"]
         ):
-            return ""  # Caffe's default for this layer
+            return ""  # Caffe's default for this layer; a top that is not named gets a name
         return "of no effect on the numbers" if _HARMLESS.fullmatch(field) else None
 
     def _stops_gradient(self, layer: str, propagate_down: Any) -> bool:
