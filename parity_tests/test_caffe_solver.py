@@ -367,6 +367,35 @@ def test_the_released_retraining_loss_names_no_top(tmp_path):
     assert load_solver(str(tmp_path / "solver.prototxt")).stage == 2
 
 
+def test_the_sec_release_is_taken(tmp_path, capsys):
+    """SEC's AnnotationLayer has one bottom and one cue file; its expand loss stands before the seed loss."""
+    net = train_prototxt(
+        build_model("vgg16_largefov", width_divisor=16), load_config("sec_vgg16_voc", ["rows=[]"]).stage1
+    )
+    layers = {layer.one("name"): layer for layer in net.layers}
+    assert (layers["Input"]["top"], layers["Annotation"]["bottom"], layers["Annotation"]["top"]) == (
+        ["images", "image_ids"],
+        ["image_ids"],
+        ["labels", "cues"],
+    )
+    losses = [layers.pop(name) for name in ("loss-Expand", "loss-Seed", "loss-Constrain")]
+    net["layer"] = [*layers.values(), *losses]
+    (tmp_path / "train.prototxt").write_text(format_prototxt(net))
+    (tmp_path / "localization_cues").mkdir()
+    cues = tmp_path / "localization_cues" / "localization_cues.pickle"
+    cues.write_bytes(b"")
+    (tmp_path / "solver.prototxt").write_text(
+        STAGE1_SOLVER.replace('"stage1_train.prototxt"', '"train.prototxt"')
+    )
+    run = load_solver(str(tmp_path / "solver.prototxt"))
+    stage1 = run.config.stage1
+    assert stage1.loss == load_config("sec_vgg16_voc", ["rows=[]"]).stage1.loss
+    assert (stage1.data.cues, stage1.data.mirror, stage1.data.batch_size) == (str(cues), False, 15)
+    assert any("order of the layers" in line and "of no effect" in line for line in run.notes)
+    assert run_command(["inspect", str(tmp_path / "train.prototxt")]) == 0
+    assert "labels 15x1x1x21, cues 15x21x41x41" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("written", ["normalization: VALID", "normalize: true"])
 def test_retraining_loss_by_its_default(tmp_path, written):
     for kind in ("solver", "train"):

@@ -88,6 +88,15 @@ def test_history_carries_the_old_rate_after_a_step_down():
         assert weight.item() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(("clip_gradients", "step"), [(-1.0, 4.0), (0.0, 4.0), (2.0, 2.0), (8.0, 4.0)])
+def test_clips_above_zero_alone(clip_gradients, step):
+    weight = nn.Parameter(torch.zeros(1))
+    fields = {"base_lr": 1.0, "lr_policy": "fixed", "clip_gradients": clip_gradients}
+    weight.grad = torch.full((1,), 4.0)
+    CaffeSGD([{"params": [weight]}], fields).step()
+    assert weight.item() == pytest.approx(-step)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -97,6 +106,7 @@ def test_history_carries_the_old_rate_after_a_step_down():
             "unknown key 'stepsizes'; did you mean 'stepsize'",
         ),
         ({"base_lr": 0.1, "lr_policy": "step"}, "step needs stepsize"),
+        ({"base_lr": 0.1, "lr_policy": "inv", "gamma": -0.1}, "inv needs gamma of at least 0"),
         ({"base_lr": "fast", "lr_policy": "fixed"}, "base_lr: .*found 'fast'"),
         ({"lr_policy": "fixed"}, "base_lr: Field required"),
     ],

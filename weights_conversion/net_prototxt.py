@@ -1,7 +1,8 @@
 """The prototxts of our networks: for running (deploy) and, with the papers' data and loss layers, for training.
 
 They name layers, blobs and fields as the releases' do, so that a net trained here runs in their Caffe. A train net's
-Python layers are the releases' ``pylayers`` (SEC's where ``loss.variant`` is ``sec``, else DSRG's).
+Python layers are the releases' ``pylayers``: SEC's where ``loss.variant`` is ``sec``, else DSRG's. Both have an
+``AnnotationLayer``; SEC's reads ``SEC_CUES`` alone and does not mirror, so that other data are read by DSRG's.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from repro.models.base import GAUSSIAN_STD
 from weights_conversion.prototxt import Identifier, Message
 
 PrototxtFiller = Literal["gaussian", "msra"]
+SEC_CUES = "localization_cues/localization_cues.pickle"  # which SEC's AnnotationLayer opens
 
 
 def message(**fields: Any) -> Message:
@@ -69,8 +71,10 @@ def train_prototxt(
         first, last = _stage0_data(net, section), _stage0_losses(net.scores_blob)
         name = net.name
     elif isinstance(section, Stage1Config):
-        first, last = _stage1_data(section.data), _stage1_losses(net.scores_blob, section.loss)
-        name = "SEC" if section.loss.variant == "sec" else "DSRG"
+        sec = section.loss.variant == "sec"
+        first = _sec_data(section.data) if sec and _is_secs(section.data) else _stage1_data(section.data)
+        last = _stage1_losses(net.scores_blob, section.loss)
+        name = "SEC" if sec else "DSRG"
     else:
         first, last = _stage2_data(section.data), _stage2_losses(net.scores_blob, section.data)
         name = "DSRG-retrain"
@@ -166,24 +170,9 @@ def _stage1_data(data: Stage1Data, mean: Sequence[float] = MEAN_BGR) -> list[Mes
                 f"data.cues {data.cues}: AnnotationLayerCOCO has one root for images and cues, {data.image_root}"
             )
         return [_python("Annotation", "AnnotationLayerCOCO", [], tops, repr(settings))]
-    images = message(
-        root_folder=data.image_root or "images/",
-        source=data.list or "input_list.txt",
-        batch_size=data.batch_size,
-        new_height=data.new_height,
-        new_width=data.new_width,
-        shuffle=data.shuffle,
-    )
-    transform = message(mirror=False, mean_value=[_number(float(value)) for value in mean])
     settings = {"cues": data.cues or "localization_cues.pickle", "mirror": data.mirror}
     return [
-        message(
-            name="Input",
-            type="ImageData",
-            top=["images_origin", "image_ids"],
-            transform_param=transform,
-            image_data_param=images,
-        ),
+        _image_data(data, "images_origin", mean),
         _python(
             "Annotation",
             "AnnotationLayer",
@@ -193,6 +182,35 @@ def _stage1_data(data: Stage1Data, mean: Sequence[float] = MEAN_BGR) -> list[Mes
             propagate_down=[0, 0],
         ),
     ]
+
+
+def _is_secs(data: Stage1Data) -> bool:
+    """Whether SEC's own layers read these data: its AnnotationLayer knows one cue file and does not mirror."""
+    return data.layer == "ImageData" and not data.mirror and data.cues in (None, SEC_CUES)
+
+
+def _sec_data(data: Stage1Data) -> list[Message]:
+    annotation = _python("Annotation", "AnnotationLayer", ["image_ids"], ["labels", "cues"], propagate_down=0)
+    return [_image_data(data, "images", MEAN_BGR), annotation]
+
+
+def _image_data(data: Stage1Data, top: str, mean: Sequence[float]) -> Message:
+    images = message(
+        root_folder=data.image_root or "images/",
+        source=data.list or "input_list.txt",
+        batch_size=data.batch_size,
+        new_height=data.new_height,
+        new_width=data.new_width,
+        shuffle=data.shuffle,
+    )
+    transform = message(mirror=False, mean_value=[_number(float(value)) for value in mean])
+    return message(
+        name="Input",
+        type="ImageData",
+        top=[top, "image_ids"],
+        transform_param=transform,
+        image_data_param=images,
+    )
 
 
 def _stage1_losses(scores: str, loss: LossConfig) -> list[Message]:

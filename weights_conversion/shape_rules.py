@@ -344,7 +344,7 @@ def _python(layer: Message, bottoms: Sequence[Shape]) -> Result:
 
 def _annotation(bottoms: Sequence[Shape], settings: Any) -> list[Shape]:
     number = bottoms[0][0]
-    return [(number, 1, 1, 21), (number, 21, 41, 41), bottoms[1]]
+    return [(number, 1, 1, 21), (number, 21, 41, 41), *bottoms[1:]]  # the images come from DSRG's alone
 
 
 def _annotation_coco(bottoms: Sequence[Shape], settings: Any) -> list[Shape]:

@@ -33,6 +33,7 @@ from repro.layers.common import BatchNorm
 from repro.models import SEGMENTATION_NETS, CaffeNet, build_model
 from weights_conversion import Message, compare_nets, read_prototxt, train_prototxt, unknown_fields
 from weights_conversion.net_comparison import Difference
+from weights_conversion.net_prototxt import SEC_CUES
 from weights_conversion.net_shapes import runs_in
 from weights_conversion.prototxt import Value
 
@@ -330,7 +331,7 @@ class _NetReader:
         return {
             "image_root": get("root_folder", ""),
             "list": get("source"),
-            "cues": settings.get("cues"),
+            "cues": settings.get("cues", SEC_CUES if variant == "sec" else None),
             "batch_size": get("batch_size", 1),
             "new_height": get("new_height", 0),
             "new_width": get("new_width", 0),
@@ -408,7 +409,8 @@ class _NetReader:
             extra = theirs.get("type", [""])[0] if isinstance(theirs, Message) else ""
             return "reports only" if extra in _REPORTS_ONLY else "" if ours and _is_report(ours) else None
         if field == "order of the layers":
-            return "a solver state's history is in the order here"
+            reordered = "a solver state's history is in the order here"
+            return reordered if self.is_reordered else "of no effect on the numbers"
         if _MULTIPLIER.fullmatch(field) or (not layer and field == "name"):
             return ""  # taken over: the net was built with the file's; BatchNorm has none in any case
         if field == "propagate_down":
