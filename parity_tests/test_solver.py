@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 import torch.nn as nn
@@ -73,6 +74,15 @@ def test_rates_by_formula():
     poly = {"base_lr": 1.0, "lr_policy": "poly", "power": 0.9, "max_iter": 10}
     assert learning_rate(poly, 10) == 0.0
     assert learning_rate(poly, 12) == 0.0
+
+
+def test_a_dict_of_numpys_numbers():
+    fields = {"base_lr": np.float64(1), "lr_policy": "multistep", "gamma": np.float32(0.5), "max_iter": 12.0}
+    config = SolverConfig.of(fields | {"stepvalue": np.array([3, 5]), "iter_size": np.int64(2)})
+    assert config == SolverConfig.of({**fields, "stepvalue": (3, 5), "iter_size": 2})
+    assert learning_rate(config, 4) == 0.5
+    with pytest.raises(InputError, match=r"max_iter: .*found 12\.5"):
+        SolverConfig.of(fields | {"max_iter": 12.5})
 
 
 def test_history_carries_the_old_rate_after_a_step_down():

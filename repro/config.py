@@ -36,6 +36,14 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+def _plain(value: Any) -> Any:
+    """NumPy's numbers and arrays as Python's, sequences as lists, whole numbers as integers."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 class SolverConfig(Section):
     """Caffe's ``SolverParameter``, the fields that matter here; defaults are Caffe's but for ``display``, which
     shows and logs every iteration. ``snapshot_keep`` is not Caffe's: how many of the newest snapshots stay (0: all)."""
@@ -73,8 +81,10 @@ class SolverConfig(Section):
 
     @classmethod
     def of(cls, fields: SolverConfig | dict[str, Any]) -> SolverConfig:
-        """The config itself, or one made of a dict of its fields."""
-        return fields if isinstance(fields, cls) else validated(cls, dict(fields), "solver")
+        """The config itself, or one made of a dict of its fields, which code may hold as NumPy's numbers."""
+        if isinstance(fields, cls):
+            return fields
+        return validated(cls, {name: _plain(value) for name, value in dict(fields).items()}, "solver")
 
 
 class ModelConfig(Section):

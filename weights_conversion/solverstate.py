@@ -19,7 +19,7 @@ _ITER, _LEARNED_NET, _HISTORY, _CURRENT_STEP = 1, 2, 3, 4
 
 @dataclass(frozen=True, eq=False)
 class SolverState:
-    """``iter``: iterations done. ``current_step``: how often the rate was stepped down (policy multistep).
+    """``iter``: iterations done. ``current_step``: how often the rate was stepped down (policies step, multistep).
 
     ``history``: for SGD one float32 array a parameter, in the order of the net's parameters (layer by layer,
     weight before bias), in the file's shapes; it holds the momentum *with* the learning rate in it.
