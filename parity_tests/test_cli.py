@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,8 @@ def test_help_shows_every_verb_and_an_example():
             [sys.executable, "-m", "repro", verb, "--help"], capture_output=True, text=True, check=True
         )
         assert "Example: repro" in text.stdout
+        # a second example begins a line of its own
+        assert not re.search(r"\S +repro [a-z]", text.stdout.partition("Example: repro")[2])
 
 
 def test_reproduce_wants_imagenet_weights_or_a_filler_that_trains(tmp_path, capsys):

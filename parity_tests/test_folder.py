@@ -57,6 +57,15 @@ def test_batches_hold_one_size_and_every_image_gets_its_own_mask(tmp_path, rng):
         np.testing.assert_array_equal(mask, read_image_rgb(path)[..., 0] % 21)
 
 
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path, rng):
+    (tmp_path / "masks").write_text("kept")
+    with pytest.raises(InputError, match="masks: a file is there, a folder for the masks expected"):
+        predict_folder(
+            Recorder(batch_size=1), save(tmp_path, [(4, 6)], rng), tmp_path / "masks", described={}
+        )
+    assert (tmp_path / "masks").read_text() == "kept"
+
+
 def test_images_of_many_sizes_do_not_pile_up(tmp_path, rng):
     images = save(tmp_path, [(4, 4 + index) for index in range(20)], rng)
     engine = Recorder(batch_size=2)

@@ -223,6 +223,14 @@ def test_inspect_what_is_neither(capsys, tmp_path, text, reason):
     assert err.count("\n") == 1
 
 
+def test_inspect_says_how_it_read_a_text_of_another_name(capsys, tmp_path):
+    (tmp_path / "page.caffemodel").write_text("<html>not found</html>")
+    status, out, err = inspect(capsys, tmp_path / "page.caffemodel")
+    assert (status, out) == (2, "")
+    assert err.endswith("; read as a prototxt, being text\n")
+    assert err.count("\n") == 1
+
+
 def test_mutated_nets_are_listed_or_refused_in_no_time(tmp_path):
     """A thousand mutations of values: what is a prototxt is listed, and none takes long."""
     text = format_prototxt(deploy_prototxt(build_model("vgg16_cam", width_divisor=16))).split()

@@ -17,7 +17,8 @@ from PIL import Image
 
 from repro.cli import run_command
 from repro.data.mini import build_mini
-from repro.report import report_runs
+from repro.report import figures, report_runs
+from repro.report.scores import Scores
 
 SHORT = [
     *("solver.max_iter=4", "stage1.solver.snapshot=2", "data.batch_size=2", "data.workers=0"),
@@ -162,6 +163,19 @@ def test_the_manifest(results):
     assert set(manifest["files"]) == {
         path.relative_to(results).as_posix() for path in results.rglob("*") if path.is_file()
     } - {"manifest.json"}
+
+
+def test_a_class_that_does_not_occur_is_not_the_lowest(monkeypatch):
+    entry = {
+        "classes": ["background", "aeroplane", "bird"],
+        "method": "+DSRG",
+        "answers": [],
+        "scores": {"per_class_iou": [0.8, None, 0.1]},
+    }
+    monkeypatch.setattr(figures, "principal", lambda scores: [entry])
+    (drawing, _figure), *rest = figures._classes(Scores([]))
+    assert not rest
+    assert drawing.alt.endswith("Lowest: bird 10.0; highest: background 80.0.")
 
 
 def test_what_is_no_longer_made_goes_and_what_is_not_ours_stays(runs, tmp_path):

@@ -31,7 +31,12 @@ def describe_file(path: str | os.PathLike[str]) -> list[str]:
     """
     kind, name = file_kind(path), Path(path).name
     if kind == "prototxt":
-        return describe_prototxt(path)
+        try:
+            return describe_prototxt(path)
+        except CaffeFileError as error:
+            if name.endswith(".prototxt"):
+                raise
+            raise CaffeFileError(f"{error}; read as a prototxt, being text") from None
     if kind == "solverstate":
         return [f"{name}: Caffe solver state", *_state(read_solverstate(path))]
     if kind == "safetensors":

@@ -27,7 +27,7 @@ app.add_typer(data_app, name="data")
 
 @data_app.command(
     "fetch",
-    epilog="Example: repro data fetch --voc-root data/VOCdevkit/VOC2012        repro data fetch --from /mnt/archives",
+    epilog="Example: repro data fetch --voc-root data/VOCdevkit/VOC2012\n\nrepro data fetch --from /mnt/archives",
 )
 def data_fetch(
     names: Annotated[
@@ -125,7 +125,7 @@ def data_cues(
 
 @data_app.command(
     "labels",
-    epilog="Example: repro data labels VOC2012/Annotations labels.csv        "
+    epilog="Example: repro data labels VOC2012/Annotations labels.csv\n\n"
     "repro data labels instances_train2014.json labels.csv --config dsrg_vgg16_coco",
 )
 def data_labels(

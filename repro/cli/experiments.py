@@ -26,7 +26,7 @@ from repro.stages.train import train as train_stage
 
 @app.command(
     epilog="Example: repro train --stage 1 --config dsrg_vgg16_voc data.image_root=JPEGImages/ "
-    "data.list=input_list.txt data.cues=localization_cues.pickle init.weights=vgg16_20M.caffemodel output=runs/a    "
+    "data.list=input_list.txt data.cues=localization_cues.pickle init.weights=vgg16_20M.caffemodel output=runs/a\n\n"
     "repro train --solver solver-s.prototxt init.weights=vgg16_20M_mc.caffemodel output=runs/b"
 )
 def train(
@@ -103,9 +103,9 @@ def evaluate(
 
 
 @app.command(
-    epilog="Example: repro reproduce --config mini --seeds 0,1,2    "
+    epilog="Example: repro reproduce --config mini --seeds 0,1,2\n\n"
     "repro reproduce --config dsrg_vgg16_voc dataset.root=VOCdevkit/VOC2012 stage1.init.weights=vgg16_20M.caffemodel"
-    "    repro reproduce --experiment table4 --dry-run dataset.root=VOCdevkit/VOC2012"
+    "\n\nrepro reproduce --experiment table4 --dry-run dataset.root=VOCdevkit/VOC2012"
 )
 def reproduce(
     config: Annotated[
@@ -157,9 +157,7 @@ def _seeds(text: str) -> list[int]:
     return seeds
 
 
-@app.command(
-    epilog="Example: repro tables        repro tables results/runs/a results/runs/b --out results/ab"
-)
+@app.command(epilog="Example: repro tables\n\nrepro tables results/runs/a results/runs/b --out results/ab")
 def tables(
     runs: Annotated[
         list[Path] | None, typer.Argument(help="Run folders; all of results/runs by default.")
@@ -178,7 +176,7 @@ def tables(
 
 
 @app.command(
-    "check-paper", epilog="Example: repro check-paper        repro check-paper results/runs/a results/runs/b"
+    "check-paper", epilog="Example: repro check-paper\n\nrepro check-paper results/runs/a results/runs/b"
 )
 def check_paper(
     runs: Annotated[

@@ -26,7 +26,7 @@ from repro.stages.runs import resolve_device
 
 @app.command(
     epilog="Example: repro predict --config dsrg_vgg16_voc --weights iter_20000.safetensors "
-    "--images photos/ --out masks/    repro predict … --engine onnx --device cuda --precision fp16"
+    "--images photos/ --out masks/\n\nrepro predict … --engine onnx --device cuda --precision fp16"
 )
 def predict(
     config: ConfigOption,
@@ -101,7 +101,7 @@ def _predict_onnx(
 @app.command(
     "pseudo-labels",
     epilog="Example: repro pseudo-labels --config dsrg_vgg16_voc --weights stage1/iter_8000.safetensors "
-    "--out labels/ dataset.root=VOCdevkit/VOC2012        (or --images photos/ instead of dataset.root)",
+    "--out labels/ dataset.root=VOCdevkit/VOC2012\n\nrepro pseudo-labels … --images photos/",
 )
 def pseudo_labels(
     config: ConfigOption,

@@ -27,8 +27,8 @@ from weights_conversion.importer import TOLERANCE, check_conversion, random_imag
 
 
 @app.command(
-    epilog="Example: repro convert vgg16_20M.caffemodel vgg16_20M_mc.safetensors --to vgg16_aspp    "
-    "repro convert runs/a/stage1/iter_4000.state iter_4000.solverstate --to vgg16_aspp    "
+    epilog="Example: repro convert vgg16_20M.caffemodel vgg16_20M_mc.safetensors --to vgg16_aspp\n\n"
+    "repro convert runs/a/stage1/iter_4000.state iter_4000.solverstate --to vgg16_aspp\n\n"
     "repro convert a.safetensors a.caffemodel --to vgg16_aspp --prototxt a.prototxt --check a.prototxt"
 )
 def convert(
@@ -141,7 +141,7 @@ def _prototxts(
     return texts
 
 
-@app.command(epilog="Example: repro inspect vgg16_20M.caffemodel    repro inspect train-s.prototxt")
+@app.command(epilog="Example: repro inspect vgg16_20M.caffemodel\n\nrepro inspect train-s.prototxt")
 def inspect(
     file: Annotated[
         Path,

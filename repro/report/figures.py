@@ -252,7 +252,10 @@ def _classes(scores: Scores) -> Iterator[tuple[Drawing, Figure]]:
     axes.set(ylabel="IoU, percent", ylim=(0, 100))
     axes.grid(axis="x", visible=False)
     axes.legend(fontsize=8)
-    order = sorted(zip(ours, names, strict=True))
+    occurring = [value is not None for value in entry["scores"]["per_class_iou"]]
+    order = sorted(
+        bar for bar, occurs in zip(zip(ours, names, strict=True), occurring, strict=True) if occurs
+    )
     yield (
         Drawing(
             "per_class",

@@ -71,9 +71,11 @@ def predict_folder(
         title: of the progress bar.
 
     Raises:
-        InputError: a folder of masks made with other settings. An image that cannot be read or segmented is no
-            error here: the others go on, and the result names it.
+        InputError: a folder of masks made with other settings, a file in its place. An image that cannot be read or
+            segmented is no error here: the others go on, and the result names it.
     """
+    if out_dir.exists() and not out_dir.is_dir():
+        raise InputError(f"{out_dir}: a file is there, a folder for the masks expected")
     described = json.loads(json.dumps(described))
     check_settings(out_dir, described)
     absent = [name for name in images if not (out_dir / f"{name}.png").exists()]
