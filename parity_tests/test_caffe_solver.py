@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import re
 from pathlib import Path
 
@@ -474,6 +475,18 @@ REFUSED = {
         "",
         "negative_slope: none here, 0.1 there",
     ),
+    "seed": ([("random_seed: 0", "random_seed: now")], "", r"solver.prototxt: random_seed: .* found 'now'"),
+    "multiplier": ([("lr_mult: 20", "lr_mult: twice")], "", "layer fc8-SEC_1: lr_mult: .* found 'twice'"),
+    "classes": (
+        [("num_output: 21", "num_output: 100000000")],
+        "",
+        "stage1_train.prototxt: num_classes: .* found 100000000",
+    ),
+    "outputs": (
+        [("num_output: 4 ", "num_output: four ")],
+        "",
+        "conv1_1: num_output 'four': expected a whole",
+    ),
     "negative rates": ([('"step"', '"inv"'), ("gamma: 0.1", "gamma: -1")], "", "lr_policy inv needs gamma"),
     "Adam": ([], 'type: "Adam"', "type 'Adam': the papers' solver is SGD, no other is implemented"),
     "Nesterov": ([], 'type: "Nesterov"', "type 'Nesterov'"),
@@ -596,6 +609,32 @@ def test_refused(tmp_path, capsys, name):
     assert len(line.splitlines()) == 1
     assert str(tmp_path) in line
     assert not (tmp_path / "run").exists()
+
+
+WRONG = (
+    *("3", "-1", "0", "1e999", "true", "TRAIN", '"x"', '"{}"', '"{1: 2}"', "[1, 2]", "{", "}", "param {"),
+    'lr_mult: "a"',
+)
+
+
+def test_mutated_files_load_or_raise(tmp_path):
+    """Values of another kind, anywhere in the solver or in the net's beginning and end: one line names the file."""
+    rng, refused = random.Random(0), []
+    token = re.compile(r'"[^"]*"|[\w.+-]+|[{}:]')
+    for _ in range(500):
+        texts = {"solver.prototxt": STAGE1_SOLVER, "stage1_train.prototxt": STAGE1_NET}
+        name = rng.choice([*texts])
+        found = list(token.finditer(texts[name]))
+        place = rng.choice(found[:150] + found[-250:])
+        texts[name] = texts[name][: place.start()] + rng.choice(WRONG) + texts[name][place.end() :]
+        for file, text in texts.items():
+            (tmp_path / file).write_text(text)
+        try:
+            load_solver(str(tmp_path / "solver.prototxt"))
+        except ValueError as error:
+            refused.append(str(error))
+    assert 250 < len(refused) < 500
+    assert all(str(tmp_path) in line and "\n" not in line for line in refused)
 
 
 def test_options_that_do_not_go_together(tmp_path, capsys):

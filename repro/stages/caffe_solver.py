@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch.nn as nn
 
 from repro.config import (
     Config,
+    ModelConfig,
     SolverConfig,
     Stage1Config,
     Stage2Config,
@@ -123,6 +125,13 @@ def _one(message: Message, name: str, where: str, default: Any = None) -> Any:
         return message.one(name, default)
     except ValueError as error:
         raise InputError(f"{where}: {error}") from None
+
+
+def _number(message: Message, name: str, where: str, default: float) -> float:
+    value = _one(message, name, where, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise InputError(f"{where}: {name}: expected a number, found {value!r}")
+    return value
 
 
 def _solver_fields(solver: Message, path: str) -> dict[str, Any]:
@@ -237,23 +246,29 @@ class _NetReader:
         else:
             raise self.fail(f"none of our nets ({', '.join(SEGMENTATION_NETS)}) has these layers")
         outputs = self._outputs(wanted[0])
-        if not outputs or 64 % outputs:
+        if outputs < 1 or 64 % outputs:
             raise self.fail(f"layer {wanted[0]}: num_output {outputs}, expected 64 or a divisor of it")
         ratios = {
-            float(self._parameter(layer, "dropout_param", "dropout_ratio", 0.5))
+            float(_number(parameters, "dropout_ratio", self.path, 0.5))
             for layer in self._types("Dropout")
+            for parameters in _messages(layer, "dropout_param") or [Message()]
         }
         if len(ratios) > 1:
             raise self.fail(f"dropout ratios {sorted(ratios)}: expected one for all layers")
-        return {
+        model = {
             "name": name,
             "num_classes": self._outputs(narrow.classifiers[-1]),
             "width_divisor": 64 // outputs,
             "dropout": ratios.pop() if ratios else 0.0,
         }
+        validated(ModelConfig, model, self.path)
+        return model
 
-    def _outputs(self, layer: str) -> Any:
-        return self._parameter(self.layers[layer], "convolution_param", "num_output", 0)
+    def _outputs(self, layer: str) -> int:
+        outputs = self._parameter(self.layers[layer], "convolution_param", "num_output", 0)
+        if type(outputs) is not int:
+            raise self.fail(f"layer {layer}: num_output {outputs!r}: expected a whole number")
+        return outputs
 
     def _built(self) -> CaffeNet:
         net = build_model(**self.model)
@@ -279,7 +294,8 @@ class _NetReader:
             params = _messages(self.layers[layer], "param")
             for index, (kind, _) in enumerate(module.named_parameters()):
                 param = params[index] if index < len(params) else Message()
-                pair = [float(_one(param, name, self.path, 1)) for name in ("lr_mult", "decay_mult")]
+                where = f"{self.path}: layer {layer}"
+                pair = [float(_number(param, name, where, 1)) for name in ("lr_mult", "decay_mult")]
                 if pair != own[f"{layer}.{kind}"]:
                     changed[f"{layer}.{kind}"] = pair
         return changed
@@ -312,7 +328,10 @@ class _NetReader:
     def _stage1_data(self, variant: str) -> dict[str, Any]:
         if coco := self.python.get("AnnotationLayerCOCO"):
             settings = self._settings(coco)
-            height, width = settings.get("new_size", (321, 321))
+            size = settings.get("new_size", (321, 321))
+            if not isinstance(size, (tuple, list)) or len(size) != 2:
+                raise self.fail(f"layer {coco.one('name')}: new_size {size!r}: expected (height, width)")
+            height, width = size
             return {
                 "layer": "AnnotationCOCO",
                 **_renamed(settings, source="list", root="image_root", batch_size="batch_size"),
@@ -473,7 +492,7 @@ def _whole_config(path: str, reader: _NetReader, section: dict[str, Any], solver
     classes = reader.model["num_classes"]
     if classes != len(content["dataset"]["classes"]):
         content["dataset"]["classes"] = ["background", *(f"class {index}" for index in range(1, classes))]
-    seed = _one(solver, "random_seed", path, -1)
+    seed = int(_number(solver, "random_seed", path, -1))
     name = re.sub(r"[^A-Za-z0-9._+-]+", "-", Path(path).stem).lstrip("-._+") or "solver"
     del content["report"]
     content |= {"name": name, "model": reader.model, f"stage{reader.stage}": section}
