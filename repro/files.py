@@ -87,6 +87,11 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Write what JSON can hold to ``path`` atomically, as UTF-8 with a final newline."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
 def json_sha256(content: Any) -> str:
     """SHA-256 of what JSON can hold, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -17,9 +17,9 @@ from repro.bench.timing import Row, Timer, peak_memory
 from repro.bench.training import prediction_rows, training_rows
 from repro.config import Config
 from repro.errors import InputError
-from repro.files import write_text
+from repro.files import write_json, write_text
 from repro.models import build_model
-from repro.stages.runs import provenance, resolve_device, write_json
+from repro.stages.runs import provenance, resolve_device
 
 PICTURES = 60  # of the loader: more than a batch, so that it has to shuffle and decode
 

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from repro.errors import InputError
-from repro.files import write_text
+from repro.files import write_json
 
 LOCK_NAME = "fetch.lock.json"
 
@@ -125,8 +125,7 @@ class LockFile:
         if name in self.pins:
             return
         self.pins[name] = pin
-        content = {key: value.model_dump() for key, value in sorted(self.pins.items())}
-        write_text(self.path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        write_json(self.path, {key: value.model_dump() for key, value in sorted(self.pins.items())})
 
 
 def check_file(path: Path, name: str, source: Source, lock: LockFile) -> str:

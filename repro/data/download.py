@@ -24,7 +24,7 @@ import urllib3
 from tqdm import tqdm
 
 from repro.errors import InputError
-from repro.files import errors_named, write_text
+from repro.files import errors_named, write_json
 
 log = logging.getLogger(__name__)
 
@@ -289,7 +289,7 @@ class _Transfer:
         etag = response.headers.get("ETag", "")
         validator = etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
         self.part.unlink(missing_ok=True)  # never a part beside the note of another
-        write_text(self.note, json.dumps({"url": self.url, "validator": validator}) + "\n")
+        write_json(self.note, {"url": self.url, "validator": validator})
 
     def _discard(self) -> None:
         self.part.unlink(missing_ok=True)

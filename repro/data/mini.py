@@ -37,6 +37,7 @@ from PIL import Image, ImageDraw
 
 from repro.data.voc import VOID, VocLayout, colour_palette
 from repro.errors import InputError
+from repro.files import write_json
 
 CLASSES = ("background", "fish", "mushroom", "house", "tree", "wheel", "bottle")
 GRID = 21  # cells a side of the score grid for the 161×161 input of profile mini
@@ -90,8 +91,7 @@ def build_mini(root: str | Path, *, seed: int = 0, train: int = 200, val: int = 
     try:
         fresh = workshop / "set"
         _write_set(VocLayout(fresh), seed, train, val)
-        marker = {**parameters, "sha256": _content_hash(fresh)}
-        (fresh / MARKER).write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
+        write_json(fresh / MARKER, {**parameters, "sha256": _content_hash(fresh)})
         if target.exists():
             target.rename(workshop / "old")
         try:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repro.errors import InputError
-from repro.files import file_sha256, write_text
+from repro.files import file_sha256, write_json, write_text
 from repro.report import formats
 from repro.report.experiments import PAPER
 from repro.report.manifest import commands, manifest
@@ -25,7 +25,6 @@ from repro.report.pictures import Album, open_album
 from repro.report.scores import Entry, Scores, family_scores, read_scores
 from repro.report.tables import all_tables
 from repro.report.verdict import Verdict, judge
-from repro.stages.runs import write_json
 
 if TYPE_CHECKING:
     from repro.report.figures import Drawing

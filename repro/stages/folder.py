@@ -20,7 +20,8 @@ from tqdm import tqdm
 from repro import ranks
 from repro.data import read_image_rgb, write_mask
 from repro.errors import InputError
-from repro.stages.runs import check_settings, write_json
+from repro.files import write_json
+from repro.stages.runs import check_settings
 
 _FILE_THREADS = 4  # decoding and PNG compression leave the interpreter's lock alone
 _GROUPS_HELD = 8  # batches' worth of images that may wait for others of their size

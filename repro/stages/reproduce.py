@@ -26,7 +26,7 @@ from repro import ranks
 from repro.config import Config, PredictConfig, Stage1Data, Stage2Data
 from repro.data import read_pairs_list
 from repro.errors import InputError
-from repro.files import file_sha256
+from repro.files import file_sha256, write_json
 from repro.report import report_family, write_index
 from repro.stages.classifier import SEED_CLASSIFIERS, stage0_of, train_classifier
 from repro.stages.datasets import Experiment, open_experiment
@@ -35,7 +35,7 @@ from repro.stages.folder import predict_folder
 from repro.stages.growth import draw_growth
 from repro.stages.infer import TorchSegmenter, describe, load_model
 from repro.stages.plan import PlannedRun, family, results_dir, settings_sha256
-from repro.stages.runs import Run, resolve_device, write_json
+from repro.stages.runs import Run, resolve_device
 from repro.stages.seeds import make_cues
 from repro.stages.train import IMAGENET_WEIGHTS, train
 

@@ -27,7 +27,7 @@ import yaml
 from repro import ranks
 from repro.config import Config, flattened
 from repro.errors import InputError
-from repro.files import clear_leftovers, lock_folder, make_folder, write_text
+from repro.files import clear_leftovers, lock_folder, make_folder, write_json, write_text
 from repro.stages.measure import Measurement
 from repro.stages.precision import has_bfloat16
 
@@ -159,11 +159,6 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
                 f"{folder}: made with {key} = {before.get(key)!r}, now {now.get(key)!r}; "
                 "choose another folder or remove that one"
             )
-
-
-def write_json(path: Path, content: Any) -> None:
-    """JSON with a final newline, atomically."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def provenance(config: Config, device: torch.device) -> dict[str, Any]:

@@ -40,7 +40,7 @@ from repro.data.datasets import Item, tensor
 from repro.data.images import open_image
 from repro.data.labels import CLASSIFIER_MEAN_BGR, present
 from repro.errors import InputError
-from repro.files import atomic_path, file_sha256, json_sha256, write_text
+from repro.files import atomic_path, file_sha256, json_sha256, write_json, write_text
 from repro.layers import (
     activation_maps,
     foreground_cells,
@@ -53,7 +53,7 @@ from repro.stages.classifier import SEED_CLASSIFIERS, build_classifier, stage0_o
 from repro.stages.datasets import LabelledSet, open_labelled
 from repro.stages.evaluate import seed_figures, seed_matrix
 from repro.stages.precision import LAYOUT, to_device
-from repro.stages.runs import check_settings, write_json
+from repro.stages.runs import check_settings
 from weights_conversion import load_weights
 
 _FILE_THREADS = 4
