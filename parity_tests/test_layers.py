@@ -20,6 +20,7 @@ from repro.layers import (
     refine,
     seed_loss,
 )
+from repro.layers.common import Scale
 
 SCENES = ("scene", "noise", "small")
 SEC_SCENES = ("scene", "noise")  # SEC's layers are fixed to the 41x41 grid
@@ -207,3 +208,23 @@ def test_mean_field_says_what_does_not_fit():
 def test_unknown_variant():
     with pytest.raises(ValueError, match="expected 'dsrg' or 'sec'"):
         refine(torch.zeros(1, 2, 3, 3), torch.zeros(1, 3, 9, 9), variant="caffe")
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_scale_under_autocast_rounds_once_and_keeps_the_type(learns):
+    """A learnt Scale goes PyTorch's way, which returns float32 and gives gain and bias their gradients."""
+    generator = torch.Generator().manual_seed(0)
+    layer = Scale(5)
+    for blob in layer.caffe_blobs().values():
+        blob.data = torch.randn(5, generator=generator)
+        blob.requires_grad_(learns)
+    x = torch.randn(2, 5, 3, 4, generator=generator).bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    top_diff = torch.randn(y.shape, generator=generator).to(y.dtype)
+    y.backward(top_diff)
+    gain, bias = (blob.detach()[:, None, None] for blob in (layer.weight, layer.bias))
+    assert y.dtype == (torch.float32 if learns else torch.bfloat16)
+    assert torch.equal(y, torch.addcmul(bias, x.float(), gain).to(y.dtype))
+    assert torch.equal(x.grad, (top_diff.float() * gain).bfloat16())
+    assert (layer.weight.grad is not None) == learns

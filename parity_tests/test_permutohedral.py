@@ -293,6 +293,7 @@ def check_triton_interpreted() -> None:
 
     # the interpreter is slow, program by program: a few large ones
     permutohedral_triton.PROGRAMS, permutohedral_triton.VERTICES, permutohedral_triton.PIXELS = 2, 256, 64
+    permutohedral_triton.LANES = 2**15
     check_triton("cpu")
 
 

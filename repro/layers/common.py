@@ -11,6 +11,8 @@ Networks with global statistics learn neither: DeepLab-v2's ResNet-101 prototxts
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn as nn
 
@@ -69,7 +71,25 @@ class Scale(nn.Module):
 
 def _affine(x: torch.Tensor, gain: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """gain·x + bias. Where neither is learnt the backward pass needs no x, which ``batch_norm`` would keep."""
-    return torch.addcmul(bias[:, None, None], x, gain[:, None, None])
+    gain, bias = gain[:, None, None], bias[:, None, None]
+    if x.dtype == gain.dtype or gain.requires_grad or bias.requires_grad:
+        return torch.addcmul(bias, x, gain)
+    return _MixedAffine.apply(x, gain, bias)
+
+
+class _MixedAffine(torch.autograd.Function):
+    """gain·x + bias of an x of lower precision, computed in that of gain and bias, which are not learnt here, and
+    rounded to x's. Under autocast PyTorch's own would return float32, twice the memory until the next convolution."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, gain: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gain)
+        return torch.addcmul(bias, x, gain, out=torch.empty_like(x))
+
+    @staticmethod
+    def backward(ctx: Any, top_diff: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (gain,) = ctx.saved_tensors
+        return torch.mul(top_diff, gain, out=torch.empty_like(top_diff)), None, None
 
 
 class EltwiseSum(nn.Module):

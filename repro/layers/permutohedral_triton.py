@@ -22,7 +22,8 @@ import triton.language as tl
 from repro.layers.permutohedral_torch import EXP2_CUBIC, EXP2_LINEAR, EXP2_SQUARE, TorchLattice
 
 PROGRAMS = 8192  # at most, each taking vertices in turn: 64 for each of a large GPU's 132 multiprocessors
-VERTICES = 4  # of a program at a time
+VERTICES = 4  # of a program at a time, fewer where there are many classes:
+LANES = 64  # what a program has loaded ahead must fit into its registers
 AHEAD = 16  # contributions loaded before the first is added
 PIXELS = 4
 CUBIC, SQUARE, LINEAR = (tl.constexpr(value) for value in (EXP2_CUBIC, EXP2_SQUARE, EXP2_LINEAR))
@@ -56,22 +57,25 @@ def splat(
         tl.store(values + vertex[:, None] * columns + column, value, mask=(vertex < total)[:, None] & used)
 
 
-@triton.jit
-def blur(values, blurred, before, after, count, columns, classes, V: tl.constexpr, L: tl.constexpr):
-    """One axis: blurred = values + (values[before] + values[after]) / 2."""
+@triton.jit(do_not_specialize=["axis"])
+def blur(
+    values, blurred, neighbours, axis, absent, count, columns, classes, V: tl.constexpr, L: tl.constexpr
+):  # fmt: skip
+    """One axis: blurred = values + (values[before] + values[after]) / 2; the value of ``absent`` counts as 0."""
     lane = tl.arange(0, L)
     column = tl.program_id(1) * classes + lane
+    sides = neighbours + axis.to(tl.int64) * 2 * (absent + 1)
     total = tl.load(count)
     for first in range(tl.program_id(0) * V, total, tl.num_programs(0) * V):
         vertex = first + tl.arange(0, V).to(tl.int64)
         mask = (vertex < total)[:, None] & (lane < classes)
-        side_1 = tl.load(before + vertex, mask=vertex < total, other=0)[:, None] * columns + column
-        side_2 = tl.load(after + vertex, mask=vertex < total, other=0)[:, None] * columns + column
+        before = tl.load(sides + vertex, mask=vertex < total, other=0)[:, None]
+        after = tl.load(sides + (absent + 1) + vertex, mask=vertex < total, other=0)[:, None]
+        value_1 = tl.load(values + before * columns + column, mask=mask & (before != absent), other=0.0)
+        value_2 = tl.load(values + after * columns + column, mask=mask & (after != absent), other=0.0)
         place = vertex[:, None] * columns + column
-        sides = tl.load(values + side_1, mask=mask, other=0.0) + tl.load(
-            values + side_2, mask=mask, other=0.0
-        )
-        tl.store(blurred + place, tl.load(values + place, mask=mask, other=0.0) + sides * 0.5, mask=mask)
+        own = tl.load(values + place, mask=mask, other=0.0)
+        tl.store(blurred + place, own + (value_1 + value_2) * 0.5, mask=mask)
 
 
 @triton.jit
@@ -189,18 +193,24 @@ def _lanes(classes: int) -> int:
     return max(8, triton.next_power_of_2(classes))
 
 
+def vertices_at_once(lanes: int) -> int:
+    """Of a program of splat or blur: a power of two."""
+    return max(1, min(VERTICES, LANES // lanes))
+
+
 def splat_and_blur(lattice: TorchLattice, q: torch.Tensor, classes: int) -> torch.Tensor:
-    """As in ``permutohedral_torch.py``; rows from the number of vertices to M - 1 are left undefined."""
-    columns, absent = q.shape[1], lattice.neighbours.shape[-1] - 1
-    values, blurred = q.new_empty(2, absent + 1, columns)
-    values[absent] = 0
-    blurred[absent] = 0
-    grid = (min(PROGRAMS, triton.cdiv(absent, VERTICES)), columns // classes)
-    sizes = {"V": VERTICES, "L": _lanes(classes), "num_warps": 1, "enable_fp_fusion": False}
+    """As in ``permutohedral_torch.py``; rows from the number of vertices to M are left undefined."""
+    columns, (axes, _, size) = q.shape[1], lattice.neighbours.shape
+    values, blurred = q.new_empty(2, size, columns)
+    lanes = _lanes(classes)
+    vertices = vertices_at_once(lanes)
+    grid = (min(PROGRAMS, triton.cdiv(size - 1, vertices)), columns // classes)
+    sizes = {"V": vertices, "L": lanes, "num_warps": 1, "enable_fp_fusion": False}
     contributions = (lattice.starts, lattice.rows, lattice.shares, lattice.present)
     splat[grid](q, lattice.norm, *contributions, values, columns, classes, A=AHEAD, **sizes)
-    for before, after in lattice.neighbours:
-        blur[grid](values, blurred, before, after, lattice.present, columns, classes, **sizes)
+    for axis in range(axes):
+        along = (lattice.neighbours, axis, size - 1, lattice.present)
+        blur[grid](values, blurred, *along, columns, classes, **sizes)
         values, blurred = blurred, values
     return values
 

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 LARGEST = 2**14  # cells of a grid that one program can hold
+CELLS = 4  # of a thread, as long as a program's 1024 threads suffice
 
 
 @triton.jit
@@ -23,18 +24,26 @@ def spread(mapped, reached, height, width, B: tl.constexpr):
     row, column = cell // width, cell % width
     inside = cell < height * width
     own = tl.load(mapped + first + cell, mask=inside, other=-1)
+    alike = tl.zeros((B,), tl.int32)  # a bit for each neighbour of the same class
+    for place in tl.static_range(9):
+        r, c = row + place // 3 - 1, column + place % 3 - 1
+        there = inside & (r >= 0) & (r < height) & (c >= 0) & (c < width)
+        same = tl.load(mapped + first + r * width + c, mask=there, other=-1) == own
+        alike |= (there & same).to(tl.int32) << place
     mark = tl.load(reached + first + cell, mask=inside, other=0)
     fresh = 1
     while fresh > 0:
         before = mark
         for place in tl.static_range(9):
-            r, c = row + place // 3 - 1, column + place % 3 - 1
-            there = inside & (r >= 0) & (r < height) & (c >= 0) & (c < width)
-            same = tl.load(mapped + first + r * width + c, mask=there, other=-1) == own
-            mark = mark | tl.load(reached + first + r * width + c, mask=there & same, other=0)
+            near = cell + (place // 3 - 1) * width + place % 3 - 1
+            mark = mark | tl.load(reached + first + near, mask=((alike >> place) & 1) > 0, other=0)
         fresh = tl.sum(mark - before, axis=0)
         tl.store(reached + first + cell, mark, mask=inside)
-        tl.debug_barrier()
+        tl.debug_barrier()  # what a thread has stored is what the others read next
+
+
+def warps_of(block: int) -> int:
+    return max(1, min(32, block // (32 * CELLS)))
 
 
 def flood(mapped: torch.Tensor, reached: torch.Tensor) -> torch.Tensor:
@@ -42,5 +51,6 @@ def flood(mapped: torch.Tensor, reached: torch.Tensor) -> torch.Tensor:
     count, height, width = mapped.shape
     mapped, marks = mapped.contiguous(), reached.int().contiguous()
     block = triton.next_power_of_2(height * width)
-    spread[(count,)](mapped, marks, height, width, B=block, num_warps=8)
+    sizes = {"B": block, "num_warps": warps_of(block), "enable_fp_fusion": False}
+    spread[(count,)](mapped, marks, height, width, **sizes)
     return marks.bool()

@@ -83,14 +83,22 @@ def predict_probs(model: CaffeNet, image_rgb: np.ndarray, *, protocol: str) -> t
     Raises:
         InputError: an unknown protocol, or an image of another type or shape.
     """
+    return _probs(model, _as_read(model, image_rgb, protocol), PROTOCOLS[protocol])
+
+
+def _as_read(model: CaffeNet, image_rgb: np.ndarray, protocol: str) -> torch.Tensor:
+    """The image, checked, on the model's device, its colours as the script of ``protocol`` holds them."""
     if protocol not in PROTOCOLS:
         raise InputError(f"protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
     if image_rgb.dtype != np.uint8 or image_rgb.ndim != 3 or image_rgb.shape[2] != 3:
         raise InputError(f"image: expected uint8 (H, W, 3), found {image_rgb.dtype} {image_rgb.shape}")
-    script = PROTOCOLS[protocol]
-    height, width = image_rgb.shape[:2]
+    as_read = PROTOCOLS[protocol].as_read(image_rgb)
+    return torch.from_numpy(np.ascontiguousarray(as_read)).to(next(model.parameters()).device)
+
+
+def _probs(model: CaffeNet, picture: torch.Tensor, script: Protocol) -> torch.Tensor:
+    height, width = picture.shape[:2]
     parameter = next(model.parameters())
-    picture = torch.from_numpy(np.ascontiguousarray(script.as_read(image_rgb))).to(parameter.device)
     was_training = model.training
     model.eval()
     try:
@@ -133,9 +141,9 @@ def predict_mask(
     Raises:
         InputError: an unknown protocol, an image of another type or shape, a label outside the classes.
     """
-    probs = predict_probs(model, image_rgb, protocol=protocol)
-    as_read = PROTOCOLS[protocol].as_read(image_rgb)
-    picture = torch.from_numpy(np.ascontiguousarray(as_read))
+    # to the device once: a copy in between would wait there for the net, and the CRF's launches with it
+    picture = _as_read(model, image_rgb, protocol)
+    probs = _probs(model, picture, PROTOCOLS[protocol])
     return decide(probs[None], picture[None], crf=crf, labels=None if labels is None else [labels])[0]
 
 
@@ -239,4 +247,4 @@ def load_model(config: Config, weights: Path, device: torch.device) -> CaffeNet:
     report = load_weights(model, weights)
     if report.missing:
         raise InputError(f"{weights}: has no weights for {', '.join(report.missing)} of {fields.name}")
-    return to_device(model, config, device).eval()
+    return to_device(model, config, device, one_size=False).eval()

@@ -3,8 +3,8 @@
     faithful   float32 throughout; TF32 off, deterministic cuDNN algorithms
     double     float64 throughout: tells a difference in the arithmetic from one in the rounding
     fast       the net's convolutions in bfloat16 (float32 on a CPU without bfloat16 instructions), TF32 for what
-               float32 is left, cuDNN picks its algorithms by timing them; weights, history, solver and every layer
-               after the scores stay float32
+               float32 is left, cuDNN picks its algorithms by timing them where sizes do not change; weights, history,
+               solver and every layer after the scores stay float32
 
 All three run in channels-last layout: the same sums in an order that CPUs and GPUs are about twice as fast at.
 """
@@ -23,11 +23,15 @@ LAYOUT = torch.channels_last
 _BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16")
 
 
-def to_device(model: CaffeNet, config: Config, device: torch.device) -> CaffeNet:
-    """Move ``model`` to ``device`` in ``config.precision``; sets the process's TF32 and cuDNN flags to match."""
+def to_device(model: CaffeNet, config: Config, device: torch.device, *, one_size: bool = True) -> CaffeNet:
+    """Move ``model`` to ``device`` in ``config.precision``; sets the process's TF32 and cuDNN flags to match.
+
+    ``one_size``: whether its images are all of a few sizes. cuDNN times its algorithms anew for every layer and size,
+    which costs more than it brings where the size changes from image to image; it chooses by its tables then.
+    """
     fast = config.precision == "fast"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = fast
-    torch.backends.cudnn.benchmark = fast
+    torch.backends.cudnn.benchmark = fast and one_size
     torch.backends.cudnn.deterministic = not fast
     model.autocast = torch.bfloat16 if fast and has_bfloat16(device) else None
     return model.to(device, config.dtype).to(memory_format=LAYOUT)  # type: ignore[call-overload]
