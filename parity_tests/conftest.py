@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import h5py
@@ -38,6 +41,15 @@ def voc_sample() -> Path:
     if not (sample / "VOCdevkit" / "VOC2012" / "JPEGImages").is_dir():
         pytest.skip(f"no VOC sample at {sample} (set REPRO_SHARED to the folder that holds voc-sample/)")
     return sample
+
+
+def run_in_triton_interpreter(script: str) -> None:
+    """Run Python code with Triton's kernels on CPU tensors; skips where Triton is not installed."""
+    if find_spec("triton") is None:
+        pytest.skip("Triton is not installed (it comes with the CUDA builds of PyTorch)")
+    # in a process of its own: Triton reads the variable when it is first imported, which may have been long ago here
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run([sys.executable, "-c", script], env=environment, cwd=HERE.parent, check=True)
 
 
 def to_numpy(array) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -31,6 +32,14 @@ def write_stage1_inputs(recording: h5py.File, folder: Path) -> None:
         lines.append(f"{index}.png {index}\n")
     (folder / "localization_cues.pickle").write_bytes(pickle.dumps(entries, protocol=2))
     (folder / "list.txt").write_text("".join(lines))
+
+
+def write_both(golden: Callable[[str], h5py.File], folder: Path) -> Path:
+    """``stage1/`` and ``retrain/``, each with its inputs; gives ``folder``."""
+    for name, write in (("stage1", write_stage1_inputs), ("retrain", write_retrain_inputs)):
+        (folder / name).mkdir()
+        write(golden(name), folder / name)
+    return folder
 
 
 def write_retrain_inputs(recording: h5py.File, folder: Path) -> None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import subprocess
-import sys
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
 
-from parity_tests.conftest import HERE, assert_close
+from parity_tests.conftest import assert_close, run_in_triton_interpreter
 from parity_tests.tolerances import CRF_MARGINALS
 from repro.layers import CRFParams, mean_field_engine, permutohedral, permutohedral_torch
 from repro.layers.dense_crf import MIN_PROB, TRAINING_SCALE, images_for_crf
@@ -298,12 +295,9 @@ def check_triton_interpreted() -> None:
 
 
 def test_triton_kernels_in_the_interpreter():
-    if find_spec("triton") is None:
-        pytest.skip("Triton is not installed (it comes with the CUDA builds of PyTorch)")
-    # Triton reads the variable when it is first imported, which may have been long ago here
-    script = "from parity_tests.test_permutohedral import check_triton_interpreted as check; check()"
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    subprocess.run([sys.executable, "-c", script], env=environment, cwd=HERE.parent, check=True)
+    run_in_triton_interpreter(
+        "from parity_tests.test_permutohedral import check_triton_interpreted as check; check()"
+    )
 
 
 @pytest.mark.cuda

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from parity_tests.conftest import CAFFE_FILES, assert_close
 from parity_tests.processes import contents, rows, run_processes
-from parity_tests.recorded_files import write_retrain_inputs, write_stage1_inputs
+from parity_tests.recorded_files import write_both
 from parity_tests.tolerances import RANKS
 from repro.cli import run_command
 from repro.data.mini import build_mini
@@ -26,11 +26,7 @@ INIT = f"{CAFFE_FILES}/stage1_init.caffemodel"
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory, golden) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    for name, write in (("stage1", write_stage1_inputs), ("retrain", write_retrain_inputs)):
-        (folder / name).mkdir()
-        write(golden(name), folder / name)
-    return folder
+    return write_both(golden, tmp_path_factory.mktemp("inputs"))
 
 
 def arguments(inputs: Path, stage: int, *more: str) -> list[str]:

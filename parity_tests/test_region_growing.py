@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
 
-from parity_tests.conftest import HERE
+from parity_tests.conftest import run_in_triton_interpreter
 from repro.bench.reference import grow_seeds_in_python
 from repro.layers import grow_seeds
 from repro.layers.region_growing import flood, flood_by_steps
@@ -91,12 +88,9 @@ def check_triton(device: str) -> None:
 
 
 def test_triton_kernel_in_the_interpreter():
-    if find_spec("triton") is None:
-        pytest.skip("Triton is not installed (it comes with the CUDA builds of PyTorch)")
-    # Triton reads the variable when it is first imported, which may have been long ago here
-    script = "from parity_tests.test_region_growing import check_triton as check; check('cpu')"
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    subprocess.run([sys.executable, "-c", script], env=environment, cwd=HERE.parent, check=True)
+    run_in_triton_interpreter(
+        "from parity_tests.test_region_growing import check_triton as check; check('cpu')"
+    )
 
 
 @pytest.mark.cuda

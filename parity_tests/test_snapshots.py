@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from parity_tests.conftest import CAFFE_FILES
 from parity_tests.processes import contents, rows, run_processes
-from parity_tests.recorded_files import write_retrain_inputs, write_stage1_inputs
+from parity_tests.recorded_files import write_both
 from repro.cli import run_command
 from repro.data.mini import build_mini
 from repro.models import build_model
@@ -27,11 +27,7 @@ from weights_conversion import load_caffe_weights, save_safetensors
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory, golden) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    for name, write in (("stage1", write_stage1_inputs), ("retrain", write_retrain_inputs)):
-        (folder / name).mkdir()
-        write(golden(name), folder / name)
-    return folder
+    return write_both(golden, tmp_path_factory.mktemp("inputs"))
 
 
 def arguments(inputs: Path, output: Path, stage: int, *more: str) -> list[str]:

@@ -17,7 +17,7 @@ from repro.data.mini import build_mini
 from repro.data.sbd import build_train_aug, find_sbd
 from repro.data.verify import verify
 from repro.errors import InputError
-from repro.stages.runs import write_json
+from repro.files import write_json
 
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build or convert data.")
 

@@ -13,6 +13,7 @@ from repro.cli.shared import ConfigOption, DeviceOption, Overrides, SeedOption, 
 from repro.config import profile_names
 from repro.data import read_id_list
 from repro.errors import InputError
+from repro.files import write_json
 from repro.report import judge_runs, report_all, report_runs
 from repro.report.experiments import experiments
 from repro.stages.caffe_solver import load_solver
@@ -20,7 +21,7 @@ from repro.stages.evaluate import evaluate_folder
 from repro.stages.forecast import forecast
 from repro.stages.plan import plan
 from repro.stages.reproduce import reproduce as reproduce_runs
-from repro.stages.runs import Run, resolve_device, write_json
+from repro.stages.runs import Run, resolve_device
 from repro.stages.train import train as train_stage
 
 

@@ -10,8 +10,9 @@ import typer
 from repro import ranks
 from repro.cli.shared import ConfigOption, DeviceOption, Overrides, SeedOption, app, load, say
 from repro.data import read_id_list
+from repro.files import write_json
 from repro.stages.classifier import SEED_CLASSIFIERS, classifier_weights, train_classifier
-from repro.stages.runs import Run, resolve_device, write_json
+from repro.stages.runs import Run, resolve_device
 from repro.stages.seeds import make_cues, score_seeds
 
 seeds_app = typer.Typer(

@@ -17,7 +17,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from repro.data.cues import CellTruth
-from repro.data.datasets import Item, located, naming, tensor
+from repro.data.datasets import Item, located_pairs, naming, tensor
 from repro.data.images import MAX_PIXELS, MEAN_BGR, read_image_bgr, subtract_mean, zoom_to
 from repro.data.voc import VOID, read_label_list, read_mask, write_mask
 from repro.errors import InputError
@@ -77,10 +77,7 @@ class AnnotationCOCO:
         self.mirror = mirror
         self.mean = tuple(mean)
         self._list = os.fspath(list_path)
-        numbers = [line.line for line in self.lines]
-        images = located(image_root, (line.image for line in self.lines), self._list, numbers)
-        cues = located(cue_root, (line.label for line in self.lines), self._list, numbers)
-        self._paths = list(zip(images, cues, strict=True))
+        self._paths = located_pairs(image_root, cue_root, self.lines, self._list)
 
     def __len__(self) -> int:
         return len(self.lines)

@@ -20,7 +20,7 @@ import torch
 from repro.data.cues import CellTruth, CueFile
 from repro.data.images import MEAN_BGR, read_image_bgr, read_image_rgb, resize_bilinear_u8, subtract_mean
 from repro.data.kept import KeptImages
-from repro.data.voc import CLASS_NAMES, VOID, read_label_list, read_mask, read_pairs_list
+from repro.data.voc import CLASS_NAMES, VOID, LabelLine, read_label_list, read_mask, read_pairs_list
 from repro.errors import InputError
 
 Item = dict[str, Any]
@@ -150,10 +150,7 @@ class ImageSegData:
         self.rgb = rgb
         self.mean = tuple(mean)
         self._list = os.fspath(list_path)
-        numbers = [line.line for line in self.lines]
-        images = located(image_root, (line.image for line in self.lines), self._list, numbers)
-        labels = located(label_root, (line.label for line in self.lines), self._list, numbers)
-        self._paths = list(zip(images, labels, strict=True))
+        self._paths = located_pairs(image_root, label_root, self.lines, self._list)
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -213,6 +210,16 @@ def located(root: PathLike, names: Iterable[str], list_path: str, lines: Iterabl
             raise InputError(f"{list_path}:{line}: no such file: {path}")
         paths.append(path)
     return paths
+
+
+def located_pairs(
+    image_root: PathLike, label_root: PathLike, lines: Sequence[LabelLine], list_path: str
+) -> list[tuple[str, str]]:
+    """`located` for both paths of each line."""
+    numbers = [line.line for line in lines]
+    images = located(image_root, (line.image for line in lines), list_path, numbers)
+    labels = located(label_root, (line.label for line in lines), list_path, numbers)
+    return list(zip(images, labels, strict=True))
 
 
 def _files_in(folder: str) -> frozenset[str]:

@@ -23,7 +23,7 @@ from repro.data.coco import CocoInstances
 from repro.data.cues import HDF5_SUFFIXES, PICKLE_SUFFIXES, CueFile
 from repro.data.datasets import Item, tensor
 from repro.data.images import read_image_bgr, resize_bilinear_u8, subtract_mean
-from repro.data.voc import read_pairs_list, read_text
+from repro.data.voc import read_cue_indices, read_text
 from repro.errors import InputError
 from repro.files import write_text
 
@@ -64,10 +64,7 @@ def read_labels(source: PathLike, classes: Sequence[str], *, input_list: PathLik
                 f"{path}: a cue file knows its images by number; give the input_list.txt beside it, too"
             )
         file = CueFile.open(path)
-        found = {
-            Path(line.image).stem: file.labels(line.cue_index).tolist()
-            for line in read_pairs_list(input_list)
-        }
+        found = {name: file.labels(index).tolist() for name, index in read_cue_indices(input_list).items()}
         return _checked(path, found, len(classes))
     if path.suffix in (".csv", ".txt"):
         return _read_text_labels(path, indices)

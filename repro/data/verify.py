@@ -25,9 +25,9 @@ from repro.data.voc import (
     VocLayout,
     data_folder,
     found_beside,
+    read_cue_indices,
     read_id_list,
     read_mask,
-    read_pairs_list,
 )
 from repro.errors import InputError
 
@@ -227,7 +227,7 @@ def _cues(
     listed = Check("input_list", expected=None if partial else TRAIN_AUG)
     usable = Check("cues", expected=len(names))
     try:
-        indices = {Path(line.image).stem: line.cue_index for line in read_pairs_list(input_list)}
+        indices = read_cue_indices(input_list)
         listed.found = len(indices)
     except InputError as error:
         listed.troubles.append(str(error))

@@ -190,6 +190,11 @@ def read_pairs_list(path: str | os.PathLike[str]) -> list[CueLine]:
     return lines
 
 
+def read_cue_indices(path: str | os.PathLike[str]) -> dict[str, int]:
+    """Image name, without folder and suffix -> index of its cues, from an ``input_list.txt``. As `read_pairs_list`."""
+    return {Path(line.image).stem: line.cue_index for line in read_pairs_list(path)}
+
+
 def read_label_list(path: str | os.PathLike[str]) -> list[LabelLine]:
     """Read a retraining list, ``image label`` a line, both paths. For the rest as `read_pairs_list`."""
     return [LabelLine(image, label, line) for line, (image, label) in _lines(path, "'<image> <label>'", 2)]

@@ -20,10 +20,11 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
+from repro.data.voc import VOID
+
 CAM_THRESHOLD = 0.2  # of a heat map's maximum
 BACKGROUND_SHARE = 0.1  # of the cells
 SALIENCY_THRESHOLD = 0.06  # of a normalised map
-NO_CUE = 255
 MergeRule = Literal["smaller_wins", "background_first"]
 
 
@@ -82,4 +83,4 @@ def merge_cells(background: torch.Tensor, foreground: torch.Tensor, *, rule: Mer
     order = size * classes + torch.arange(classes - 1, -1, -1, device=size.device)
     beyond = (cells + 2) * classes
     cost, winner = torch.where(claims, order[:, :, None, None], beyond).min(dim=1)
-    return torch.where(cost < beyond, winner, NO_CUE).to(torch.uint8)
+    return torch.where(cost < beyond, winner, VOID).to(torch.uint8)

@@ -6,7 +6,6 @@ are cividis; masks keep the VOC palette, which is what readers of these papers k
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from repro.data import read_mask
+from repro.data import VOID, read_mask
 from repro.files import atomic_path
 from repro.report.experiments import experiments, numbers
 from repro.report.pictures import Album, coloured, principal, shrunk
 from repro.report.scores import TRAINED, Scores
+from repro.stages.train_log import read_log
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 _STYLES = ("-", "--", "-.", ":")
@@ -386,7 +386,7 @@ def _show(axes: Axes, image: np.ndarray, title: str) -> None:
 
 
 def _labelled(path: Path) -> float:
-    return 100 * float((read_mask(path, 255) != 255).mean())
+    return 100 * float((read_mask(path, VOID) != VOID).mean())
 
 
 def _logs(scores: Scores, stage: str) -> dict[str, list[dict[str, float]]]:
@@ -395,15 +395,9 @@ def _logs(scores: Scores, stage: str) -> dict[str, list[dict[str, float]]]:
     methods = {entry["method"] for entry in principal(scores)}
     several = len({entry["seed"] for entry in scores.entries}) > 1
     for entry in scores.entries:
-        path = entry.folder / stage / "log.csv"
-        wanted = entry["origin"] == TRAINED and entry["method"] in methods and entry.stage == stage
-        if not wanted or not path.is_file():
+        if entry["origin"] != TRAINED or entry["method"] not in methods or entry.stage != stage:
             continue
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [
-                {key: float(row[key]) for key in ("iteration", "lr", "loss")} for row in csv.DictReader(file)
-            ]
-        if rows:
+        if rows := read_log(entry.folder / stage / "log.csv"):
             logs[f"{entry['method']}, seed {entry['seed']}" if several else entry["method"]] = rows
     return logs
 

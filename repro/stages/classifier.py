@@ -18,14 +18,14 @@ from repro.errors import InputError
 from repro.files import file_sha256, json_sha256
 from repro.models import CaffeNet, build_model
 from repro.solver import CaffeSGD
-from repro.stages.datasets import LabelledSet, open_labelled
+from repro.stages.datasets import LabelledSet, open_labelled, stage0_of
+from repro.stages.infer import load_every_layer
 from repro.stages.loop import SolverLoop
 from repro.stages.objectives import ClassifierObjective
 from repro.stages.observers import HeldOutPrecision
 from repro.stages.precision import to_device
 from repro.stages.runs import Run
 from repro.stages.train import SHAPELESS
-from weights_conversion import load_weights
 
 log = logging.getLogger(__name__)
 
@@ -67,12 +67,7 @@ def train_classifier(config: Config, net: str, run: Run) -> Path:
         model = build_classifier(config, net)
         model.fill(section.init.filler, torch.Generator().manual_seed(config.seed))
         if section.init.weights:
-            report = load_weights(_convolutions(model), section.init.weights)
-            log.info("%s", report)
-            if report.missing:
-                raise InputError(
-                    f"{section.init.weights}: has no weights for {', '.join(report.missing)} of VGG16"
-                )
+            log.info("%s", load_every_layer(_convolutions(model), section.init.weights, "VGG16"))
         elif section.init.filler == "gaussian":
             log.warning(
                 "stage0.init.weights is not given: at VGG16's depth nothing is learnt from the filler gaussian; give "
@@ -110,13 +105,6 @@ def classifier_weights(config: Config) -> dict[str, Path]:
     """Where ``train_classifier`` leaves the weights of each net, whether they are there or not."""
     last = f"iter_{stage0_of(config).solver.max_iter}.safetensors"
     return {net: config.run_dir / "stage0" / net / last for net in SEED_CLASSIFIERS}
-
-
-def stage0_of(config: Config) -> Stage0Config:
-    """The section stage0. Raises InputError for a profile that has none."""
-    if config.stage0 is None:
-        raise InputError(f"the profile {config.name} has no section stage0, which makes cues")
-    return config.stage0
 
 
 def build_classifier(config: Config, net: str) -> CaffeNet:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from repro.config import Config
-from repro.data import VOID, CueFile, VocLayout, find_images, read_id_list, read_mask, read_pairs_list
+from repro.config import Config, Stage0Config
+from repro.data import VOID, CueFile, VocLayout, find_images, read_id_list, read_mask
 from repro.data.labels import Labels, labels_of, read_labels
 from repro.data.mini import build_mini
-from repro.data.voc import CUE_NAMES, INPUT_LIST_NAMES, data_folder, found_beside
+from repro.data.voc import CUE_NAMES, INPUT_LIST_NAMES, data_folder, found_beside, read_cue_indices
 from repro.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -109,15 +109,20 @@ class LabelledSet:
     source: Path
 
 
+def stage0_of(config: Config) -> Stage0Config:
+    """The section stage0. Raises InputError for a profile that has none."""
+    if config.stage0 is None:
+        raise InputError(f"the profile {config.name} has no section stage0, which makes cues")
+    return config.stage0
+
+
 def open_labelled(config: Config) -> LabelledSet:
     """The images and image-level labels that stage 0 learns from.
 
     Raises:
         InputError: a profile without stage 0, images or labels that are missing, an image that has no label.
     """
-    if config.stage0 is None:
-        raise InputError(f"the profile {config.name} has no section stage0, which makes cues")
-    data, dataset = config.stage0.data, config.dataset
+    data, dataset = stage0_of(config).data, config.dataset
     listed = Path(data.list) if data.list else None
     input_list = None
     if data.image_root is not None:
@@ -178,7 +183,7 @@ def _open_voc(config: Config) -> Experiment:
     cues = _found(dataset.cues, "cues", CUE_NAMES, layout.root)
     input_list = _found(dataset.input_list, "input_list", INPUT_LIST_NAMES, layout.root)
 
-    indices = {Path(line.image).stem: str(line.cue_index) for line in read_pairs_list(input_list)}
+    indices = {name: str(index) for name, index in read_cue_indices(input_list).items()}
     train_list = layout.image_set(dataset.train)
     if train_list.is_file():
         names = read_id_list(train_list)

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from repro.config import Config, PredictConfig
 from repro.data import preprocess_zoomed, zoom_to
@@ -34,7 +35,7 @@ from repro.files import file_sha256
 from repro.layers import CRFParams, mean_field
 from repro.models import CaffeNet, build_model
 from repro.stages.precision import LAYOUT, to_device
-from weights_conversion import load_weights
+from weights_conversion import LoadReport, load_weights
 
 FLOOR = 1e-5  # `probs[probs < 0.00001] = 0.00001` in every test script
 
@@ -236,6 +237,18 @@ def describe(config: Config, weights: Path, settings: PredictConfig) -> dict[str
     }
 
 
+def load_every_layer(model: nn.Module, weights: str | Path, name: str) -> LoadReport:
+    """`load_weights` of a file that has to hold every layer of ``model``, called ``name`` in the error.
+
+    Raises:
+        InputError: a file that cannot be read, does not fit, or lacks a layer.
+    """
+    report = load_weights(model, weights)
+    if report.missing:
+        raise InputError(f"{weights}: has no weights for {', '.join(report.missing)} of {name}")
+    return report
+
+
 def load_model(config: Config, weights: Path, device: torch.device) -> CaffeNet:
     """The config's net with all its weights from a file, on a device, in evaluation mode.
 
@@ -244,7 +257,5 @@ def load_model(config: Config, weights: Path, device: torch.device) -> CaffeNet:
     """
     fields = config.model
     model = build_model(fields.name, num_classes=fields.num_classes, width_divisor=fields.width_divisor)
-    report = load_weights(model, weights)
-    if report.missing:
-        raise InputError(f"{weights}: has no weights for {', '.join(report.missing)} of {fields.name}")
+    load_every_layer(model, weights, fields.name)
     return to_device(model, config, device, one_size=False).eval()

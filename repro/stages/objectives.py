@@ -23,6 +23,7 @@ import torch.nn.functional as F
 
 from repro import ranks
 from repro.config import LossConfig
+from repro.data import VOID
 from repro.layers import (
     balanced_seed_loss,
     caffe_softmax,
@@ -36,7 +37,6 @@ from repro.layers import (
     sigmoid_cross_entropy_loss,
 )
 
-IGNORE_LABEL = 255
 Batch = dict[str, torch.Tensor]
 Net = Callable[[torch.Tensor], torch.Tensor]  # images to scores
 
@@ -160,14 +160,14 @@ class Stage2Objective:
         label = interp(batch["label"], shrink_factor=self.label_shrink)[:, 0].round().long()
         counts = ranks.add_up(_confusion(scores.detach(), label))
         # Caffe divides by max(count, 1): a batch of void alone costs 0, where PyTorch's mean is NaN
-        summed = F.cross_entropy(scores, label, ignore_index=IGNORE_LABEL, reduction="sum")
+        summed = F.cross_entropy(scores, label, ignore_index=VOID, reduction="sum")
         return Outcome({"loss": summed / counts.sum().clamp_min(1)}, _seg_accuracy(counts))
 
 
 def _confusion(scores: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     """Valid cells by true and winning class, (C, C) int64."""
     classes = scores.shape[1]
-    valid = label != IGNORE_LABEL
+    valid = label != VOID
     # void goes into a row of its own that is cut off
     truth = torch.where(valid, label, classes)
     place = (truth * classes + scores.argmax(dim=1)).flatten()

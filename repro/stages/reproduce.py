@@ -13,7 +13,6 @@ What the other tables need is planned in ``stages/plan.py``.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
 import os
@@ -24,12 +23,12 @@ from typing import TypeVar
 
 from repro import ranks
 from repro.config import Config, PredictConfig, Stage1Data, Stage2Data
-from repro.data import read_pairs_list
+from repro.data.voc import read_cue_indices
 from repro.errors import InputError
 from repro.files import file_sha256, write_json
 from repro.report import report_family, write_index
-from repro.stages.classifier import SEED_CLASSIFIERS, stage0_of, train_classifier
-from repro.stages.datasets import Experiment, open_experiment
+from repro.stages.classifier import SEED_CLASSIFIERS, train_classifier
+from repro.stages.datasets import Experiment, open_experiment, stage0_of
 from repro.stages.evaluate import evaluate_folder
 from repro.stages.folder import predict_folder
 from repro.stages.growth import draw_growth
@@ -38,6 +37,7 @@ from repro.stages.plan import PlannedRun, family, results_dir, settings_sha256
 from repro.stages.runs import Run, resolve_device
 from repro.stages.seeds import make_cues
 from repro.stages.train import IMAGENET_WEIGHTS, train
+from repro.stages.train_log import read_log
 
 DataT = TypeVar("DataT", Stage1Data, Stage2Data)
 
@@ -104,7 +104,7 @@ def _with_made_cues(planned: PlannedRun, experiment: Experiment) -> Experiment:
     assert made is not None
     train = experiment.train
     if not made.cues.is_dir():
-        train = {Path(line.image).stem: str(line.cue_index) for line in read_pairs_list(made.input_list)}
+        train = {name: str(index) for name, index in read_cue_indices(made.input_list).items()}
     return dataclasses.replace(experiment, train=train, cues=made.cues)
 
 
@@ -192,7 +192,9 @@ class _Steps:
                 "classes": classes,
                 "weights_sha256": file_sha256(weights),
                 "scores": scores,
-                "seed_quality": _seed_quality(self.run.folder / "stage1") if stage == "stage1" else [],
+                "seed_quality": read_log(self.run.folder / "stage1" / "seed_quality.csv")
+                if stage == "stage1"
+                else [],
             },
         )
 
@@ -233,15 +235,6 @@ class _Steps:
         path = Path(self._lists.name) / f"{len(os.listdir(self._lists.name))}.txt"
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         return str(path)
-
-
-def _seed_quality(stage1: Path) -> list[dict[str, float]]:
-    """What training logged of its grown seeds, an epoch a row; empty where it had no masks to compare with."""
-    path = stage1 / "seed_quality.csv"
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
 def _filled(data: DataT, **defaults: Callable[[], str | None]) -> DataT:

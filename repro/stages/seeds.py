@@ -30,7 +30,6 @@ from repro.data import (
     preprocess_zoomed,
     read_image_rgb,
     read_mask,
-    read_pairs_list,
     write_cues,
     write_mask,
     zoom_to,
@@ -39,6 +38,7 @@ from repro.data.cues import cell_counts
 from repro.data.datasets import Item, tensor
 from repro.data.images import open_image
 from repro.data.labels import CLASSIFIER_MEAN_BGR, present
+from repro.data.voc import read_cue_indices
 from repro.errors import InputError
 from repro.files import atomic_path, file_sha256, json_sha256, write_json, write_text
 from repro.layers import (
@@ -49,12 +49,12 @@ from repro.layers import (
     merge_cells,
 )
 from repro.models import CaffeNet, build_model
-from repro.stages.classifier import SEED_CLASSIFIERS, build_classifier, stage0_of
-from repro.stages.datasets import LabelledSet, open_labelled
+from repro.stages.classifier import SEED_CLASSIFIERS, build_classifier
+from repro.stages.datasets import LabelledSet, open_labelled, stage0_of
 from repro.stages.evaluate import seed_figures, seed_matrix
+from repro.stages.infer import load_every_layer
 from repro.stages.precision import LAYOUT, to_device
 from repro.stages.runs import check_settings
-from weights_conversion import load_weights
 
 _FILE_THREADS = 4
 
@@ -319,9 +319,7 @@ def _cue_settings(
 
 def _trained(config: Config, net: str, path: Path, device: torch.device) -> CaffeNet:
     model = build_classifier(config, net)
-    report = load_weights(model, path)
-    if report.missing:
-        raise InputError(f"{path}: has no weights for {', '.join(report.missing)} of vgg16_{net}")
+    load_every_layer(model, path, f"vgg16_{net}")
     return to_device(model, config, device).eval()
 
 
@@ -403,7 +401,7 @@ def score_seeds(
                 f"{cues}: a cue file knows its images by number; give its input_list.txt as --list, too"
             )
         file = CueFile.open(cues)
-        indices = {Path(line.image).stem: line.cue_index for line in read_pairs_list(input_list)}
+        indices = read_cue_indices(input_list)
         names = list(ids or indices)
         if unknown := [name for name in names if name not in indices]:
             raise InputError(f"{input_list}: image {unknown[0]} is not in it")

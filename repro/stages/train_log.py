@@ -72,6 +72,14 @@ class Figures:
         yield Row(iteration, rate, dict(zip(names, numbers, strict=True)), smoothed)
 
 
+def read_log(path: Path) -> list[dict[str, float]]:
+    """The rows of a `CsvLog`, by column; none where there is no such file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{key: float(cell) for key, cell in row.items()} for row in csv.DictReader(file)]
+
+
 class CsvLog:
     """A CSV file with a column ``iteration``: opened at an iteration, it keeps the rows before it and appends."""
 
