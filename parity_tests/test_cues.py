@@ -482,3 +482,67 @@ def test_damaged_hdf5(tmp_path, spoil, reason):
     with pytest.raises(InputError, match=reason) as caught:
         CueFile.open(path)
     assert str(path) in str(caught.value)
+
+
+# --- the grid of the cues -----------------------------------------------------------------------------------
+
+
+def every_cell(rows: int, columns: int) -> dict:
+    """One image whose cues fill a grid."""
+    cells = np.stack(
+        [np.zeros(rows * columns, int), *np.unravel_index(np.arange(rows * columns), (rows, columns))]
+    )
+    return {0: ([1], cells)}
+
+
+def test_a_stored_grid_comes_back_and_survives_a_conversion(tmp_path):
+    write_cues(tmp_path / "cues.h5", every_cell(21, 33), (21, 33))
+    convert_cues(tmp_path / "cues.h5", tmp_path / "again.h5")
+    for name in ("cues.h5", "again.h5"):
+        assert CueFile.open(tmp_path / name).grid == (21, 33)
+
+
+@pytest.mark.parametrize(("made", "net"), [((21, 21), (41, 41)), ((41, 41), (21, 21)), ((41, 33), (33, 41))])
+def test_another_stored_grid_than_the_nets_is_refused(tmp_path, made, net):
+    write_cues(tmp_path / "cues.h5", every_cell(*made), made)
+    file = CueFile.open(tmp_path / "cues.h5")
+    file.check_grid(*made)
+    with pytest.raises(
+        InputError, match=f"{made[0]}x{made[1]} grid, the net's {net[0]}x{net[1]} grid expected"
+    ):
+        file.check_grid(*net)
+
+
+@pytest.mark.parametrize("suffix", [".pickle", ".h5"])
+@pytest.mark.parametrize(
+    ("made", "net", "doubtful"),
+    [
+        ((21, 21), (41, 41), True),
+        ((41, 21), (41, 41), True),
+        ((11, 11), (21, 21), True),
+        ((22, 22), (41, 41), False),
+        ((41, 41), (41, 41), False),
+        ((1, 1), (1, 1), False),
+    ],
+)
+def test_a_file_without_grid_is_judged_by_its_largest_cell(tmp_path, caplog, suffix, made, net, doubtful):
+    write_cues(tmp_path / f"cues{suffix}", every_cell(*made))
+    CueFile.open(tmp_path / f"cues{suffix}").check_grid(*net)
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == doubtful
+    if doubtful:
+        assert f"{net[0]}x{net[1]} grid" in lines[0]
+
+
+def test_a_file_without_any_cue_is_no_doubt(tmp_path):
+    write_cues(tmp_path / "cues.pickle", {0: ([1], np.empty((3, 0), int))})
+    assert CueFile.open(tmp_path / "cues.pickle").grid_doubt(41, 41) == ""
+
+
+@pytest.mark.parametrize("grid", [[41], [0, 41], "41x41", [41.0, 41.0], [[41, 41]]])
+def test_a_damaged_grid_is_refused(tmp_path, grid):
+    write_cues(tmp_path / "cues.h5", ENTRIES, (41, 41))
+    with h5py.File(tmp_path / "cues.h5", "r+") as file:
+        file.attrs["grid"] = grid
+    with pytest.raises(InputError, match="'grid' of rows and columns"):
+        CueFile.open(tmp_path / "cues.h5")

@@ -162,6 +162,23 @@ def test_stage1_refuses_a_bad_list_at_once(stage1, tmp_path, content, options, l
     assert str(caught.value).startswith(f"{path}:{line}: ")
 
 
+def test_stage1_refuses_cues_of_another_grid(stage1, tmp_path):
+    cells = np.stack([np.zeros(441, int), *np.unravel_index(np.arange(441), (21, 21))])
+    write_cues(tmp_path / "cues.h5", {index: ([1], cells) for index in range(6)}, (21, 21))
+    stage1(cues=tmp_path / "cues.h5", grid=(21, 21))
+    with pytest.raises(InputError, match="cues of a 21x21 grid, the net's 41x41 grid expected"):
+        stage1(cues=tmp_path / "cues.h5")
+
+
+def test_stage1_doubts_cues_that_stay_in_a_corner(stage1, tmp_path, caplog):
+    cells = np.stack([np.zeros(441, int), *np.unravel_index(np.arange(441), (21, 21))])
+    write_cues(tmp_path / "cues.pickle", {index: ([1], cells) for index in range(6)})
+    stage1(cues=tmp_path / "cues.pickle", grid=(21, 21))
+    assert not caplog.records
+    stage1(cues=tmp_path / "cues.pickle")
+    assert "no cue beyond row 20 of the net's 41x41 grid" in caplog.text
+
+
 def test_stage1_names_the_line_of_an_image_it_cannot_read(stage1, tmp_path):
     (tmp_path / "0.png").write_bytes(b"")
     (tmp_path / "list.txt").write_text("\n0.png 0\n")

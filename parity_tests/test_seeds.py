@@ -184,6 +184,7 @@ def test_every_form_of_the_cues_says_the_same(own, made):
     assert [line.image for line in lines] == sorted(path.name for path in (own / "photos").iterdir())
     assert [line.cue_index for line in lines] == list(range(TRAIN))
     file = CueFile.open(made / "cues.h5")
+    assert file.grid == (21, 21)
     # as the original code reads it, by Python's own pickle
     content = pickle.loads((made / "localization_cues.pickle").read_bytes())
     labelled = dict(line.split(",", 1) for line in (own / "labels.csv").read_text().splitlines())

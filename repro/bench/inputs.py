@@ -42,7 +42,7 @@ def inputs(count: int, num_classes: int, grid: tuple[int, int]) -> Iterator[Inpu
             Image.fromarray(picture).save(folder / "images" / f"{index}.jpg", quality=90)
             classes = np.sort(rng.choice(np.arange(1, num_classes), min(2, num_classes - 1), replace=False))
             entries[index] = (classes, _cues(rng, [0, *classes.tolist()], grid))
-        write_cues(folder / "cues.h5", entries)
+        write_cues(folder / "cues.h5", entries, grid)
         lines = "".join(f"{index}.jpg {index}\n" for index in range(count))
         (folder / "list.txt").write_text(lines, encoding="utf-8")
         yield Inputs(folder, pictures)

@@ -8,6 +8,7 @@ and a trusting reader; `convert_cues` makes an HDF5 file of it that opens at onc
 from __future__ import annotations
 
 import gzip
+import logging
 import os
 import pickle
 import re
@@ -25,6 +26,8 @@ from numpy.typing import ArrayLike
 from repro.data.voc import read_mask
 from repro.errors import InputError
 from repro.files import atomic_path
+
+log = logging.getLogger(__name__)
 
 MAX_BYTES = 1 << 30
 """A cue file that unpacks to more than this is refused (the SEC authors' file for VOC unpacks to 104 MB)."""
@@ -51,6 +54,8 @@ class CueFile:
     flat_labels: np.ndarray
     cue_offsets: np.ndarray
     flat_cues: np.ndarray
+    grid: tuple[int, int] | None = None
+    """Rows and columns of the grid that the cues were made on, where the file says so."""
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> CueFile:
@@ -70,7 +75,12 @@ class CueFile:
         raise InputError(f"{name}: unknown kind of cue file, .pickle, .pickle.gz or .h5 expected")
 
     @classmethod
-    def from_entries(cls, name: str, entries: Mapping[int, tuple[ArrayLike, ArrayLike]]) -> CueFile:
+    def from_entries(
+        cls,
+        name: str,
+        entries: Mapping[int, tuple[ArrayLike, ArrayLike]],
+        grid: tuple[int, int] | None = None,
+    ) -> CueFile:
         """Build from ``{index: (labels, cues)}``; ``name`` stands for the file in messages."""
         indices = np.array(sorted(entries), dtype=np.int64)
         labels = [_integers(entries[i][0], 1, f"{name}: labels of index {i}") for i in indices.tolist()]
@@ -82,6 +92,7 @@ class CueFile:
             np.concatenate([np.empty(0, np.int16), *labels]),
             _offsets([entry.shape[1] for entry in cues]),
             np.concatenate([np.empty((3, 0), np.int16), *cues], axis=1),
+            grid,
         )
 
     def __len__(self) -> int:
@@ -96,6 +107,36 @@ class CueFile:
         """The cues of the image, int64 (3, K) of class, row, column. Errors as `labels`."""
         at = self._position(index)
         return self.flat_cues[:, self.cue_offsets[at] : self.cue_offsets[at + 1]].astype(np.int64)
+
+    def grid_doubt(self, height: int, width: int) -> str:
+        """What speaks against cues that were made on a height x width grid; empty where nothing does.
+
+        A file that does not say its grid is judged by its largest row and column: cues of a 21x21 grid would all
+        lie in the top left quarter of a 41x41 one. Raises InputError where the file names another grid.
+        """
+        if self.grid is not None:
+            if self.grid != (height, width):
+                raise InputError(
+                    f"{self.path}: cues of a {self.grid[0]}x{self.grid[1]} grid, "
+                    f"the net's {height}x{width} grid expected"
+                )
+            return ""
+        if not self.flat_cues.size:
+            return ""
+        for axis, last, size in zip(
+            ("row", "column"), self.flat_cues[1:].max(axis=1).tolist(), (height, width), strict=True
+        ):
+            if 2 * last <= size - 1 and size > 1:
+                return (
+                    f"{self.path}: no cue beyond {axis} {last} of the net's {height}x{width} grid; "
+                    "were the cues made on a smaller grid?"
+                )
+        return ""
+
+    def check_grid(self, height: int, width: int) -> None:
+        """Log the `grid_doubt`, if there is one. Raises InputError where the file names another grid."""
+        if doubt := self.grid_doubt(height, width):
+            log.warning("%s", doubt)
 
     def check(self, index: int, num_classes: int, height: int, width: int) -> None:
         """Raise the InputError that `labels_blob` or `cues_blob` would, without making the blobs."""
@@ -176,13 +217,18 @@ def convert_cues(source: str | os.PathLike[str], target: str | os.PathLike[str])
     _write_hdf5(target, CueFile.open(source))
 
 
-def write_cues(path: str | os.PathLike[str], entries: Mapping[int, tuple[ArrayLike, ArrayLike]]) -> None:
+def write_cues(
+    path: str | os.PathLike[str],
+    entries: Mapping[int, tuple[ArrayLike, ArrayLike]],
+    grid: tuple[int, int] | None = None,
+) -> None:
     """Write ``{index: (labels, cues)}`` atomically: HDF5, or the originals' layout when ``path`` is a ``.pickle``.
 
+    HDF5 holds the ``grid`` of the cues, too (rows, columns); the originals' layout has no place for it.
     Raises InputError as `CueFile.open` does for what it would not read back.
     """
     name = os.fspath(path)
-    file = CueFile.from_entries(name, entries)
+    file = CueFile.from_entries(name, entries, grid)
     if name.endswith(HDF5_SUFFIXES):
         _write_hdf5(path, file)
     elif name.endswith(".pickle"):
@@ -272,6 +318,8 @@ _DATASETS = {  # name in the file and the field: rank
 def _write_hdf5(path: str | os.PathLike[str], file: CueFile) -> None:
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as target:
         target.attrs["format"] = _FORMAT
+        if file.grid is not None:
+            target.attrs["grid"] = np.array(file.grid, np.int64)
         for name in _DATASETS:
             values = getattr(file, name)
             packing = {"compression": "gzip", "compression_opts": 4, "shuffle": True} if values.size else {}
@@ -286,6 +334,7 @@ def _read_hdf5(name: str) -> CueFile:
                 raise InputError(
                     f"{name}: no cue file, an HDF5 file with the attribute format={_FORMAT!r} expected"
                 )
+            grid = _stored_grid(name, source.attrs.get("grid"))
             for key, rank in _DATASETS.items():
                 found = source.get(key)
                 if not isinstance(found, h5py.Dataset) or found.dtype.kind != "i" or found.ndim != rank:
@@ -312,7 +361,16 @@ def _read_hdf5(name: str) -> CueFile:
     )
     if not sound:
         raise InputError(f"{name}: damaged, rising indices and offsets that span the arrays expected")
-    return CueFile(name, **arrays)
+    return CueFile(name, **arrays, grid=grid)
+
+
+def _stored_grid(name: str, value: object) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    sizes = np.asarray(value)
+    if sizes.shape != (2,) or sizes.dtype.kind not in "iu" or sizes.min() < 1:
+        raise InputError(f"{name}: damaged, an attribute 'grid' of rows and columns expected")
+    return int(sizes[0]), int(sizes[1])
 
 
 def _spans(offsets: np.ndarray, count: int, length: int) -> bool:

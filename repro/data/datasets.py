@@ -76,6 +76,7 @@ class ImageData:
         self._list = os.fspath(list_path)
         numbers = [line.line for line in self.lines]
         self._paths = located(image_root, (line.image for line in self.lines), self._list, numbers)
+        self.cues.check_grid(*grid)
         if not self.cues.all_usable([line.cue_index for line in self.lines], num_classes, *grid):
             for line in self.lines:
                 naming(f"{self._list}:{line.line}", self.cues.check, line.cue_index, num_classes, *grid)

@@ -234,6 +234,7 @@ def _cues(
         return [listed]
     try:
         file = CueFile.open(cues)
+        usable.remark = file.grid_doubt(*GRID)
     except InputError as error:
         usable.troubles.append(str(error))
         return [listed, usable]
@@ -259,7 +260,8 @@ def _cues(
             compared += 1
             strangers += not labels <= masked
     if compared:
-        usable.remark = f"labels that the mask lacks: {strangers} of {compared} images"
+        lacking = f"labels that the mask lacks: {strangers} of {compared} images"
+        usable.remark = f"{lacking}; {usable.remark}" if usable.remark else lacking
         if strangers > _MOST_STRANGERS * compared:
             usable.troubles.append(
                 f"{cues} and {input_list}: the labels of {strangers} of {compared} images are not in their masks; "

@@ -343,7 +343,7 @@ def _gathered(config: Config, labelled: LabelledSet, out: Path, done: int, pickl
             np.asarray(labels),
             np.stack([cells[rows, columns].astype(np.int64), rows, columns]),
         )
-    write_cues(made.cues, entries)
+    write_cues(made.cues, entries, _grid(config))
     if pickled:
         write_cues(pickle, entries)
     lines = [f"{path.name} {index}\n" for index, path in enumerate(labelled.images.values())]
@@ -401,6 +401,7 @@ def score_seeds(
                 f"{cues}: a cue file knows its images by number; give its input_list.txt as --list, too"
             )
         file = CueFile.open(cues)
+        file.check_grid(*grid)
         indices = read_cue_indices(input_list)
         names = list(ids or indices)
         if unknown := [name for name in names if name not in indices]:
