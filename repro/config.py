@@ -121,7 +121,10 @@ class DatasetConfig(Section):
 
 
 class InitConfig(Section):
-    """Where a stage's weights come from. ``filler`` fills the layers that ``weights`` does not hold."""
+    """Where a stage's weights come from. ``filler`` fills the layers that ``weights`` does not hold.
+
+    ``gaussian`` is the releases', ``lsuv`` for new layers over pre-trained convolutions, ``looks_linear`` for a net
+    from scratch."""
 
     weights: str | None = None
     solverstate: str | None = None

@@ -15,7 +15,7 @@ from repro.layers.common import BatchNorm, InnerProduct, Scale
 from repro.layers.pooling import CaffeAvePool, CaffeMaxPool
 from repro.layers.sizes import convolved_size, pooled_size
 
-Filler = Literal["gaussian", "msra", "looks_linear"]
+Filler = Literal["gaussian", "msra", "lsuv", "looks_linear"]
 GAUSSIAN_STD = 0.01  # weight_filler of the new layers in both releases
 _LOOKS_LINEAR_GAIN, _LOOKS_LINEAR_NOISE = 0.75, 0.5
 
@@ -150,7 +150,9 @@ class CaffeNet(nn.Module):
                 it, so it takes pre-trained weights below. For nets trained from scratch: ``msra`` is Caffe's
                 N(0, sqrt(2 / fan_in)); ``looks_linear`` mirrors each filter, so that the net starts out as a
                 linear map and deep gradients carry (Balduzzi et al., ICML 2017, "The shattered gradients
-                problem"). The classifiers are N(0, 0.01) always, N(0, 0.001) under ``looks_linear``.
+                problem"). ``lsuv`` draws as ``msra``; training then scales the layers on its first batch
+                (``repro/training/measured_filler.py``).
+                The classifiers are N(0, 0.01) always, N(0, 0.001) under ``looks_linear``.
                 Inner products, which read all cells at once, are filled as under ``msra`` there.
             generator: the source of randomness; PyTorch's global one by default.
         """

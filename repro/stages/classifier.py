@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 
+from repro import ranks
 from repro.config import Config, Stage0Config
 from repro.data.labels import LabelledImages, check_every_class_occurs
 from repro.errors import InputError
@@ -25,7 +26,9 @@ from repro.stages.objectives import ClassifierObjective
 from repro.stages.observers import HeldOutPrecision
 from repro.stages.precision import to_device
 from repro.stages.runs import Run
+from repro.stages.snapshots import snapshots
 from repro.stages.train import SHAPELESS
+from repro.training.measured_filler import fill_by_first_batch
 
 log = logging.getLogger(__name__)
 
@@ -66,21 +69,30 @@ def train_classifier(config: Config, net: str, run: Run) -> Path:
             return weights
         model = build_classifier(config, net)
         model.fill(section.init.filler, torch.Generator().manual_seed(config.seed))
+        missing = [layer.name for layer in model.layers]
         if section.init.weights:
-            log.info("%s", load_every_layer(_convolutions(model), section.init.weights, "VGG16"))
+            report = load_every_layer(_convolutions(model), section.init.weights, "VGG16")
+            log.info("%s", report)
+            missing = [name for name in missing if name not in report.loaded]
         elif section.init.filler == "gaussian":
             log.warning(
                 "stage0.init.weights is not given: at VGG16's depth nothing is learnt from the filler gaussian; give "
                 "vgg16_20M.caffemodel, or init.filler=looks_linear to train from scratch"
             )
         to_device(model, config, run.device)
+        data = section.data
+        images = _layer(config, labelled, training, mirror=data.mirror)
+        if section.init.filler == "lsuv" and ranks.is_first() and not snapshots(step.folder):
+            step.record["filler"] = fill_by_first_batch(
+                model, missing, images, batch_size=data.batch_size, shuffle=data.shuffle, seed=config.seed
+            )
         observer = HeldOutPrecision(
             model,
             _layer(config, labelled, held_out, mirror=False),
             config.dataset.classes[1:],
             interval=section.test_interval,
             last=section.solver.max_iter,
-            batch_size=section.data.batch_size,
+            batch_size=data.batch_size,
         )
         with tempfile.TemporaryDirectory() as folder:
             list_path = Path(folder) / "list.txt"
@@ -92,8 +104,8 @@ def train_classifier(config: Config, net: str, run: Run) -> Path:
                 config.seed,
                 model,
                 CaffeSGD(model, section.solver),
-                ClassifierObjective(section.data.batch_size),
-                _layer(config, labelled, training, mirror=section.data.mirror),
+                ClassifierObjective(data.batch_size),
+                images,
                 list_path,
                 step,
                 observer if held_out else None,

@@ -115,6 +115,7 @@ class Run:
                 "resumed": resumed,  # then what was measured is of the last part alone
                 **measured,
                 "settings": step.settings,
+                **step.recorded(),
                 **(self._provenance or {}),
             }
             steps = {**self.manifest().get("steps", {}), name: entry}
@@ -131,11 +132,16 @@ class Run:
 
 
 class Step:
-    """One step's folder: ``settings.json`` when begun, ``done.json`` when finished."""
+    """One step's folder: ``settings.json`` when begun, ``done.json`` when finished.
+
+    ``record`` is for what the step finds out at its start and the manifest is to say of it: set before ``begin``, it is
+    kept in ``record.json``, so that a resumed step has it, too.
+    """
 
     def __init__(self, run: Run, folder: Path, settings: dict[str, Any]) -> None:
         self.run, self.folder = run, folder
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
+        self.record: dict[str, Any] = {}
         check_settings(folder, self.settings)
         self.done = ranks.from_first((folder / "done.json").exists())
 
@@ -145,6 +151,13 @@ class Step:
             return
         self.run.begin()
         write_json(self.folder / "settings.json", self.settings)
+        if self.record:
+            write_json(self.folder / "record.json", self.record)
+
+    def recorded(self) -> dict[str, Any]:
+        """``record`` as this call or an earlier one kept it; empty where none did."""
+        path = self.folder / "record.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:

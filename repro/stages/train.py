@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from repro import ranks
 from repro.config import Config, InitConfig, Stage1Config, Stage2Config
 from repro.data import AnnotationCOCO, ImageData, ImageSegData, read_label_list
 from repro.errors import InputError
@@ -25,6 +26,7 @@ from repro.stages.observers import SeedQuality
 from repro.stages.precision import to_device
 from repro.stages.runs import Run
 from repro.stages.snapshots import snapshots
+from repro.training.measured_filler import fill_by_first_batch, needs_measuring
 from weights_conversion import load_weights, read_solverstate
 
 log = logging.getLogger(__name__)
@@ -65,20 +67,24 @@ def train(config: Config, stage: int, run: Run) -> Path:
         hashes["labels"] = labels_sha256(folder, files["list"])
     with run.step(f"stage{stage}", _settings(config, stage, section, hashes)) as step:
         if not step.done:
-            model = _initial_model(config, section.init)
+            model, missing = _initial_model(config, section.init)
             model.set_multipliers(section.multipliers)
             dataset = _dataset(section, stage, files, config.model.num_classes, model)
             observer, objective = _objective(section, len(dataset))
             to_device(model, config, run.device)
             solver = CaffeSGD(model, section.solver)
-            if not section.init.weights and not snapshots(step.folder):
-                log.warning(
-                    "stage%d.init.weights is not given: every layer starts from its filler (%s); "
-                    "the papers start from ImageNet's weights (%s)",
-                    stage,
-                    section.init.filler,
-                    IMAGENET_WEIGHTS[config.model.name.partition("_")[0]],
-                )
+            if not snapshots(step.folder):
+                _warn_of_fillers(config, stage, section.init, needs_measuring(model, missing))
+                if section.init.filler == "lsuv" and ranks.is_first():  # the others get its weights
+                    data = section.data
+                    step.record["filler"] = fill_by_first_batch(
+                        model,
+                        missing,
+                        dataset,
+                        batch_size=data.batch_size,
+                        shuffle=data.shuffle,
+                        seed=config.seed,
+                    )
             if section.init.solverstate:
                 _take_over(solver, section.init.solverstate)
             list_path = Path(files["list"])
@@ -186,7 +192,8 @@ def _dataset(
     )
 
 
-def _initial_model(config: Config, init: InitConfig) -> CaffeNet:
+def _initial_model(config: Config, init: InitConfig) -> tuple[CaffeNet, list[str]]:
+    """The net with its initial weights, on the CPU, and the layers that no weights file fills."""
     model = build_model(
         config.model.name,
         num_classes=config.model.num_classes,
@@ -194,6 +201,7 @@ def _initial_model(config: Config, init: InitConfig) -> CaffeNet:
         dropout=config.model.dropout,
     )
     model.fill(init.filler, torch.Generator().manual_seed(config.seed))
+    missing = [layer.name for layer in model.layers]
     if init.weights:
         report = load_weights(model, init.weights, spread_branches=init.spread_branches)
         log.info("%s", report)
@@ -201,7 +209,28 @@ def _initial_model(config: Config, init: InitConfig) -> CaffeNet:
             raise InputError(
                 f"{init.weights}: none of its layers is in {config.model.name}; it holds {report.unused}"
             )
-    return model
+        missing = report.missing
+    return model, missing
+
+
+def _warn_of_fillers(config: Config, stage: int, init: InitConfig, hidden: list[str]) -> None:
+    """Say where the releases' filler does not fit the weights below it; ``hidden`` are the layers that it fills."""
+    if not init.weights:
+        log.warning(
+            "stage%d.init.weights is not given: every layer starts from its filler (%s); "
+            "the papers start from ImageNet's weights (%s)",
+            stage,
+            init.filler,
+            IMAGENET_WEIGHTS[config.model.name.partition("_")[0]],
+        )
+    elif hidden and init.filler == "gaussian":
+        log.warning(
+            "%s: has no %s; filled from N(0, 0.01) such layers saturate the softmax and nothing is learnt: add "
+            "stage%d.init.filler=lsuv, which scales them on the first batch",
+            init.weights,
+            ", ".join(hidden),
+            stage,
+        )
 
 
 def _take_over(solver: CaffeSGD, path: str) -> None:
