@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
-from repro.data import COCO_CLASS_NAMES, VOID, write_mask
+from repro.constants import VOID
+from repro.data import COCO_CLASS_NAMES, write_mask
 
 # COCO numbers its 80 classes 1 to 90; these numbers are not used
 _GAPS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}

@@ -143,7 +143,7 @@ def _half_text(number: int) -> None:
 
 def _half_row(number: int) -> None:
     """Die when the n-th row of a log is half there."""
-    from repro.stages.train_log import CsvLog
+    from repro.training.csv_log import CsvLog
 
     calls = 0
     whole = CsvLog.write
@@ -179,7 +179,7 @@ def _renaming(number: int) -> None:
 
 def _terminated(number: int) -> None:
     """Get SIGTERM in the n-th update."""
-    from repro.stages import loop
+    from repro.training import loop
 
     calls = 0
     whole = loop.update

@@ -11,8 +11,8 @@ import zipfile
 
 import pytest
 
-from repro.data.archives import unpack
 from repro.errors import InputError
+from repro.fetch.archives import unpack
 
 LIMITS = {"most_bytes": 100_000, "most_files": 20}
 

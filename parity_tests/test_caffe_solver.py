@@ -19,7 +19,7 @@ from repro.config import Config, load_config
 from repro.errors import InputError
 from repro.models import build_model
 from repro.solver import CaffeSGD
-from repro.stages.caffe_solver import load_solver
+from repro.training.caffe_solver import load_solver
 from weights_conversion import Message, deploy_prototxt, train_prototxt, unknown_fields
 from weights_conversion.prototxt_format import format_prototxt
 

@@ -15,19 +15,12 @@ from parity_tests.generated_coco import CATEGORY_IDS, write_coco
 from parity_tests.tolerances import MASK_PIXELS
 from repro.cli import run_command
 from repro.config import load_config
-from repro.data import (
-    COCO_CLASS_NAMES,
-    VOID,
-    AnnotationCOCO,
-    CocoInstances,
-    make_loader,
-    read_mask,
-    write_mask,
-)
+from repro.constants import VOID
+from repro.data import COCO_CLASS_NAMES, AnnotationCOCO, CocoInstances, make_loader, read_mask, write_mask
 from repro.errors import InputError
+from repro.inference import predict_mask
 from repro.models import build_model
-from repro.stages import predict_mask
-from repro.stages.datasets import open_experiment
+from repro.run.experiment import open_experiment
 from weights_conversion import load_caffe_weights
 
 

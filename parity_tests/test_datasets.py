@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from repro.constants import MEAN_BGR
 from repro.data import (
-    MEAN_BGR,
     CaffeBatchSampler,
     CueFile,
     ImageData,

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from parity_tests.server import serving
-from repro.data.download import Patience, _Transfer, download
 from repro.errors import InputError
+from repro.fetch.download import Patience, _Transfer, download
 
 CONTENT = np.random.default_rng(0).bytes(20_000)
 HASTY = Patience(connect=2, read=0.3, attempts=3, first_wait=0.001, longest_wait=0.01, least_rate=1000)

@@ -9,15 +9,8 @@ import pytest
 from PIL import Image
 
 from repro.errors import InputError
-from repro.stages.evaluate import (
-    confusion_matrix,
-    evaluate_folder,
-    mean_iou,
-    per_class_iou,
-    pixel_accuracy,
-    seed_quality,
-    summarize,
-)
+from repro.inference.evaluate import evaluate_folder
+from repro.metrics import confusion_matrix, mean_iou, per_class_iou, pixel_accuracy, seed_quality, summarize
 
 VOC_CLASSES = 21
 SCENES = ["all", "some_absent"]  # recorded with a matrix; "cues" has the seed scores only

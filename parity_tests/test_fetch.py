@@ -19,9 +19,9 @@ from parity_tests.conftest import CAFFE_FILES
 from parity_tests.server import serving
 from parity_tests.small_voc import CLASS, TRAIN_AUG, packed, write_cue_files, write_sbd, write_voc
 from repro.cli import run_command
-from repro.data.catalogue import read_catalogue
-from repro.data.fetch import Fetcher
 from repro.errors import InputError
+from repro.fetch.catalogue import read_catalogue
+from repro.fetch.get_data import Fetcher
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from parity_tests.conftest import CAFFE_FILES
 from repro.cli import run_command
 from repro.data import read_image_rgb, read_mask
 from repro.errors import InputError
-from repro.stages.folder import predict_folder
+from repro.inference.batch_predict import predict_folder
 
 
 class Recorder:

@@ -12,18 +12,11 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
+from repro.constants import MEAN_BGR
 from repro.data import images
-from repro.data.images import (
-    MEAN_BGR,
-    preprocess_zoomed,
-    read_image_bgr,
-    read_image_rgb,
-    resize_bilinear_u8,
-    subtract_mean,
-    zoom_linear,
-    zoom_to,
-)
+from repro.data.images import preprocess_zoomed, read_image_bgr, read_image_rgb, subtract_mean
 from repro.errors import InputError
+from repro.layers.resize import resize_bilinear_u8, zoom_linear, zoom_to
 
 
 @pytest.fixture

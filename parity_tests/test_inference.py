@@ -11,10 +11,10 @@ from parity_tests.tolerances import MASK_PIXELS, NETWORK_BLOB_REL
 from repro.config import PredictConfig
 from repro.data import preprocess_zoomed, read_mask
 from repro.errors import InputError
+from repro.inference import predict, predict_mask
+from repro.inference.batch_predict import predict_folder
+from repro.inference.predict import PROTOCOLS, TorchSegmenter
 from repro.models import build_model
-from repro.stages import infer, predict_mask
-from repro.stages.folder import predict_folder
-from repro.stages.infer import PROTOCOLS, TorchSegmenter
 from weights_conversion import load_caffe_weights
 
 # recorded script -> our protocol, and whether it was restricted to the image's labels
@@ -117,7 +117,7 @@ def test_an_image_beyond_the_memory_is_bad_input(model, monkeypatch, error):
     def exhausted(*arguments, **options):
         raise error
 
-    monkeypatch.setattr(infer, "predict_mask", exhausted)
+    monkeypatch.setattr(predict, "predict_mask", exhausted)
     segmenter = TorchSegmenter(model, PredictConfig(protocol="sec"))
     with pytest.raises(InputError, match="1 image of 30x20 pixels: more memory needed than there is"):
         segmenter.masks(np.zeros((1, 20, 30, 3), np.uint8))
@@ -127,6 +127,6 @@ def test_other_errors_stay_what_they_are(model, monkeypatch):
     def broken(*arguments, **options):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(infer, "predict_mask", broken)
+    monkeypatch.setattr(predict, "predict_mask", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         TorchSegmenter(model, PredictConfig(protocol="sec")).masks(np.zeros((1, 20, 30, 3), np.uint8))

@@ -17,7 +17,7 @@ from PIL import Image
 
 from repro.data import ImageData, ImageSegData, make_loader, write_cues, write_mask
 from repro.data.coco import AnnotationCOCO
-from repro.stages.train import labels_sha256
+from repro.training.train import labels_sha256
 
 MANY = 80_000  # images of COCO's training set
 LINKS = 40_000  # names a file may have on common file systems
@@ -90,7 +90,7 @@ def test_a_list_of_80000_images_starts_in_seconds(many, start):
 EVALUATE = """
 import json, re, resource, sys, time
 from pathlib import Path
-from repro.stages.evaluate import evaluate_folder
+from repro.metrics import evaluate_folder
 pred, gt = Path(sys.argv[1]), Path(sys.argv[2])
 ids = [str(number) for number in range(1449)]
 began = time.monotonic()

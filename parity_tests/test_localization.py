@@ -8,6 +8,7 @@ import torch
 
 from parity_tests.conftest import CAFFE_FILES, assert_close
 from parity_tests.tolerances import LAYER, SALIENCY_REL
+from repro.constants import VOID
 from repro.data import subtract_mean
 from repro.layers import (
     activation_maps,
@@ -19,8 +20,6 @@ from repro.layers import (
 )
 from repro.models import build_model
 from weights_conversion import load_caffe_weights
-
-NO_CUE = 255
 
 
 def recorded_net(name):
@@ -106,8 +105,8 @@ CLAIMS = {  # cells of a 1x6 grid that background and two classes claim
     ("rule", "want"),
     [
         # background covers 3 cells, one 4, two 2
-        ("smaller_wins", [0, 0, 2, 1, 2, NO_CUE]),
-        ("background_first", [0, 1, 2, 1, 2, NO_CUE]),
+        ("smaller_wins", [0, 0, 2, 1, 2, VOID]),
+        ("background_first", [0, 1, 2, 1, 2, VOID]),
     ],
 )
 def test_merging(rule, want):
@@ -123,7 +122,7 @@ def test_merging_is_laying_the_classes_by_falling_size(rule):
     rng = np.random.default_rng(2)
     for _ in range(20):
         claims = rng.random((4, 9, 11)) < rng.uniform(0.05, 0.9, (4, 1, 1))
-        want = np.full((9, 11), NO_CUE)
+        want = np.full((9, 11), VOID)
         order = sorted(range(4), key=lambda c: (-claims[c].sum(), c))
         if rule == "background_first":
             order = [0] + [c for c in order if c]

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from repro.data import VOID, CueFile, VocLayout, colour_palette, convert_cues, read_id_list, read_pairs_list
+from repro.constants import VOID
+from repro.data import CueFile, VocLayout, colour_palette, convert_cues, read_id_list, read_pairs_list
 from repro.data import mini as mini_module
 from repro.data.mini import CLASSES, GRID, build_mini
 from repro.data.voc import read_mask

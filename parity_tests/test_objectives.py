@@ -22,8 +22,8 @@ from repro.layers import (
 from repro.layers.permutohedral_torch import build
 from repro.models import build_model
 from repro.solver import CaffeSGD
-from repro.stages.loop import update
-from repro.stages.objectives import Stage1Objective, Stage2Objective
+from repro.training.loop import update
+from repro.training.objectives import Stage1Objective, Stage2Objective
 
 
 class Scores(torch.nn.Module):

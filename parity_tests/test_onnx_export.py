@@ -12,12 +12,13 @@ import torch
 
 from parity_tests.conftest import CAFFE_FILES, assert_close
 from parity_tests.tolerances import MASK_PIXELS, ONNX_PROBS, ONNX_SCORES_REL
-from repro.data import CLASS_NAMES, zoom_linear, zoom_to
+from repro.data import CLASS_NAMES, zoom_linear
 from repro.errors import InputError
 from repro.files import file_sha256
+from repro.inference.predict import FLOOR, PROTOCOLS, predict_probs
 from repro.layers.pooling import CaffeAvePool, CaffeMaxPool
+from repro.layers.resize import zoom_to
 from repro.models import CLASSIFIERS, SEGMENTATION_NETS, build_model
-from repro.stages.infer import FLOOR, PROTOCOLS, predict_probs
 from weights_conversion import load_weights
 
 onnx = pytest.importorskip("onnx")

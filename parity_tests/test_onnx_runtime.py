@@ -18,10 +18,10 @@ from repro.cli import run_command
 from repro.config import PredictConfig
 from repro.data import CLASS_NAMES, read_mask, write_mask
 from repro.errors import InputError
+from repro.inference import predict_mask
+from repro.inference.batch_predict import predict_folder
+from repro.inference.predict import PROTOCOLS, TorchSegmenter, predict_probs
 from repro.models import build_model
-from repro.stages import predict_mask
-from repro.stages.folder import predict_folder
-from repro.stages.infer import PROTOCOLS, TorchSegmenter, predict_probs
 from weights_conversion import load_weights
 
 onnx = pytest.importorskip("onnx")

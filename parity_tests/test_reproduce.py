@@ -15,7 +15,7 @@ from repro.config import load_config
 from repro.data import read_id_list, read_mask
 from repro.data.mini import build_mini
 from repro.layers import grow_seeds
-from repro.stages.plan import results_dir
+from repro.run.plan import results_dir
 
 SHORT = [
     *(

@@ -22,8 +22,8 @@ from parity_tests.small_voc import (
 )
 from repro.cli import run_command
 from repro.data import colour_palette, read_mask
-from repro.data.sbd import build_train_aug, find_sbd, read_sbd_mask
 from repro.errors import InputError
+from repro.fetch.sbd import build_train_aug, find_sbd, read_sbd_mask
 
 
 @pytest.fixture

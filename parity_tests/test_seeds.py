@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 from parity_tests.generated_coco import write_coco
 from repro.cli import run_command
 from repro.config import CuesConfig, load_config
+from repro.constants import VOID
+from repro.cues.generate import localize, read_saliency
 from repro.data import (
-    VOID,
     CocoInstances,
     CueFile,
     read_id_list,
@@ -33,9 +34,8 @@ from repro.data.labels import read_labels
 from repro.data.mini import build_mini
 from repro.errors import InputError
 from repro.models import build_model
-from repro.stages.datasets import open_labelled
-from repro.stages.observers import average_precision
-from repro.stages.seeds import localize, read_saliency
+from repro.run.experiment import open_labelled
+from repro.training.seed_quality import average_precision
 from weights_conversion import load_weights, save_safetensors
 
 TRAIN = 12  # images; enough for every class to occur

@@ -21,7 +21,7 @@ from parity_tests.recorded_files import write_both
 from repro.cli import run_command
 from repro.data.mini import build_mini
 from repro.models import build_model
-from repro.stages import loop
+from repro.training import loop
 from weights_conversion import load_caffe_weights, save_safetensors
 
 

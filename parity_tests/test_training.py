@@ -32,8 +32,8 @@ from repro.data import ImageData, ImageSegData, make_loader
 from repro.layers import interp
 from repro.models import build_model
 from repro.solver import CaffeSGD
-from repro.stages.objectives import Stage1Objective
-from repro.stages.precision import has_bfloat16
+from repro.training.objectives import Stage1Objective
+from repro.training.precision import has_bfloat16
 from weights_conversion import load_caffe_weights, read_caffemodel, read_solverstate
 
 NARROW = ["model.width_divisor=16", "model.dropout=0"]

@@ -24,8 +24,8 @@ from parity_tests.small_voc import (
 )
 from repro.cli import run_command
 from repro.data import write_mask
-from repro.data.sbd import build_train_aug
-from repro.data.verify import verify
+from repro.fetch.sbd import build_train_aug
+from repro.fetch.verify import verify
 
 
 @pytest.fixture

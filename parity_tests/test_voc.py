@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from repro.constants import VOID
 from repro.data.voc import (
     CLASS_NAMES,
-    VOID,
     CueLine,
     LabelLine,
     VocLayout,

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from repro.data.images import read_image_bgr, resize_bilinear_u8, subtract_mean
+from repro.data.images import read_image_bgr, subtract_mean
 from repro.errors import InputError
+from repro.layers.resize import resize_bilinear_u8
 from repro.models import CaffeNet
 from weights_conversion.caffemodel import write_caffemodel
 from weights_conversion.mapping import LoadReport

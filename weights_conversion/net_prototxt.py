@@ -13,8 +13,8 @@ from typing import Any, Literal
 from torch import nn
 
 from repro.config import LossConfig, Stage0Config, Stage1Config, Stage1Data, Stage2Config, Stage2Data
+from repro.constants import MEAN_BGR, VOID
 from repro.data.cues import PICKLE_SUFFIXES
-from repro.data.images import MEAN_BGR
 from repro.data.labels import CLASSIFIER_MEAN_BGR
 from repro.errors import InputError
 from repro.layers.common import BatchNorm, EltwiseSum, InnerProduct, Scale
@@ -313,7 +313,7 @@ def _stage2_losses(scores: str, data: Stage2Data) -> list[Message]:
             type="SoftmaxWithLoss",
             bottom=bottoms,
             top="loss",
-            loss_param=message(ignore_label=255),
+            loss_param=message(ignore_label=VOID),
             loss_weight=1,
         ),
         message(
@@ -321,6 +321,6 @@ def _stage2_losses(scores: str, data: Stage2Data) -> list[Message]:
             type="SegAccuracy",
             bottom=bottoms,
             top="accuracy",
-            seg_accuracy_param=message(ignore_label=255),
+            seg_accuracy_param=message(ignore_label=VOID),
         ),
     ]

@@ -19,9 +19,9 @@ import torch
 from repro.bench.inputs import Inputs
 from repro.bench.timing import Row, Timer
 from repro.config import Config, PredictConfig
+from repro.inference.predict import TorchSegmenter
 from repro.models import CaffeNet, build_model
-from repro.stages.infer import TorchSegmenter
-from repro.stages.precision import LAYOUT, to_device
+from repro.training.precision import LAYOUT, to_device
 
 SIDE = 321
 CUDA_BATCH = 8

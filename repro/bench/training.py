@@ -13,6 +13,7 @@ from repro.bench.reference import grow_seeds_in_python
 from repro.bench.timing import Row, Timer, matmul_rate
 from repro.config import Config
 from repro.data import ImageData, make_loader
+from repro.inference.predict import FLOOR, predict_mask
 from repro.layers import (
     CRFParams,
     balanced_seed_loss,
@@ -26,10 +27,9 @@ from repro.layers import (
 from repro.layers.dense_crf import TRAINING_SCALE, images_for_crf
 from repro.models import CaffeNet, build_model
 from repro.solver import CaffeSGD
-from repro.stages.infer import FLOOR, predict_mask
-from repro.stages.loop import update
-from repro.stages.objectives import Batch, Stage1Objective
-from repro.stages.precision import LAYOUT, to_device
+from repro.training.loop import update
+from repro.training.objectives import Batch, Stage1Objective
+from repro.training.precision import LAYOUT, to_device
 
 PYDENSECRF = "pydensecrf, one thread"
 PYTHON = "plain Python"

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 
-from repro import ranks
+from repro import distributed
 from repro.cli import data, experiments, masks, seeds, weights  # noqa: F401 - importing them registers their verbs
 from repro.cli.shared import app
 from repro.errors import InputError, StoppedError
@@ -21,7 +21,7 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
     2 for bad input, 1 for a run that had to stop, 130 and 143 after SIGINT and SIGTERM.
     """
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-    with _terminable(), ranks.joined():
+    with _terminable(), distributed.joined():
         try:
             app(arguments, prog_name="repro")
         except SystemExit as stop:  # how typer ends every command, usage errors with status 2 among them
@@ -55,5 +55,5 @@ def _terminable() -> Iterator[None]:
 
 
 def _complain(line: str) -> None:
-    who = "" if ranks.is_first() else f" (rank {ranks.rank()})"
+    who = "" if distributed.is_first() else f" (rank {distributed.rank()})"
     print(f"repro{who}: {line}", file=sys.stderr)

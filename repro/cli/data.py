@@ -11,12 +11,12 @@ from tqdm import tqdm
 from repro.cli.shared import ConfigOption, app
 from repro.config import load_config
 from repro.data import CocoInstances, VocLayout, convert_cues
-from repro.data.fetch import Fetcher
 from repro.data.labels import read_labels, write_labels
 from repro.data.mini import build_mini
-from repro.data.sbd import build_train_aug, find_sbd
-from repro.data.verify import verify
 from repro.errors import InputError
+from repro.fetch.get_data import Fetcher
+from repro.fetch.sbd import build_train_aug, find_sbd
+from repro.fetch.verify import verify
 from repro.files import write_json
 
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build or convert data.")

@@ -7,22 +7,23 @@ from typing import Annotated
 
 import typer
 
-from repro import ranks
+from repro import distributed
 from repro.bench import bench as run_bench
 from repro.cli.shared import ConfigOption, DeviceOption, Overrides, SeedOption, app, load, say, with_options
 from repro.config import profile_names
+from repro.constants import VOID
 from repro.data import read_id_list
 from repro.errors import InputError
 from repro.files import write_json
+from repro.inference.evaluate import evaluate_folder
+from repro.paper.experiments import experiments
 from repro.report import judge_runs, report_all, report_runs
-from repro.report.experiments import experiments
-from repro.stages.caffe_solver import load_solver
-from repro.stages.evaluate import evaluate_folder
-from repro.stages.forecast import forecast
-from repro.stages.plan import plan
-from repro.stages.reproduce import reproduce as reproduce_runs
-from repro.stages.runs import Run, resolve_device
-from repro.stages.train import train as train_stage
+from repro.run.folder import Run, resolve_device
+from repro.run.forecast import forecast
+from repro.run.plan import plan
+from repro.run.reproduce import reproduce as reproduce_runs
+from repro.training.caffe_solver import load_solver
+from repro.training.train import train as train_stage
 
 
 @app.command(
@@ -60,7 +61,7 @@ def train(
 
     Under torchrun several processes share each mini-batch (docs/clusters.md).
     """
-    ranks.join()
+    distributed.join()
     if (config is None) == (solver is None):
         raise InputError("train: give either --config or --solver")
     if solver is not None:
@@ -84,14 +85,14 @@ def evaluate(
     pred: Annotated[Path, typer.Option(help="Folder of predicted masks, <id>.png.")],
     gt: Annotated[Path, typer.Option(help="Folder of ground-truth masks, <id>.png (indices; 255 is void).")],
     ids: Annotated[Path, typer.Option("--list", help="Ids, one a line.")],
-    num_classes: Annotated[int, typer.Option(min=2, max=255, help="Classes, background included.")] = 21,
+    num_classes: Annotated[int, typer.Option(min=2, max=VOID, help="Classes, background included.")] = 21,
     out: Annotated[Path | None, typer.Option(help="Write the scores as JSON, too.")] = None,
 ) -> None:
     """Score masks: mean IoU by both averaging rules, pixel accuracy, every class."""
-    ranks.join()
+    distributed.join()
     names = read_id_list(ids)
     scores = evaluate_folder(pred, [gt / f"{name}.png" for name in names], names, num_classes)
-    if not ranks.is_first():
+    if not distributed.is_first():
         return
     typer.echo(f"{'images':<28}{scores['images']}")
     for rule, value in scores["mean_iou"].items():
@@ -130,7 +131,7 @@ def reproduce(
     ] = False,
 ) -> None:
     """Run whole experiments and write their results folder; what is done already is skipped."""
-    ranks.join()
+    distributed.join()
     runs = plan(
         config,
         with_options(overrides, device, seed),

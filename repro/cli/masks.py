@@ -9,19 +9,19 @@ from typing import Annotated, Literal
 
 import typer
 
-from repro import ranks
+from repro import distributed
 from repro.cli.shared import ConfigOption, DeviceOption, Overrides, app, images_of, load, report_masks, say
 from repro.config import Config, PredictConfig
 from repro.data import find_images, read_id_list
 from repro.errors import InputError
 from repro.export import GraphName, PrecisionName
 from repro.files import write_text
+from repro.inference.batch_predict import predict_folder
+from repro.inference.predict import TorchSegmenter, describe, load_model
 from repro.models import CLASSIFIERS
 from repro.report.submission import check_ids, check_submission, write_submission
-from repro.stages.datasets import open_experiment, open_labelled
-from repro.stages.folder import predict_folder
-from repro.stages.infer import TorchSegmenter, describe, load_model
-from repro.stages.runs import resolve_device
+from repro.run.experiment import open_experiment, open_labelled
+from repro.run.folder import resolve_device
 
 
 @app.command(
@@ -58,7 +58,7 @@ def predict(
 
     Images that cannot be used do not stop the others: they are listed at the end, and the exit status is 1.
     """
-    ranks.join()
+    distributed.join()
     settings = load(config, overrides, device, None)
     found = images_of(images, ids)
     if submission:
@@ -114,7 +114,7 @@ def pseudo_labels(
     device: DeviceOption = None,
 ) -> None:
     """Label the training images with a stage-1 net, for stage 2 to train on."""
-    ranks.join()
+    distributed.join()
     settings = load(config, overrides, device, None)
     if settings.pseudo_labels is None:
         raise InputError(f"{config}: the profile has no section pseudo_labels")
@@ -129,7 +129,7 @@ def pseudo_labels(
         if settings.pseudo_labels.use_labels:
             labels = experiment.labels()
     _predict(settings, weights, found, out, settings.pseudo_labels, labels)
-    if ranks.is_first():
+    if distributed.is_first():
         write_text(out / "list.txt", "".join(f"{path.name} {name}.png\n" for name, path in found.items()))
     say(f"{out / 'list.txt'}: the list for stage 2")
 

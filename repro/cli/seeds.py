@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from repro import ranks
+from repro import distributed
 from repro.cli.shared import ConfigOption, DeviceOption, Overrides, SeedOption, app, load, say
+from repro.cues.generate import make_cues, score_seeds
+from repro.cues.train_classifier import SEED_CLASSIFIERS, classifier_weights, train_classifier
 from repro.data import read_id_list
 from repro.files import write_json
-from repro.stages.classifier import SEED_CLASSIFIERS, classifier_weights, train_classifier
-from repro.stages.runs import Run, resolve_device
-from repro.stages.seeds import make_cues, score_seeds
+from repro.run.folder import Run, resolve_device
 
 seeds_app = typer.Typer(
     no_args_is_help=True,
@@ -38,7 +38,7 @@ def seeds_train(
     seed: SeedOption = None,
 ) -> None:
     """Train the classifiers that cues are made of, on image-level labels; unfinished ones go on."""
-    ranks.join()
+    distributed.join()
     settings = load(config, overrides, device, seed, stages=("stage0",))
     for one in SEED_CLASSIFIERS if net == "both" else (net,):
         weights = train_classifier(settings, one, Run(settings, resolve_device(settings.device)))

@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from repro import ranks
+from repro import distributed
 from repro.config import Config, load_config, profile_names
 from repro.data import find_images, read_id_list
 from repro.errors import InputError
-from repro.stages.folder import FolderResult
+from repro.inference.batch_predict import FolderResult
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,7 +38,7 @@ SeedOption = Annotated[int | None, typer.Option(help="Random seed.", show_defaul
 
 def say(line: str) -> None:
     """A command's result, once for all ranks."""
-    if ranks.is_first():
+    if distributed.is_first():
         typer.echo(line)
 
 
@@ -72,7 +72,7 @@ def report_masks(result: FolderResult, out: Path) -> None:
         raise InputError(next(iter(result.failures.values())))
     say(f"{out}: {result.written} masks written, {result.kept} were there")
     if result.failures:
-        if ranks.is_first():
+        if distributed.is_first():
             print(f"repro: {len(result.failures)} of {total} images failed:", file=sys.stderr)
             for reason in result.failures.values():
                 print(f"  {reason}", file=sys.stderr)

@@ -3,21 +3,10 @@
 from repro.data.coco import COCO_CLASS_NAMES, AnnotationCOCO, CocoInstances
 from repro.data.cues import CueFile, convert_cues, write_cues
 from repro.data.datasets import ImageData, ImageSegData
-from repro.data.images import (
-    MEAN_BGR,
-    find_images,
-    preprocess_zoomed,
-    read_image_bgr,
-    read_image_rgb,
-    resize_bilinear_u8,
-    subtract_mean,
-    zoom_linear,
-    zoom_to,
-)
+from repro.data.images import find_images, preprocess_zoomed, read_image_bgr, read_image_rgb, subtract_mean
 from repro.data.sampler import CaffeBatchSampler, DataLayer, item_rng, make_loader
 from repro.data.voc import (
     CLASS_NAMES,
-    VOID,
     VocLayout,
     colour_palette,
     read_id_list,
@@ -26,12 +15,11 @@ from repro.data.voc import (
     read_pairs_list,
     write_mask,
 )
+from repro.layers.resize import resize_bilinear_u8, zoom_linear
 
 __all__ = [
     "CLASS_NAMES",
     "COCO_CLASS_NAMES",
-    "MEAN_BGR",
-    "VOID",
     "AnnotationCOCO",
     "CaffeBatchSampler",
     "CocoInstances",
@@ -57,5 +45,4 @@ __all__ = [
     "write_cues",
     "write_mask",
     "zoom_linear",
-    "zoom_to",
 ]

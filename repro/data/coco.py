@@ -16,11 +16,13 @@ import ijson
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from repro.constants import MEAN_BGR, VOID
 from repro.data.cues import CellTruth
 from repro.data.datasets import Item, located_pairs, naming, tensor
-from repro.data.images import MAX_PIXELS, MEAN_BGR, read_image_bgr, subtract_mean, zoom_to
-from repro.data.voc import VOID, read_label_list, read_mask, write_mask
+from repro.data.images import MAX_PIXELS, read_image_bgr, subtract_mean
+from repro.data.voc import read_label_list, read_mask, write_mask
 from repro.errors import InputError
+from repro.layers.resize import zoom_to
 
 PathLike = str | os.PathLike[str]
 

@@ -17,11 +17,13 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from repro.constants import MEAN_BGR, VOID
 from repro.data.cues import CellTruth, CueFile
-from repro.data.images import MEAN_BGR, read_image_bgr, read_image_rgb, resize_bilinear_u8, subtract_mean
-from repro.data.kept import KeptImages
-from repro.data.voc import CLASS_NAMES, VOID, LabelLine, read_label_list, read_mask, read_pairs_list
+from repro.data.image_cache import KeptImages
+from repro.data.images import read_image_bgr, read_image_rgb, subtract_mean
+from repro.data.voc import CLASS_NAMES, LabelLine, read_label_list, read_mask, read_pairs_list
 from repro.errors import InputError
+from repro.layers.resize import resize_bilinear_u8
 
 Item = dict[str, Any]
 """Blob name to its value for one image, without the batch axis."""
@@ -108,7 +110,7 @@ class ImageData:
         return item
 
     def keep(self, limit: int) -> None:
-        """From now on decode and resize each image once and keep it, up to ``limit`` bytes (`repro.data.kept`)."""
+        """From now on decode and resize each image once and keep up to ``limit`` bytes (`repro.data.image_cache`)."""
         self._kept = KeptImages(len(self.lines), (self.new_height, self.new_width, 3), limit)
 
     def _resized(self, index: int) -> np.ndarray:

@@ -22,10 +22,11 @@ from defusedxml import DefusedXmlException, ElementTree
 from repro.data.coco import CocoInstances
 from repro.data.cues import HDF5_SUFFIXES, PICKLE_SUFFIXES, CueFile
 from repro.data.datasets import Item, tensor
-from repro.data.images import read_image_bgr, resize_bilinear_u8, subtract_mean
+from repro.data.images import read_image_bgr, subtract_mean
 from repro.data.voc import read_cue_indices, read_text
 from repro.errors import InputError
 from repro.files import write_text
+from repro.layers.resize import resize_bilinear_u8
 
 CLASSIFIER_MEAN_BGR = (104.008, 116.669, 122.675)
 """Mean of blue, green and red that SEC's classifiers subtract."""

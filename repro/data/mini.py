@@ -35,7 +35,8 @@ import numpy.typing as npt
 import scipy  # its parts are imported when they are first used: no verb waits for more than it needs
 from PIL import Image, ImageDraw
 
-from repro.data.voc import VOID, VocLayout, colour_palette
+from repro.constants import VOID
+from repro.data.voc import VocLayout, colour_palette
 from repro.errors import InputError
 from repro.files import write_json
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from repro.constants import VOID
 from repro.data.images import open_image
 from repro.errors import InputError
 from repro.files import atomic_path
@@ -21,9 +22,6 @@ CLASS_NAMES = (
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 """The 21 classes in the order of their indices."""
-
-VOID = 255
-"""The index of pixels that count nowhere: object borders, padding."""
 
 
 def colour_palette() -> np.ndarray:

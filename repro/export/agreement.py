@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from repro.data import read_image_rgb, read_mask, resize_bilinear_u8, subtract_mean, zoom_to
+from repro.data import read_image_rgb, read_mask, resize_bilinear_u8, subtract_mean
 from repro.errors import InputError
 from repro.export.runtime import OnnxSession
+from repro.inference.predict import FLOOR, predict_probs
+from repro.layers.resize import zoom_to
+from repro.metrics import confusion_matrix, mean_iou, per_class_iou
 from repro.models import CaffeNet
-from repro.stages.evaluate import confusion_matrix, mean_iou, per_class_iou
-from repro.stages.infer import FLOOR, predict_probs
 
 MASK_BOUND = 1e-4  # share of the pixels in which a float32 export may differ
 

@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from repro.data import MEAN_BGR
+from repro.constants import MEAN_BGR
 from repro.errors import InputError
+from repro.inference.predict import FLOOR, Protocol
 from repro.layers.common import BATCH_NORM_EPS, BatchNorm, EltwiseSum, InnerProduct, Scale
 from repro.layers.pooling import CaffeAvePool, CaffeMaxPool
 from repro.models import CaffeNet
-from repro.stages.infer import FLOOR, Protocol
 
 try:
     import onnx

@@ -24,15 +24,16 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from repro import __version__
-from repro.data import MEAN_BGR, colour_palette
+from repro.constants import MEAN_BGR
+from repro.data import colour_palette
 from repro.errors import InputError
 from repro.export import GraphName, PrecisionName
 from repro.export.graph import IR_VERSION, OPSET, Graph, add_multiscale, add_net, add_probs
 from repro.export.variants import to_float16, to_int8
 from repro.files import atomic_path, file_sha256
+from repro.inference.predict import PROTOCOLS
 from repro.models import CaffeNet
 from repro.models.folding import fold_batch_norm
-from repro.stages.infer import PROTOCOLS
 
 GRAPHS: tuple[GraphName, ...] = get_args(GraphName)
 PRECISIONS: tuple[PrecisionName, ...] = get_args(PrecisionName)

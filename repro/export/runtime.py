@@ -1,4 +1,4 @@
-"""Running exported models with onnxruntime, as an engine of ``repro.stages.folder.predict_folder``.
+"""Running exported models with onnxruntime, as an engine of ``repro.inference.batch_predict.predict_folder``.
 
 Images go to the device once, as bytes. onnxruntime writes the probabilities into memory of PyTorch there, our dense
 CRF works on them in place, and what comes back are the masks.
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from repro.errors import InputError
-from repro.stages.infer import PROTOCOLS, decide, refuse_beyond_memory
+from repro.inference.predict import PROTOCOLS, decide, refuse_beyond_memory
 
 try:
     import onnxruntime

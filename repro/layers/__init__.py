@@ -1,6 +1,7 @@
 """The layers of SEC and DSRG that PyTorch does not have, one file a subject, each under its paper's name."""
 
-from repro.layers.dense_crf import CRFParams, crf_log, mean_field, refine
+from repro.layers.crf_params import CRFParams
+from repro.layers.dense_crf import crf_log, mean_field, refine
 from repro.layers.interp import interp
 from repro.layers.localization import (
     activation_maps,

@@ -15,38 +15,19 @@ The log-potentials ("unary", energy = -unary) are the oddity of the releases:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from repro.data.images import MEAN_BGR, zoom_to
+from repro.constants import MEAN_BGR
+from repro.layers.crf_params import CRFParams
 from repro.layers.mean_field_engine import mean_field_lattice
+from repro.layers.resize import zoom_to
 from repro.layers.softmax import MIN_PROB, RaiseToFloor
 
 Variant = Literal["dsrg", "sec"]
 TRAINING_SCALE = 12  # `scale_factor=12.0` in both CRFLayers: 321 / 41 is 8, but 12 is what they pass
-
-
-@dataclass(frozen=True)
-class CRFParams:
-    """Parameters of the dense CRF; the defaults are krahenbuhl2013's, used by both releases.
-
-    Attributes:
-        iterations: mean-field updates.
-        bilateral_weight, bilateral_xy, bilateral_rgb: weight and standard deviations (pixels, 8-bit levels).
-        spatial_weight, spatial_xy: weight and standard deviation (pixels).
-        scale: both spatial standard deviations are divided by it.
-    """
-
-    iterations: int = 10
-    bilateral_weight: float = 10.0
-    bilateral_xy: float = 80.0
-    bilateral_rgb: float = 13.0
-    spatial_weight: float = 3.0
-    spatial_xy: float = 3.0
-    scale: float = 1.0
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from repro.data.voc import VOID
+from repro.constants import VOID
 
 CAM_THRESHOLD = 0.2  # of a heat map's maximum
 BACKGROUND_SHARE = 0.1  # of the cells

@@ -19,17 +19,15 @@ to 2e-5 for any input must therefore do the same float32 operations in the same 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
 from repro.layers import permutohedral_torch
+from repro.layers.crf_params import CRFParams
 from repro.layers.permutohedral import features
 from repro.layers.permutohedral_torch import Geometry, TorchLattice
 from repro.layers.triton_support import has_triton
-
-if TYPE_CHECKING:
-    from repro.layers.dense_crf import CRFParams
 
 Path = Literal["numba", "torch", "triton"]
 LATTICES_KEPT = 8  # sizes; the largest, of a 375x500 image, takes 5 MB on the CPU

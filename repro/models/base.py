@@ -43,7 +43,7 @@ class CaffeNet(nn.Module):
     """
 
     classifiers: tuple[str, ...] = ()
-    autocast: torch.dtype | None = None  # of convolutions, set by repro/stages/precision.py
+    autocast: torch.dtype | None = None  # of convolutions, set by repro/training/precision.py
     fixed_size = False
 
     def __init__(self, name: str, *, input_size: int = 321) -> None:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from repro.errors import InputError
 from repro.files import file_sha256, write_json, write_text
+from repro.paper.experiments import PAPER
 from repro.report import formats
-from repro.report.experiments import PAPER
 from repro.report.manifest import commands, manifest
 from repro.report.page import render, render_index, write_pictures
 from repro.report.pictures import Album, open_album

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from repro.data import VOID
+from repro.constants import VOID
 from repro.files import atomic_path
 from repro.report import formats
 from repro.report.manifest import commands, summary

@@ -11,12 +11,13 @@ import numpy as np
 from PIL import Image
 
 from repro.config import Config, load_config
-from repro.data import VOID, colour_palette, read_image_rgb, read_mask
+from repro.constants import VOID
+from repro.data import colour_palette, read_image_rgb, read_mask
 from repro.errors import InputError
-from repro.report.experiments import experiments
+from repro.metrics import confusion_matrix, per_class_iou
+from repro.paper.experiments import experiments
 from repro.report.scores import TRAINED, Entry, Scores
-from repro.stages.datasets import Experiment, open_experiment
-from repro.stages.evaluate import confusion_matrix, per_class_iou
+from repro.run.experiment import Experiment, open_experiment
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ def open_album(scores: Scores) -> Album | None:
 def shrunk(path: Path, side: int, *, mask: bool = False) -> Image.Image:
     """An image or a mask with no side longer than ``side``; a mask keeps its indices and the VOC palette."""
     if mask:
-        picture = Image.fromarray(read_mask(path, 255))
+        picture = Image.fromarray(read_mask(path, VOID))
         picture.putpalette(colour_palette().tobytes())
     else:
         picture = Image.fromarray(read_image_rgb(path))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from repro.errors import InputError
-from repro.report.experiments import Cell
+from repro.paper.experiments import Cell
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from repro.report.experiments import Cell, PaperTable, experiments
+from repro.paper.experiments import Cell, PaperTable, experiments
 from repro.report.scores import ORIGINAL, TRAINED, Entry, Estimate, Scores, incomparable
 
 

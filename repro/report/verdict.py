@@ -17,7 +17,7 @@ from pydantic import Field
 
 from repro.config import Section, load_yaml, validated
 from repro.errors import InputError
-from repro.report.experiments import Cell, experiments
+from repro.paper.experiments import Cell, experiments
 from repro.report.scores import Estimate, Scores, incomparable
 
 Status = Literal["reproduced", "missed", "not comparable", "not run", "cannot be run"]
@@ -114,7 +114,7 @@ class Verdict:
         if rows:
             header = ["| what | published | tolerance | ours | difference | |", "| - | - | - | - | - | - |"]
             lines.append("\n".join([*header, *rows]))
-        lines.append("Where each tolerance comes from: `repro/report/expected.yaml`.")
+        lines.append("Where each tolerance comes from: `repro/paper/expected.yaml`.")
         return "\n\n".join(lines) + "\n"
 
     def as_json(self) -> dict[str, Any]:
@@ -129,7 +129,7 @@ class Verdict:
 @cache
 def expectations() -> dict[str, Expectation]:
     """``expected.yaml`` by experiment. Raises InputError unless each has exactly one."""
-    text = (resources.files("repro.report") / "expected.yaml").read_text(encoding="utf-8")
+    text = (resources.files("repro.paper") / "expected.yaml").read_text(encoding="utf-8")
     found: dict[str, Expectation] = {}
     for fields in load_yaml(text):
         entry = validated(Expectation, fields, "expected.yaml")

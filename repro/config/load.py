@@ -1,0 +1,201 @@
+"""Profiles in YAML, and overrides ``key=value`` on top of them.
+
+Unknown keys and wrong types are errors that name the key. A key of a stage's section without the stage means each
+stage that the verb runs: ``repro train --stage 1 … solver.max_iter=30`` is ``stage1.solver.max_iter=30``. Where both
+run, ``init.*`` and the files in ``data`` are stage 1's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from repro.config.schema import Config, DatasetConfig
+from repro.config.validation import field_type, validated
+from repro.errors import InputError
+
+
+class _Yaml12Loader(yaml.SafeLoader):
+    """PyYAML follows YAML 1.1, where ``5e-4`` is text and ``on`` is true; this follows YAML 1.2's numbers."""
+
+
+_REPLACED_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float")}
+_Yaml12Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _REPLACED_TAGS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Yaml12Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Yaml12Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789")
+)
+_Yaml12Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$"),
+    list("-+.0123456789"),
+)
+
+
+# YAML 1.1 reads 010 as octal and 2024-01-01 as a date
+_Yaml12Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(str(node.value)))
+for _resolvers in _Yaml12Loader.yaml_implicit_resolvers.values():
+    _resolvers[:] = [entry for entry in _resolvers if entry[0] != "tag:yaml.org,2002:timestamp"]
+
+
+def load_yaml(text: str) -> Any:
+    """YAML with the numbers, booleans and plain scalars of YAML 1.2. Raises yaml.YAMLError."""
+    return yaml.load(text, _Yaml12Loader)  # nosec B506
+
+
+def profile_names() -> list[str]:
+    """The profiles that come with the package."""
+    folder = resources.files("repro") / "profiles"
+    return sorted(
+        entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")
+    )
+
+
+def load_config(
+    profile: str, overrides: Sequence[str] = (), *, stages: Iterable[str] = ("stage1", "stage2")
+) -> Config:
+    """Read a profile by name or path and apply ``key=value`` overrides in order.
+
+    Args:
+        profile: a name from :func:`profile_names` or the path of a YAML file.
+        overrides: ``dotted.key=value`` with YAML values (``data.mirror=false``, ``init.weights=null``).
+        stages: the stages that the calling verb runs; a key such as ``solver.max_iter`` goes to each of them.
+
+    Raises:
+        InputError: missing or malformed profile, unknown key, wrong type, malformed override.
+    """
+    return config_from(_read_profile(profile), overrides, profile, stages=stages)
+
+
+def config_from(
+    fields: dict[str, Any],
+    overrides: Sequence[str],
+    where: str,
+    *,
+    stages: Iterable[str] = ("stage1", "stage2"),
+) -> Config:
+    """Apply overrides to the fields of a config, which it changes, and validate them; ``where`` is named in errors."""
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise InputError(f"override {override!r}: expected key=value, for example solver.max_iter=100")
+        for path in _targets(key, fields, list(stages)):
+            _set(fields, path, _value(text, path))
+    return validated(Config, fields, where)
+
+
+def with_changes(config: Config, changes: Mapping[str, Any], where: str) -> Config:
+    """``config`` with other values at dotted keys. Raises InputError as :func:`load_config`, naming ``where``."""
+    fields = config.model_dump()
+    for key, value in changes.items():
+        _set(fields, key.split("."), value)
+    return validated(Config, fields, where)
+
+
+_SHAPES_NOTHING = re.compile(
+    r"\.data\.(image_root|label_root|truth_root|list|labels|cues|workers)$"
+    r"|\.solver\.(display|average_loss|snapshot(_keep)?)$|\.init\.weights$|\.cues\.batch_size$|\.test_interval$"
+)
+
+
+def changed_from_profile(config: Config) -> dict[str, Any]:
+    """The keys that shape the numbers and differ from the packaged profile of the config's name, with their values.
+
+    Where the images lie, which of them are scored, the run's name, seed and rows do not count; a profile of one's
+    own has no other to differ from.
+    """
+    if config.name not in profile_names():
+        return {}
+    apart: dict[str, Any] = dict.fromkeys(("name", "seed", "device", "output", "rows", "report"), True)
+    apart["dataset"] = set(DatasetConfig.model_fields) - {"train", "train_limit", "masks", "make_cues"}
+    if not config.dataset.make_cues:
+        apart["stage0"] = True
+    changed = {}
+    before, now = (
+        flattened(fields.model_dump(exclude=apart)) for fields in (load_config(config.name), config)
+    )
+    for key, value in now.items():
+        if value != before.get(key) and not _SHAPES_NOTHING.search(key):
+            changed[key] = value
+    return changed
+
+
+def flattened(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, the keys joined with dots."""
+    if not isinstance(node, dict):
+        return {prefix: node}
+    flat = {}
+    for name, child in node.items():
+        flat.update(flattened(child, f"{prefix}.{name}" if prefix else name))
+    return flat
+
+
+def _read_profile(profile: str) -> dict[str, Any]:
+    names = profile_names()
+    if profile in names:
+        text = (resources.files("repro") / "profiles" / f"{profile}.yaml").read_text(encoding="utf-8")
+    else:
+        try:
+            text = Path(profile).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = "is not text" if isinstance(error, UnicodeDecodeError) else "is not a readable file"
+            raise InputError(
+                f"--config {profile}: {reason}, nor one of the profiles {', '.join(names)}"
+            ) from None
+    try:
+        fields = load_yaml(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{profile}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(fields, dict):
+        raise InputError(f"{profile}: expected a mapping of keys, found {type(fields).__name__}")
+    return fields
+
+
+def _value(text: str, path: list[str]) -> Any:
+    """An override's text as YAML; as it stands where the key takes text, so that no path needs quotes."""
+    if field_type(Config, path) in (str, str | None):
+        return None if text in ("null", "~", "") else text
+    try:
+        return load_yaml(text)
+    except yaml.YAMLError:
+        return text
+
+
+_STAGE1_FILES = ("image_root", "list", "cues")  # of `data`: those that stage 2 gets from stage 1
+
+
+def _targets(key: str, fields: dict[str, Any], stages: list[str]) -> list[list[str]]:
+    """The full paths that an override's key means.
+
+    A key of a stage's section without the stage goes to each stage that runs and has it. Where both run, the
+    weights and files to begin with are stage 1's: stage 2 gets its own from it, unless spelt out.
+    """
+    path = key.split(".")
+    running = [stage for stage in stages if fields.get(stage) is not None]
+    having = [stage for stage in running if field_type(Config, [stage, *path]) is not None]
+    if path[0] not in ("data", "solver", "init", "loss", "cues") or not running:
+        return [path]
+    if path[0] == "init" or (path[0] == "data" and path[-1] in _STAGE1_FILES):
+        having = having[:1]
+    return [[stage, *path] for stage in (having or running[:1])]
+
+
+def _set(fields: dict[str, Any], path: list[str], value: Any) -> None:
+    node = fields
+    for part in path[:-1]:
+        if node.get(part) is None:
+            node[part] = {}
+        node = node[part]
+        if not isinstance(node, dict):
+            raise InputError(f"override {'.'.join(path)}: {part} is a value, not a section")
+    node[path[-1]] = value

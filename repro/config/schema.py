@@ -1,0 +1,333 @@
+"""A run's settings as one strict model, under Caffe's own names. Unknown keys and wrong types are errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from repro.config.validation import validated
+from repro.constants import VOID
+from repro.data.voc import CLASS_NAMES
+from repro.layers.localization import BACKGROUND_SHARE, CAM_THRESHOLD, SALIENCY_THRESHOLD, MergeRule
+from repro.layers.losses import Pooling
+from repro.models import SEGMENTATION_NETS
+from repro.models.base import Filler
+
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+MAX_SEED = 2**63 - 1
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value).partition("\n")[0]
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers and arrays as Python's, sequences as lists, whole numbers as integers."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+class SolverConfig(Section):
+    """Caffe's ``SolverParameter``, the fields that matter here; defaults are Caffe's but for ``display``, which
+    shows and logs every iteration. ``snapshot_keep`` is not Caffe's: how many of the newest snapshots stay (0: all)."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    base_lr: float = Field(gt=0)
+    lr_policy: Literal["fixed", "step", "exp", "inv", "multistep", "poly", "sigmoid"]
+    gamma: float = 0.0
+    power: float = 0.0
+    stepsize: NonNegative = 0
+    stepvalue: list[NonNegative] = []
+    max_iter: NonNegative = 0
+    iter_size: Positive = 1
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    regularization_type: Literal["L1", "L2"] = "L2"
+    clip_gradients: float = -1.0
+    display: NonNegative = 1
+    average_loss: Positive = 1
+    snapshot: NonNegative = 0
+    snapshot_keep: NonNegative = 5
+
+    @model_validator(mode="after")
+    def _policy_has_its_numbers(self) -> Self:
+        if self.lr_policy == "step" and self.stepsize < 1:
+            raise ValueError("lr_policy step needs stepsize of at least 1")
+        if self.lr_policy == "poly" and self.max_iter < 1:
+            raise ValueError("lr_policy poly needs max_iter of at least 1")
+        if self.lr_policy == "inv" and self.gamma < 0:
+            raise ValueError(f"lr_policy inv needs gamma of at least 0, not {self.gamma}")
+        if self.lr_policy == "multistep" and sorted(self.stepvalue) != self.stepvalue:
+            raise ValueError(f"stepvalue must ascend, not {self.stepvalue}")
+        return self
+
+    @classmethod
+    def of(cls, fields: SolverConfig | dict[str, Any]) -> SolverConfig:
+        """The config itself, or one made of a dict of its fields, which code may hold as NumPy's numbers."""
+        if isinstance(fields, cls):
+            return fields
+        return validated(cls, {name: _plain(value) for name, value in dict(fields).items()}, "solver")
+
+
+class ModelConfig(Section):
+    name: str
+    num_classes: Annotated[int, Field(ge=2, le=VOID)] = 21
+    width_divisor: Positive = 1
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+
+
+class DatasetConfig(Section):
+    """A data set on disk; ``reproduce`` and ``pseudo-labels`` find their images through it.
+
+    VOC's layout: ``cues`` and ``input_list`` (image name -> cue index) are looked for beside ``VOCdevkit`` and in
+    ``root`` when not given; ``train`` and ``val`` name lists in ``ImageSets/Segmentation``.
+    COCO's: ``train`` and ``val`` name folders of images; ``cues`` is the folder of the cue PNGs, ``cues/<train>`` in
+    ``root`` when not given; the validation masks are in ``<masks>/<val>``.
+    The limits take the first n.
+    """
+
+    kind: Literal["voc", "coco", "mini"] = "voc"
+    root: str | None = None
+    train: str = "train_aug"
+    val: str = "val"
+    masks: str = "SegmentationClass"
+    train_masks: str | None = (
+        "SegmentationClassAug"  # if all training images have one: for the log of their seeds
+    )
+    input_list: str | None = None
+    cues: str | None = None
+    classes: list[str] = list(CLASS_NAMES)
+    make_cues: bool = False  # reproduce makes the cues itself, by stage 0
+    train_limit: Positive | None = None
+    val_limit: Positive | None = None
+
+
+class InitConfig(Section):
+    """Where a stage's weights come from. ``filler`` fills the layers that ``weights`` does not hold.
+
+    ``gaussian`` is the releases', ``lsuv`` for new layers over pre-trained convolutions, ``looks_linear`` for a net
+    from scratch."""
+
+    weights: str | None = None
+    solverstate: str | None = None
+    spread_branches: bool = False
+    filler: Filler = "gaussian"
+
+
+class Stage1Data(Section):
+    """``layer`` is the original that reads the list: ``ImageData`` (with ``Annotation``) lines ``image index`` and
+    a cue file, ``AnnotationCOCO`` lines ``image cue-label`` and a folder of PNGs, both as ``cues``.
+    ``truth_root`` is a folder of the images' masks, ``<image>.png``: the quality of the seeds is logged with them, and
+    nothing is learnt from them.
+    ``background_label`` is the former's: in COCO background is present where it has a cue; so is ``keep_gb``, the
+    gigabytes of temporary files for images that are decoded and resized once (all of VOC take 3.3)."""
+
+    layer: Literal["ImageData", "AnnotationCOCO"] = "ImageData"
+    image_root: str | None = None
+    list: str | None = None
+    cues: str | None = None
+    truth_root: str | None = None
+    batch_size: Positive = 20
+    new_height: Positive = 321
+    new_width: Positive = 321
+    mirror: bool = True
+    shuffle: bool = True
+    background_label: bool = True
+    workers: NonNegative = 2
+    keep_gb: float = Field(default=4.0, ge=0)
+
+
+class Stage2Data(Section):
+    image_root: str | None = None
+    label_root: str | None = None
+    list: str | None = None
+    batch_size: Positive = 10
+    crop_size: Positive = 321
+    label_shrink: Positive = 8
+    rgb: bool = False  # swap the channels, for a net that has learnt on AnnotationCOCO
+    mirror: bool = True
+    shuffle: bool = True
+    workers: NonNegative = 2
+
+
+# lr_mult and decay_mult by parameter (conv1_1.weight), where they are not the net's own
+Multipliers = dict[str, Annotated[list[float], Field(min_length=2, max_length=2)]]
+
+
+class Stage0Data(Section):
+    """Images and their labels. Where they are not given, those of ``dataset`` are taken: its training list, and the
+    labels of VOC's cue file, of its ``Annotations`` or of COCO's annotations. A folder of images without a list is
+    taken whole."""
+
+    image_root: str | None = None
+    list: str | None = None
+    labels: str | None = None
+    held_out: float = Field(default=0.05, ge=0, lt=1)  # share of the images, for average precision
+    input_size: Annotated[int, Field(ge=32)] = 321
+    batch_size: Positive = 15
+    mirror: bool = True
+    shuffle: bool = True
+    workers: NonNegative = 2
+
+
+class CuesConfig(Section):
+    """How cues are made of the classifiers; see ``repro/layers/localization.py``. ``saliency`` is a folder of maps that
+    stands in for the classifier of the background."""
+
+    cam_threshold: float = Field(default=CAM_THRESHOLD, ge=0, lt=1)
+    background_share: float = Field(default=BACKGROUND_SHARE, ge=0, lt=1)
+    saliency: str | None = None
+    saliency_threshold: float = Field(default=SALIENCY_THRESHOLD, gt=0, le=1)
+    merge: MergeRule = "smaller_wins"
+    batch_size: Positive = 16
+
+
+class Stage0Config(Section):
+    """The classifiers ``vgg16_cam`` and ``vgg16_bg``, both trained by one solver, and the cues made of them."""
+
+    data: Stage0Data
+    solver: SolverConfig
+    init: InitConfig = InitConfig()
+    test_interval: NonNegative = 500
+    cues: CuesConfig = CuesConfig()
+
+
+class LossConfig(Section):
+    """Which layers of the papers stage 1 trains with; Table 2's rows are combinations of these."""
+
+    variant: Literal["dsrg", "sec"] = "dsrg"
+    seed: Literal["seed", "balanced", "none"] = "balanced"
+    cues: Literal["fixed", "grown"] = "grown"
+    constrain: bool = True
+    expand: bool = False
+    pooling: Pooling = "weighted_rank"
+    theta_f: float = Field(default=0.85, ge=0)
+    theta_b: float = Field(default=0.99, ge=0)
+    rule: Literal["released", "paper"] = "released"
+
+    @model_validator(mode="after")
+    def _something_to_minimise(self) -> Self:
+        if self.seed == "none" and not self.constrain and not self.expand:
+            raise ValueError("seed none without constrain and expand leaves nothing to minimise")
+        return self
+
+
+class Stage1Config(Section):
+    data: Stage1Data
+    solver: SolverConfig
+    loss: LossConfig
+    init: InitConfig = InitConfig()
+    multipliers: Multipliers = {}
+
+
+class Stage2Config(Section):
+    data: Stage2Data
+    solver: SolverConfig
+    init: InitConfig = InitConfig()
+    multipliers: Multipliers = {}
+
+
+class PredictConfig(Section):
+    """One of the releases' test scripts."""
+
+    protocol: Literal["dsrg_stage1", "dsrg_final", "sec", "coco_stage1", "coco_final"]
+    crf: bool = True
+
+
+class PseudoLabelConfig(PredictConfig):
+    """As above; ``use_labels`` restricts the argmax to the training image's labels, which its cues know."""
+
+    use_labels: bool = False
+
+
+# What each row of DSRG's Table 2, and SEC's own, minimises in stage 1
+ROW_LOSSES: dict[str, dict[str, Any]] = {
+    "baseline": {"variant": "dsrg", "seed": "seed", "cues": "fixed", "constrain": True, "expand": False},
+    "+BSL": {"variant": "dsrg", "seed": "balanced", "cues": "fixed", "constrain": True, "expand": False},
+    "+DSRG": {"variant": "dsrg", "seed": "balanced", "cues": "grown", "constrain": True, "expand": False},
+    "+Retrain": {"variant": "dsrg", "seed": "balanced", "cues": "grown", "constrain": True, "expand": False},
+    "SEC": {
+        "variant": "sec",
+        "cues": "fixed",
+    },  # which of its three losses, and the pooling, is its ablation's matter
+}
+
+
+class ReportConfig(Section):
+    """What the results folder shows of a run; it shapes no number.
+
+    ``pictures: false`` leaves out everything that shows an image of the data set. ``browse`` bounds the images that
+    the page holds, ``growth`` names the training images whose seeds are shown growing (the first four by default).
+    """
+
+    pictures: bool = True
+    browse: NonNegative = 60
+    growth: list[str] | None = None
+
+
+class Config(Section):
+    """One experiment; see ``repro/profiles`` for examples whose every value cites its source."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    precision: Literal["faithful", "fast", "double"] = "faithful"  # see training/precision.py
+    output: str | None = None
+    rows: list[Literal["baseline", "+BSL", "+DSRG", "+Retrain", "SEC"]]
+    dataset: DatasetConfig = DatasetConfig()
+    model: ModelConfig
+    stage0: Stage0Config | None = None
+    stage1: Stage1Config
+    pseudo_labels: PseudoLabelConfig | None = None
+    stage2: Stage2Config | None = None
+    inference: PredictConfig
+    report: ReportConfig = ReportConfig()
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.model.name not in SEGMENTATION_NETS:
+            raise ValueError(
+                f"model.name {self.model.name!r}: expected one of {', '.join(SEGMENTATION_NETS)}"
+            )
+        if self.model.num_classes != len(self.dataset.classes):
+            raise ValueError(
+                f"model.num_classes is {self.model.num_classes}, dataset.classes lists {len(self.dataset.classes)}"
+            )
+        if "+Retrain" in self.rows and (self.stage2 is None or self.pseudo_labels is None):
+            raise ValueError("row +Retrain needs the sections pseudo_labels and stage2")
+        if self.dataset.make_cues and self.stage0 is None:
+            raise ValueError("dataset.make_cues needs the section stage0")
+        if "SEC" in self.rows and len(self.rows) > 1:
+            raise ValueError(f"rows {self.rows}: SEC goes alone")
+        for row in self.rows:
+            if row in ("baseline", "+BSL"):
+                continue  # made from the others by reproduce
+            for key, value in ROW_LOSSES[row].items():
+                if getattr(self.stage1.loss, key) != value:
+                    raise ValueError(
+                        f"rows: {row} means stage1.loss.{key}={_yaml(value)}, here it is "
+                        f"{_yaml(getattr(self.stage1.loss, key))}"
+                    )
+        return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and blobs, by ``precision``."""
+        return torch.float64 if self.precision == "double" else torch.float32
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder: ``output``, or ``results/runs/<name>`` under the current folder."""
+        return Path(self.output) if self.output else Path("results") / "runs" / self.name

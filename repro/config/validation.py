@@ -1,0 +1,48 @@
+"""Fields against a model; what does not fit becomes one line that names the key."""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from repro.errors import InputError
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def validated(model: type[M], fields: dict[str, Any], where: str) -> M:
+    """Validate ``fields``; the first trouble becomes a one-line :class:`InputError`."""
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise InputError(f"{where}: unknown key {key!r}{_similar(model, first['loc'])}") from None
+        found = "" if first["type"] in ("missing", "value_error") else f", found {first['input']!r}"
+        message = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{where}: {f'{key}: ' if key else ''}{message}{found}") from None
+
+
+def field_type(model: Any, path: list[str]) -> Any:
+    """The annotation of a dotted key, None where there is no such key."""
+    for part in path:
+        model = next((m for m in (model, *typing.get_args(model)) if hasattr(m, "model_fields")), None)
+        if model is None or part not in model.model_fields:
+            return None
+        model = model.model_fields[part].annotation
+    return model
+
+
+def _similar(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
+    """A hint for a misspelt key: the keys that its section does have."""
+    section = field_type(model, [str(part) for part in loc[:-1]]) if len(loc) > 1 else model
+    section = next((m for m in (section, *typing.get_args(section)) if hasattr(m, "model_fields")), None)
+    if section is None:
+        return ""
+    names = list(section.model_fields)
+    close = difflib.get_close_matches(str(loc[-1]), names, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; expected one of {', '.join(names)}"

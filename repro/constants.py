@@ -1,0 +1,7 @@
+"""Numbers that all parts share."""
+
+MEAN_BGR = (104.0, 117.0, 123.0)
+"""``mean_value`` of the train prototxts, in the order of the channels: blue, green, red."""
+
+VOID = 255
+"""The index of pixels that count nowhere (object borders, padding) and of cells without a cue; ``ignore_label``."""

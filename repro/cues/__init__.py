@@ -1,0 +1,1 @@
+"""Stage 0: the classifiers, and the localization cues made of them."""

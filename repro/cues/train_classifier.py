@@ -1,0 +1,172 @@
+"""Training the classifiers that cues are made of: ``vgg16_cam`` and ``vgg16_bg``, on image-level labels alone."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn as nn
+
+from repro import distributed
+from repro.config import Config, Stage0Config
+from repro.data.labels import LabelledImages, check_every_class_occurs
+from repro.errors import InputError
+from repro.files import file_sha256, json_sha256
+from repro.inference.predict import load_every_layer
+from repro.models import CaffeNet, build_model
+from repro.run.experiment import LabelledSet, open_labelled, stage0_of
+from repro.run.folder import Run
+from repro.solver import CaffeSGD
+from repro.training.loop import SolverLoop
+from repro.training.measured_filler import fill_by_first_batch
+from repro.training.objectives import ClassifierObjective
+from repro.training.precision import to_device
+from repro.training.seed_quality import HeldOutPrecision
+from repro.training.snapshots import snapshots
+from repro.training.train import SHAPELESS
+
+log = logging.getLogger(__name__)
+
+SEED_CLASSIFIERS = ("cam", "bg")
+
+
+def train_classifier(config: Config, net: str, run: Run) -> Path:
+    """Train ``vgg16_<net>`` in ``<run>/stage0/<net>``, going on from its newest snapshot if there is one.
+
+    ``init.weights`` fills the convolutions of VGG16 alone: the inner products of ImageNet's net have other shapes.
+    A share of the images is held out; their average precision is logged every ``test_interval`` iterations.
+
+    Args:
+        net: ``cam`` or ``bg``.
+
+    Returns:
+        The final weights, ``iter_<max_iter>.safetensors``.
+
+    Raises:
+        InputError: anything missing or malformed in the inputs; a class that no image shows; a folder made with other
+            settings.
+    """
+    if net not in SEED_CLASSIFIERS:
+        raise InputError(f"net {net!r}: expected one of {', '.join(SEED_CLASSIFIERS)}")
+    labelled = open_labelled(config)
+    section = stage0_of(config)
+    if section.solver.max_iter < 1:
+        raise InputError("stage0.solver.max_iter: expected at least 1 iteration")
+    if section.init.weights and not Path(section.init.weights).is_file():
+        raise InputError(f"stage0.init.weights: no such file: {section.init.weights}")
+    training, held_out = _split(labelled, section.data.held_out, config.seed)
+    check_every_class_occurs(
+        {name: labelled.labels[name] for name in training}, config.dataset.classes, labelled.source
+    )
+    with run.step(f"stage0/{net}", _training_settings(config, section, labelled)) as step:
+        weights = step.folder / f"iter_{section.solver.max_iter}.safetensors"
+        if step.done:
+            return weights
+        model = build_classifier(config, net)
+        model.fill(section.init.filler, torch.Generator().manual_seed(config.seed))
+        missing = [layer.name for layer in model.layers]
+        if section.init.weights:
+            report = load_every_layer(_convolutions(model), section.init.weights, "VGG16")
+            log.info("%s", report)
+            missing = [name for name in missing if name not in report.loaded]
+        elif section.init.filler == "gaussian":
+            log.warning(
+                "stage0.init.weights is not given: at VGG16's depth nothing is learnt from the filler gaussian; give "
+                "vgg16_20M.caffemodel, or init.filler=looks_linear to train from scratch"
+            )
+        to_device(model, config, run.device)
+        data = section.data
+        images = _layer(config, labelled, training, mirror=data.mirror)
+        if section.init.filler == "lsuv" and distributed.is_first() and not snapshots(step.folder):
+            step.record["filler"] = fill_by_first_batch(
+                model, missing, images, batch_size=data.batch_size, shuffle=data.shuffle, seed=config.seed
+            )
+        observer = HeldOutPrecision(
+            model,
+            _layer(config, labelled, held_out, mirror=False),
+            config.dataset.classes[1:],
+            interval=section.test_interval,
+            last=section.solver.max_iter,
+            batch_size=data.batch_size,
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            list_path = Path(folder) / "list.txt"
+            names = config.dataset.classes
+            lines = (f"{name},{','.join(names[i] for i in labelled.labels[name])}\n" for name in training)
+            list_path.write_text("".join(lines), encoding="utf-8")
+            SolverLoop(
+                section,
+                config.seed,
+                model,
+                CaffeSGD(model, section.solver),
+                ClassifierObjective(data.batch_size),
+                images,
+                list_path,
+                step,
+                observer if held_out else None,
+            ).run()
+        return weights
+
+
+def classifier_weights(config: Config) -> dict[str, Path]:
+    """Where ``train_classifier`` leaves the weights of each net, whether they are there or not."""
+    last = f"iter_{stage0_of(config).solver.max_iter}.safetensors"
+    return {net: config.run_dir / "stage0" / net / last for net in SEED_CLASSIFIERS}
+
+
+def build_classifier(config: Config, net: str) -> CaffeNet:
+    """``vgg16_<net>`` for the run's classes, width and input size."""
+    return build_model(
+        f"vgg16_{net}",
+        num_classes=config.model.num_classes - 1,
+        width_divisor=config.model.width_divisor,
+        dropout=config.model.dropout,
+        input_size=stage0_of(config).data.input_size,
+    )
+
+
+def _convolutions(model: CaffeNet) -> nn.Module:
+    """VGG16's own convolutions, by name, as a module to load weights into."""
+    return nn.ModuleDict({name: module for name, module in model.named_children() if name.startswith("conv")})
+
+
+def _split(labelled: LabelledSet, share: float, seed: int) -> tuple[list[str], list[str]]:
+    """Names to train on and names held out, both in their order; which is which depends on the seed alone."""
+    names = list(labelled.images)
+    count = round(share * len(names))
+    out = set(np.random.default_rng(seed).permutation(len(names))[:count].tolist())
+    return [n for i, n in enumerate(names) if i not in out], [n for i, n in enumerate(names) if i in out]
+
+
+def _layer(config: Config, labelled: LabelledSet, names: Sequence[str], *, mirror: bool) -> LabelledImages:
+    return LabelledImages(
+        {name: labelled.images[name] for name in names},
+        labelled.labels,
+        num_classes=config.model.num_classes,
+        size=stage0_of(config).data.input_size,
+        mirror=mirror,
+    )
+
+
+def _training_settings(config: Config, section: Stage0Config, labelled: LabelledSet) -> dict[str, Any]:
+    """All that shapes a classifier; the images stand for themselves by name."""
+    fields = section.model_dump(exclude={"cues", "test_interval"})
+    for part, keys in SHAPELESS.items():
+        fields[part] = {key: value for key, value in fields[part].items() if key not in keys}
+    fields["init"] = {"filler": section.init.filler}
+    return {
+        "seed": config.seed,
+        "precision": config.precision,
+        "model": config.model.model_dump(include={"num_classes", "width_divisor", "dropout"}),
+        "classes": config.dataset.classes,
+        "stage0": fields,
+        "inputs_sha256": {
+            "labels": json_sha256(labelled.labels),
+            **({"weights": file_sha256(section.init.weights)} if section.init.weights else {}),
+        },
+    }

@@ -1,0 +1,155 @@
+"""Segmenting many image files: one mechanism for every engine.
+
+Files are read ahead and masks are written behind in threads, images of equal size go to the engine together, masks
+that are there already are kept, and an image that cannot be used does not stop the others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from repro import distributed
+from repro.data import read_image_rgb, write_mask
+from repro.errors import InputError
+from repro.files import write_json
+from repro.run.folder import check_settings
+
+_FILE_THREADS = 4  # decoding and PNG compression leave the interpreter's lock alone
+_GROUPS_HELD = 8  # batches' worth of images that may wait for others of their size
+
+
+class Segmenter(Protocol):
+    """An engine that turns images into masks."""
+
+    @property
+    def batch_size(self) -> int:
+        """The most images that one call takes."""
+
+    def masks(self, images: np.ndarray, labels: Sequence[Sequence[int]] | None = None) -> np.ndarray:
+        """Masks (N, H, W) uint8 of images (N, H, W, 3) uint8 RGB; ``labels`` restrict each image's classes.
+
+        Raises InputError for images that this engine cannot take.
+        """
+
+
+@dataclass
+class FolderResult:
+    """``written`` masks are new, ``kept`` were there; ``failures`` maps an id to the one line that says why."""
+
+    written: int = 0
+    kept: int = 0
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+def predict_folder(
+    segmenter: Segmenter,
+    images: Mapping[str, Path],
+    out_dir: Path,
+    *,
+    described: dict[str, Any],
+    labels: Callable[[str], Sequence[int]] | None = None,
+    title: str = "predict",
+) -> FolderResult:
+    """Segment images into palette PNGs ``<out_dir>/<id>.png``; those already there are kept, so it resumes.
+
+    Several ranks share the images that are missing and write their own masks; each returns the result of all.
+
+    Args:
+        segmenter: the engine.
+        images: id -> path of the image.
+        out_dir: made when the first mask is ready.
+        described: what shapes the masks (see ``describe``); kept in the folder, and another one is refused there.
+        labels: class ids of an image, by its id; where given, they restrict the argmax.
+        title: of the progress bar.
+
+    Raises:
+        InputError: a folder of masks made with other settings, a file in its place. An image that cannot be read or
+            segmented is no error here: the others go on, and the result names it.
+    """
+    if out_dir.exists() and not out_dir.is_dir():
+        raise InputError(f"{out_dir}: a file is there, a folder for the masks expected")
+    described = json.loads(json.dumps(described))
+    check_settings(out_dir, described)
+    absent = [name for name in images if not (out_dir / f"{name}.png").exists()]
+    absent = distributed.from_first(absent)  # the first's view: another rank may be writing already
+    kept = len(images) - len(absent)
+    missing = {name: images[name] for name in absent[distributed.rank() :: distributed.size()]}
+    result = FolderResult(kept=kept)
+    bar = tqdm(
+        desc=title,
+        unit="image",
+        total=kept + len(missing),
+        initial=kept,
+        disable=None if distributed.is_first() else True,
+        dynamic_ncols=True,
+    )
+    writes: deque[Future[None]] = deque()
+    with bar, ThreadPoolExecutor(_FILE_THREADS) as pool:
+        try:
+            for batch in _batches(missing, segmenter.batch_size, pool, result.failures):
+                names, pictures = list(batch), np.stack(list(batch.values()))
+                try:
+                    masks = segmenter.masks(pictures, [labels(name) for name in names] if labels else None)
+                except InputError as error:
+                    result.failures.update({name: f"{images[name]}: {error}" for name in names})
+                    continue
+                if not (out_dir / "settings.json").exists():
+                    write_json(out_dir / "settings.json", described)
+                for name, mask in zip(names, masks, strict=True):
+                    writes.append(pool.submit(write_mask, out_dir / f"{name}.png", mask))
+                    result.written += 1
+                while len(writes) > 2 * segmenter.batch_size:
+                    writes.popleft().result()
+                bar.update(result.kept + result.written + len(result.failures) - bar.n)
+            for write in writes:
+                write.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+        bar.update(kept + len(missing) - bar.n)
+    parts = distributed.gathered(result)
+    failures = {name: reason for part in parts for name, reason in part.failures.items()}
+    return FolderResult(
+        sum(part.written for part in parts),
+        kept,
+        {name: failures[name] for name in images if name in failures},
+    )
+
+
+def _batches(
+    images: Mapping[str, Path], size: int, pool: ThreadPoolExecutor, failures: dict[str, str]
+) -> Iterator[dict[str, np.ndarray]]:
+    """Decoded images in batches of one shape, by id; nothing waits for others longer than ``_GROUPS_HELD`` batches."""
+    groups: dict[tuple[int, ...], dict[str, np.ndarray]] = {}
+    for name, reading in _read_ahead(images, 2 * size, pool):
+        try:
+            image = reading.result()
+        except InputError as error:
+            failures[name] = str(error)
+            continue
+        groups.setdefault(image.shape, {})[name] = image
+        if len(groups[image.shape]) == size:
+            yield groups.pop(image.shape)
+        elif sum(map(len, groups.values())) >= _GROUPS_HELD * size:
+            yield groups.pop(max(groups, key=lambda shape: len(groups[shape])))
+    yield from groups.values()
+
+
+def _read_ahead(
+    images: Mapping[str, Path], depth: int, pool: ThreadPoolExecutor
+) -> Iterator[tuple[str, Future[np.ndarray]]]:
+    reading: deque[tuple[str, Future[np.ndarray]]] = deque()
+    for name, path in images.items():
+        reading.append((name, pool.submit(read_image_rgb, path)))
+        if len(reading) > depth:
+            yield reading.popleft()
+    yield from reading

@@ -1,0 +1,63 @@
+"""Scores of a folder of masks against ground truth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from repro import distributed
+from repro.data.voc import read_mask
+from repro.errors import InputError
+from repro.metrics import confusion_matrix, summarize
+
+
+def evaluate_folder(
+    pred_dir: str | Path, gt_paths: Sequence[str | Path], ids: Sequence[str], num_classes: int
+) -> dict[str, Any]:
+    """Score the masks ``<pred_dir>/<id>.png`` against ground-truth masks, in the order given.
+
+    Args:
+        pred_dir: folder of index PNGs (palette or grey).
+        gt_paths: the ground-truth mask of each id; 255 is void.
+        ids: the image names, without suffix.
+        num_classes: C, background included.
+
+    Returns:
+        ``summarize`` of the matrix over all images; several ranks share the images, and each returns it.
+
+    Raises:
+        InputError: no ids, only void, a missing or unreadable mask, a prediction whose size differs from the ground
+            truth's or that holds a value outside 0…C−1 at a counted pixel; each names the files.
+    """
+    if len(gt_paths) != len(ids):
+        raise InputError(f"{len(gt_paths)} ground-truth masks for {len(ids)} image names: expected as many")
+    if not ids:
+        raise InputError(f"no image to evaluate in {pred_dir}: the list of names is empty")
+    matrix = np.zeros((num_classes, num_classes), np.int64)
+    mine = slice(distributed.rank(), None, distributed.size())
+    for gt_path, image_id in zip(gt_paths[mine], ids[mine], strict=True):
+        pred_path = Path(pred_dir) / f"{image_id}.png"
+        if not pred_path.is_file():
+            raise InputError(f"{pred_path}: no prediction for {gt_path}")
+        gt, pred = read_mask(gt_path, num_classes), read_mask(pred_path, num_classes)
+        if gt.shape != pred.shape:
+            raise InputError(f"{pred_path}: {_size(pred)} pixels, expected {_size(gt)} as {gt_path} has")
+        try:
+            matrix += confusion_matrix(gt, pred, num_classes)
+        except InputError as error:
+            raise InputError(f"{pred_path} against {gt_path}: {error}") from error
+    matrix = distributed.add_up(torch.from_numpy(matrix)).numpy()
+    if not matrix.any():
+        raise InputError(
+            f"{gt_paths[0]} and the other ground-truth masks: all void, expected pixels to score"
+        )
+    return summarize(matrix, len(ids))
+
+
+def _size(mask: npt.NDArray[Any]) -> str:
+    return f"{mask.shape[1]}×{mask.shape[0]}"

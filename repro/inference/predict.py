@@ -1,0 +1,262 @@
+"""Test-time inference: the releases' test scripts as named protocols.
+
+    protocol      script          image at                      before the softmax
+    dsrg_stage1   test-ms.py      241, 321, 401 square          scores zoomed to image size, summed
+    dsrg_final    test-ms-f.py    0.75, 1, 1.25 of its size     scores zoomed to image size, summed
+    sec           demo.py         321 square                    softmax on the grid, probabilities zoomed
+    coco_stage1   test_coco       481 square                    scores zoomed to image size
+    coco_final    test_coco_f     its own size                  scores zoomed to image size
+
+Then: floor of 1e-5; dense CRF with log-probabilities on the full-size RGB image, scale 1; argmax. All zooms are
+SciPy's, order 1. The release's label-restricted script (``train_gt`` in the recordings) is ``sec`` with the argmax
+restricted to the image's labels and background; here any protocol takes ``labels``.
+
+All scripts swap the colours of the image they have read, and hand it unswapped to the CRF. ``coco_final`` reads BGR, so
+that its net sees RGB, as in COCO's training layer, and its CRF BGR; the others read RGB, ``coco_stage1`` among them:
+there the release gives a net that was trained on RGB a BGR image. Both are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from repro.config import Config, PredictConfig
+from repro.data import preprocess_zoomed
+from repro.errors import InputError
+from repro.files import file_sha256
+from repro.layers import CRFParams, mean_field
+from repro.layers.resize import zoom_to
+from repro.models import CaffeNet, build_model
+from repro.training.precision import LAYOUT, to_device
+from weights_conversion import LoadReport, load_weights
+
+FLOOR = 1e-5  # `probs[probs < 0.00001] = 0.00001` in every test script
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One test script: its ``sizes`` (squares) or ``factors``, what it zooms back, and how it reads the image."""
+
+    sizes: tuple[int, ...] = ()
+    factors: tuple[float, ...] = ()
+    zooms_probabilities: bool = False
+    reads_bgr: bool = False
+
+    def as_read(self, image_rgb: np.ndarray) -> np.ndarray:
+        """The image in the order of colours in which the script holds it."""
+        return np.ascontiguousarray(image_rgb[:, :, ::-1]) if self.reads_bgr else image_rgb
+
+    def zooms(self, height: int, width: int) -> list[tuple[float, float]]:
+        """The zoom factors of height and width at each scale for an image of this size."""
+        if self.sizes:
+            return [(size / height, size / width) for size in self.sizes]
+        return [(factor, factor) for factor in self.factors]
+
+
+PROTOCOLS = {
+    "dsrg_stage1": Protocol(sizes=(241, 321, 401)),
+    "dsrg_final": Protocol(factors=(0.75, 1.0, 1.25)),
+    "sec": Protocol(sizes=(321,), zooms_probabilities=True),
+    "coco_stage1": Protocol(sizes=(481,)),
+    "coco_final": Protocol(factors=(1.0,), reads_bgr=True),
+}
+
+
+@torch.inference_mode()
+def predict_probs(model: CaffeNet, image_rgb: np.ndarray, *, protocol: str) -> torch.Tensor:
+    """Class probabilities at image size, before the floor and the CRF.
+
+    Args:
+        model: in whatever mode; it runs in evaluation mode, on its own device.
+        image_rgb: (H, W, 3) uint8.
+        protocol: a key of ``PROTOCOLS``.
+
+    Returns:
+        (C, H, W) in the model's dtype, on its device.
+
+    Raises:
+        InputError: an unknown protocol, or an image of another type or shape.
+    """
+    return _probs(model, _as_read(model, image_rgb, protocol), PROTOCOLS[protocol])
+
+
+def _as_read(model: CaffeNet, image_rgb: np.ndarray, protocol: str) -> torch.Tensor:
+    """The image, checked, on the model's device, its colours as the script of ``protocol`` holds them."""
+    if protocol not in PROTOCOLS:
+        raise InputError(f"protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
+    if image_rgb.dtype != np.uint8 or image_rgb.ndim != 3 or image_rgb.shape[2] != 3:
+        raise InputError(f"image: expected uint8 (H, W, 3), found {image_rgb.dtype} {image_rgb.shape}")
+    as_read = PROTOCOLS[protocol].as_read(image_rgb)
+    return torch.from_numpy(np.ascontiguousarray(as_read)).to(next(model.parameters()).device)
+
+
+def _probs(model: CaffeNet, picture: torch.Tensor, script: Protocol) -> torch.Tensor:
+    height, width = picture.shape[:2]
+    parameter = next(model.parameters())
+    was_training = model.training
+    model.eval()
+    try:
+        total: torch.Tensor | None = None
+        for factors in script.zooms(height, width):
+            blob = preprocess_zoomed(picture, factors)[None].to(parameter.dtype)
+            blob = blob.contiguous(memory_format=LAYOUT)
+            grid = model(blob)
+            if script.zooms_probabilities:
+                grid = torch.softmax(grid, dim=1)
+            zoomed = zoom_to(grid[0], height, width)
+            total = zoomed if total is None else total + zoomed
+    finally:
+        model.train(was_training)
+    assert total is not None
+    return total if script.zooms_probabilities else torch.softmax(total, dim=0)
+
+
+@torch.inference_mode()
+def predict_mask(
+    model: CaffeNet,
+    image_rgb: np.ndarray,
+    *,
+    protocol: str,
+    crf: bool = True,
+    labels: Sequence[int] | None = None,
+) -> np.ndarray:
+    """Segment one image as the release's test script does.
+
+    Args:
+        model: a segmentation net.
+        image_rgb: (H, W, 3) uint8.
+        protocol: a key of ``PROTOCOLS``.
+        crf: run the dense CRF; without it the argmax of the probabilities.
+        labels: class ids of the image; where given, only they and background (0) can win.
+
+    Returns:
+        (H, W) uint8 class indices.
+
+    Raises:
+        InputError: an unknown protocol, an image of another type or shape, a label outside the classes.
+    """
+    # to the device once: a copy in between would wait there for the net, and the CRF's launches with it
+    picture = _as_read(model, image_rgb, protocol)
+    probs = _probs(model, picture, PROTOCOLS[protocol])
+    return decide(probs[None], picture[None], crf=crf, labels=None if labels is None else [labels])[0]
+
+
+@torch.inference_mode()
+def decide(
+    probs: torch.Tensor,
+    images_u8: torch.Tensor,
+    *,
+    crf: bool,
+    labels: Sequence[Sequence[int]] | None = None,
+) -> np.ndarray:
+    """What every test script does with its probabilities: floor, dense CRF on the full-size image, argmax.
+
+    Args:
+        probs: (N, C, H, W), on any device; the CRF runs there.
+        images_u8: (N, H, W, 3) uint8, colours as the script holds them (``Protocol.as_read``).
+        crf: run the dense CRF; without it the argmax of the probabilities.
+        labels: class ids of each image; where given, only they and background (0) can win.
+
+    Returns:
+        (N, H, W) uint8 class indices.
+
+    Raises:
+        InputError: a label outside the classes.
+    """
+    probs = probs.clamp_min(FLOOR)
+    if crf:
+        probs = mean_field(images_u8.to(probs.device), probs.log(), CRFParams())
+    if labels is not None:
+        classes = probs.shape[1]
+        allowed = torch.zeros(len(labels), classes, dtype=torch.bool)
+        allowed[:, 0] = True
+        for row, of_image in zip(allowed, labels, strict=True):
+            for label in of_image:
+                if not 0 <= label < classes:
+                    raise InputError(f"label {label}: expected a class of 0 to {classes - 1}")
+                row[label] = True
+        probs = probs.masked_fill(~allowed.to(probs.device)[:, :, None, None], -1.0)
+    return probs.argmax(dim=1).to(torch.uint8).cpu().numpy()
+
+
+@contextmanager
+def refuse_beyond_memory(images: np.ndarray) -> Iterator[None]:
+    """Turn running out of memory in the block into an InputError that names the images' size, (N, H, W, 3)."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # PyTorch's for the CPU has no type of its own
+        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if not known and "allocate memory" not in str(error):
+            raise
+        count, height, width = images.shape[:3]
+        raise InputError(
+            f"{count} image{'s' * (count > 1)} of {width}x{height} pixels: more memory needed than there is"
+        ) from error
+
+
+@dataclass(frozen=True)
+class TorchSegmenter:
+    """A PyTorch net as an engine of ``predict_folder``, one image at a time."""
+
+    model: CaffeNet
+    settings: PredictConfig
+    batch_size: int = field(default=1, init=False)
+
+    def masks(self, images: np.ndarray, labels: Sequence[Sequence[int]] | None = None) -> np.ndarray:
+        """``predict_mask`` of each image. Raises InputError, for images beyond the device's memory as well."""
+        script = self.settings
+        with refuse_beyond_memory(images):
+            return np.stack(
+                [
+                    predict_mask(
+                        self.model,
+                        image,
+                        protocol=script.protocol,
+                        crf=script.crf,
+                        labels=labels[index] if labels else None,
+                    )
+                    for index, image in enumerate(images)
+                ]
+            )
+
+
+def describe(config: Config, weights: Path, settings: PredictConfig) -> dict[str, Any]:
+    """All that shapes an image's mask: the net, its weights, the protocol."""
+    return {
+        "model": config.model.model_dump(exclude={"dropout"}),
+        "weights_sha256": file_sha256(weights),
+        "precision": config.precision,
+        **settings.model_dump(),
+    }
+
+
+def load_every_layer(model: nn.Module, weights: str | Path, name: str) -> LoadReport:
+    """`load_weights` of a file that has to hold every layer of ``model``, called ``name`` in the error.
+
+    Raises:
+        InputError: a file that cannot be read, does not fit, or lacks a layer.
+    """
+    report = load_weights(model, weights)
+    if report.missing:
+        raise InputError(f"{weights}: has no weights for {', '.join(report.missing)} of {name}")
+    return report
+
+
+def load_model(config: Config, weights: Path, device: torch.device) -> CaffeNet:
+    """The config's net with all its weights from a file, on a device, in evaluation mode.
+
+    Raises:
+        InputError: a file that cannot be read, does not fit, or lacks a layer.
+    """
+    fields = config.model
+    model = build_model(fields.name, num_classes=fields.num_classes, width_divisor=fields.width_divisor)
+    load_every_layer(model, weights, fields.name)
+    return to_device(model, config, device, one_size=False).eval()

@@ -1,0 +1,229 @@
+"""Scores of masks against ground truth: confusion matrix, intersection over union, quality of seeds.
+
+The originals fill one matrix over all images (rows: ground truth, columns: prediction) from the pixels whose
+ground truth is a class, so that void (255) counts nowhere, and differ in what they average:
+
+- ``released``: the DSRG release's script averages IoU over the classes with **at least one correct pixel**;
+  a class that was missed altogether drops out of the mean instead of counting as zero.
+- ``voc``: the mean over all classes, as the VOC benchmark has it.
+
+The rules agree as soon as every class has a correct pixel, which is the rule on the full VOC set and the
+exception on small samples. Fractions are 0–1 here; tables turn them into percent.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from repro.errors import InputError
+
+RULES = ("released", "voc")
+
+
+def confusion_matrix(gt: npt.ArrayLike, pred: npt.ArrayLike, num_classes: int) -> npt.NDArray[np.int64]:
+    """Count pixels by true and predicted class.
+
+    Args:
+        gt: integer array of any shape, or a list of arrays whose shapes may differ (one an image). Values
+            from ``num_classes`` up are void and not counted.
+        pred: the same shape(s); values 0…C−1 wherever ``gt`` is counted, anything where it is not.
+        num_classes: C, background included.
+
+    Returns:
+        (C, C) int64; ``matrix[t, p]`` pixels have true class t and predicted class p.
+
+    Raises:
+        InputError: shapes or numbers of images that differ, values that are not integers or negative,
+            a prediction outside 0…C−1 at a counted pixel.
+    """
+    return _count(gt, pred, num_classes, num_classes)
+
+
+def per_class_iou(matrix: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Intersection over union of each class, (C,) float64 in 0–1.
+
+    NaN for a class that is neither in the ground truth nor in the predictions (0 of 0 pixels).
+    """
+    counts = _square(matrix)
+    correct = np.diagonal(counts)
+    return _fraction(correct, counts.sum(0) + counts.sum(1) - correct)
+
+
+def mean_iou(matrix: npt.ArrayLike, rule: str) -> float:
+    """Mean of ``per_class_iou``, 0–1.
+
+    Args:
+        matrix: (C, C) counts, rows are ground truth.
+        rule: ``released`` averages the classes with at least one correct pixel (0.0 if there is none);
+            ``voc`` averages all C, where a class that occurs nowhere counts as zero.
+
+    Raises:
+        InputError: any other rule, or a matrix that is not square.
+    """
+    if rule not in RULES:
+        raise InputError(f"averaging rule {rule!r}: expected one of {', '.join(RULES)}")
+    iou = np.nan_to_num(per_class_iou(matrix))
+    if rule == "voc":
+        return float(iou.mean())
+    counted = np.diagonal(_square(matrix)) > 0
+    return float(iou[counted].mean()) if counted.any() else 0.0
+
+
+def pixel_accuracy(matrix: npt.ArrayLike) -> float:
+    """Share of the counted pixels whose class is right, 0–1; NaN if no pixel was counted."""
+    counts = _square(matrix)
+    return float(_fraction(np.trace(counts), counts.sum()))
+
+
+def seed_quality(gt: npt.ArrayLike, seeds: npt.ArrayLike, num_classes: int) -> dict[str, Any]:
+    """Precision, recall and IoU of seeds (Fig. 4 of the DSRG paper), as the release's script reports them.
+
+    Args:
+        gt: as for ``confusion_matrix``.
+        seeds: the same shape(s), values 0…C, where C (= ``num_classes``) marks a cell without a seed.
+        num_classes: C, background included.
+
+    Returns:
+        ``precision`` and ``recall``: means over **all C + 1** classes, where a fraction 0 of 0 counts as
+        zero (so does the class of unlabelled cells, which no ground truth has); ``iou``: mean over the
+        classes with at least one correct cell. These are the release's averages, oddities included.
+        ``precision_per_class``, ``recall_per_class``, ``iou_per_class``: lists of C + 1, zero for 0 of 0.
+
+    Raises:
+        InputError: as ``confusion_matrix``.
+    """
+    return _released_figures(_count(gt, seeds, num_classes, num_classes + 1))
+
+
+def seed_matrix(truth: torch.Tensor, cues: torch.Tensor) -> torch.Tensor:
+    """Count pixels by true class and seed, on the tensors' device and without waiting for it.
+
+    Args:
+        truth: (N, C, H, W), pixels of each class in each cell (``repro.data.cues.cell_counts``).
+        cues: (N, C, H, W) in {0, 1}. A cell of several classes counts as the highest, as in region growing.
+
+    Returns:
+        (C, C + 1) float64 of whole numbers; column C is the pixels without a seed.
+    """
+    classes = truth.shape[1]
+    numbered = cues * torch.arange(1, classes + 1, device=cues.device, dtype=cues.dtype)[:, None, None]
+    seeds = numbered.amax(dim=1).long() - 1
+    column = torch.where(seeds < 0, classes, seeds)[:, None]
+    columns = column == torch.arange(classes + 1, device=cues.device)[:, None, None]
+    return torch.einsum("nchw,nshw->cs", truth.double(), columns.double())
+
+
+def seed_figures(matrix: npt.ArrayLike) -> dict[str, Any]:
+    """Quality of seeds as Fig. 4 of the DSRG paper has it, from a (C, C + 1) matrix of ``seed_matrix``.
+
+    Returns:
+        ``labelled``: the share of the pixels that have a seed. ``precision``, ``recall``, ``iou``: means over the
+        classes that occur in the ground truth, where a class without seeds counts as zero. ``released``: the three
+        as the release's script averages them (``seed_quality``). ``per_class``: the three of each class, ``None`` for
+        a class that does not occur.
+
+    Raises:
+        InputError: a matrix without a pixel.
+    """
+    counts = np.asarray(matrix).astype(np.int64)
+    classes = len(counts)
+    occurring = counts.sum(1) > 0
+    if not occurring.any():
+        raise InputError("quality of seeds: all void, expected pixels to score")
+    correct, seeded = np.diagonal(counts), counts.sum(0)[:classes]
+    figures = {
+        "precision": np.nan_to_num(_fraction(correct, seeded)),
+        "recall": np.nan_to_num(_fraction(correct, counts.sum(1))),
+        "iou": np.nan_to_num(_fraction(correct, seeded + counts.sum(1) - correct)),
+    }
+    released = _released_figures(counts)
+    return {
+        "labelled": float(seeded.sum() / counts.sum()),
+        **{name: float(values[occurring].mean()) for name, values in figures.items()},
+        "released": {name: released[name] for name in figures},
+        "per_class": [
+            {name: float(values[index]) for name, values in figures.items()} if occurring[index] else None
+            for index in range(classes)
+        ],
+    }
+
+
+def _released_figures(counts: npt.NDArray[np.int64]) -> dict[str, Any]:
+    num_classes = len(counts)
+    counts = np.vstack([counts, np.zeros((1, num_classes + 1), np.int64)])
+    correct = np.diagonal(counts)
+    precision = np.nan_to_num(_fraction(correct, counts.sum(0)))
+    recall = np.nan_to_num(_fraction(correct, counts.sum(1)))
+    return {
+        "precision": float(precision.mean()),
+        "recall": float(recall.mean()),
+        "iou": mean_iou(counts, "released"),
+        "precision_per_class": precision.tolist(),
+        "recall_per_class": recall.tolist(),
+        "iou_per_class": np.nan_to_num(per_class_iou(counts)).tolist(),
+    }
+
+
+def summarize(matrix: npt.ArrayLike, images: int) -> dict[str, Any]:
+    """All scores of a confusion matrix as a dict that JSON can hold.
+
+    Keys: ``images``; ``mean_iou`` with both rules; ``classes_counted``, the number of classes with a correct
+    pixel, which rule ``released`` averages; ``per_class_iou``, C numbers or ``None`` for a class that occurs
+    nowhere; ``pixel_accuracy`` (``None`` without a counted pixel); ``matrix``.
+    """
+    counts = _square(matrix)
+    accuracy = pixel_accuracy(counts)
+    return {
+        "images": images,
+        "mean_iou": {rule: mean_iou(counts, rule) for rule in RULES},
+        "classes_counted": int((np.diagonal(counts) > 0).sum()),
+        "per_class_iou": [None if np.isnan(iou) else float(iou) for iou in per_class_iou(counts)],
+        "pixel_accuracy": None if np.isnan(accuracy) else accuracy,
+        "matrix": counts.tolist(),
+    }
+
+
+def _count(gt: npt.ArrayLike, pred: npt.ArrayLike, rows: int, columns: int) -> npt.NDArray[np.int64]:
+    true_images, predicted_images = _images(gt), _images(pred)
+    if len(true_images) != len(predicted_images):
+        raise InputError(f"{len(predicted_images)} predictions for {len(true_images)} ground-truth masks")
+    flat = np.zeros(rows * columns, np.int64)
+    for number, (true, predicted) in enumerate(zip(true_images, predicted_images, strict=True)):
+        where = f"image {number}: " if len(true_images) > 1 else ""
+        if true.shape != predicted.shape:
+            raise InputError(f"{where}prediction of shape {predicted.shape}, ground truth {true.shape}")
+        for name, array in (("ground truth", true), ("prediction", predicted)):
+            if not np.issubdtype(array.dtype, np.integer):
+                raise InputError(f"{where}{name} of type {array.dtype}, expected integers")
+        if true.min(initial=0) < 0:
+            raise InputError(f"{where}ground truth {true.min()}, expected a class from 0 or void (255)")
+        counted = true < rows
+        t, p = true[counted].astype(np.int64), predicted[counted].astype(np.int64)
+        outside = p[(p < 0) | (p >= columns)]
+        if outside.size:
+            raise InputError(f"{where}prediction {outside[0]} where it counts, expected 0…{columns - 1}")
+        flat += np.bincount(t * columns + p, minlength=rows * columns)
+    return flat.reshape(rows, columns)
+
+
+def _images(masks: npt.ArrayLike) -> list[npt.NDArray[Any]]:
+    if isinstance(masks, (list, tuple)):
+        return [np.asarray(mask) for mask in masks]
+    return [np.asarray(masks)]
+
+
+def _square(matrix: npt.ArrayLike) -> npt.NDArray[Any]:
+    counts = np.asarray(matrix)
+    if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
+        raise InputError(f"confusion matrix of shape {counts.shape}, expected (C, C)")
+    return counts
+
+
+def _fraction(part: npt.ArrayLike, whole: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """``part / whole`` in float64, NaN for 0 of 0."""
+    part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)
+    return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)

@@ -1,0 +1,280 @@
+"""Where an experiment's images, lists, cues and masks are: a VOC tree, the embedded set (built on demand), COCO."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from repro.config import Config, Stage0Config
+from repro.constants import VOID
+from repro.data import CueFile, VocLayout, find_images, read_id_list, read_mask
+from repro.data.labels import Labels, labels_of, read_labels
+from repro.data.mini import build_mini
+from repro.data.voc import CUE_NAMES, INPUT_LIST_NAMES, data_folder, found_beside, read_cue_indices
+from repro.errors import InputError
+
+log = logging.getLogger(__name__)
+
+MINI_ROOT = Path("data") / "mini"
+_VOC_HINT = (
+    "it is the folder VOCdevkit/VOC2012 of VOCtrainval_11-May-2012.tar; get it, the cues and the initial weights with: "
+    "make data (repro data fetch); one of your own: VOC_ROOT=FOLDER (dataset.root=FOLDER)"
+)
+_CUES_HINT = (
+    "it comes with the SEC release; get it with: make data VOC_ROOT={root} (repro data fetch), "
+    "or pass one of your own, dataset.{key}=FILE"
+)
+
+
+_MASKS_HINT = "make the masks with: repro data coco-masks {annotations} {out}"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The resolved data set of an experiment. Images are ``<id>.jpg``, ground-truth masks ``<id>.png``.
+
+    Attributes:
+        train: id -> what stands after the image in stage 1's list: the index of its cues (VOC) or their PNG (COCO).
+        val: ids. Both in list order.
+        train_root, val_root: folders of the images.
+        truth_root: folder of the validation masks.
+        train_truth_root: of the training images' masks, where all of them have one: for logs, never to learn from.
+        cues: the cue file (VOC) or the folder of the cue PNGs (COCO); none yet with ``dataset.make_cues``.
+        name: how tables call the validation set.
+        num_classes: of the masks and cues, background included.
+    """
+
+    train: dict[str, str]
+    val: list[str]
+    train_root: Path
+    val_root: Path
+    truth_root: Path
+    train_truth_root: Path | None
+    cues: Path
+    name: str
+    num_classes: int
+
+    def image(self, name: str) -> Path:
+        """The image of a training or validation id."""
+        return (self.train_root if name in self.train else self.val_root) / f"{name}.jpg"
+
+    def truth(self, name: str) -> Path:
+        """The ground-truth mask of a validation id."""
+        return self.truth_root / f"{name}.png"
+
+    def labels(self) -> Callable[[str], list[int]]:
+        """A function from a training id to its class ids, as its cues name them."""
+        if self.cues.is_dir():
+            return lambda name: [
+                int(label)
+                for label in np.unique(read_mask(self.cues / self.train[name], self.num_classes))
+                if label != VOID
+            ]
+        file = CueFile.open(self.cues)
+        return lambda name: [int(label) for label in file.labels(int(self.train[name]))]
+
+
+def open_experiment(config: Config) -> Experiment:
+    """Find every file that the experiment needs, building the embedded set if it is that.
+
+    Raises:
+        InputError: what is missing, and how to get it.
+    """
+    experiment = _open_coco(config) if config.dataset.kind == "coco" else _open_voc(config)
+    for kind, files in (
+        ("training image", map(experiment.image, experiment.train)),
+        ("validation image", map(experiment.image, experiment.val)),
+        ("validation mask", map(experiment.truth, experiment.val)),
+    ):
+        if absent := next((file for file in files if not file.is_file()), None):
+            hint = ""
+            if config.dataset.kind == "coco" and kind == "validation mask":
+                annotations = f"{config.dataset.root}/annotations/instances_{config.dataset.val}.json"
+                hint = "; " + _MASKS_HINT.format(annotations=annotations, out=experiment.truth_root)
+            raise InputError(
+                f"{absent}: no such {kind}, though the lists of {config.dataset.root} name it{hint}"
+            )
+    return experiment
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """Training images by name, and the classes of each, without background; ``source`` is where those were read."""
+
+    images: dict[str, Path]
+    labels: Labels
+    source: Path
+
+
+def stage0_of(config: Config) -> Stage0Config:
+    """The section stage0. Raises InputError for a profile that has none."""
+    if config.stage0 is None:
+        raise InputError(f"the profile {config.name} has no section stage0, which makes cues")
+    return config.stage0
+
+
+def open_labelled(config: Config) -> LabelledSet:
+    """The images and image-level labels that stage 0 learns from.
+
+    Raises:
+        InputError: a profile without stage 0, images or labels that are missing, an image that has no label.
+    """
+    data, dataset = stage0_of(config).data, config.dataset
+    listed = Path(data.list) if data.list else None
+    input_list = None
+    if data.image_root is not None:
+        if data.labels is None:
+            raise InputError(
+                "stage0.data.labels: not given; add data.labels=FILE, such as a CSV of image and class names"
+            )
+        found = find_images(data.image_root)
+        source = Path(data.labels)
+    elif dataset.kind == "coco":
+        root = _coco_root(config)
+        source = Path(data.labels or root / "annotations" / f"instances_{dataset.train}.json")
+        found = find_images(root / dataset.train)
+    else:
+        layout = _voc_layout(config)
+        if listed is None and layout.image_set(dataset.train).is_file():
+            listed = layout.image_set(dataset.train)
+        source = Path(data.labels or layout.root / "Annotations")
+        # the labels of a cue file first: they are those that the papers' nets were trained on
+        has_cues = dataset.cues or found_beside(layout.root, CUE_NAMES)
+        if data.labels is None and (has_cues or not source.is_dir()):
+            source = _found(dataset.cues, "cues", CUE_NAMES, layout.root)
+            input_list = _found(dataset.input_list, "input_list", INPUT_LIST_NAMES, layout.root)
+        found = find_images(layout.images)
+
+    labels = read_labels(source, dataset.classes, input_list=input_list or dataset.input_list)
+    if listed is not None:
+        names = [Path(name).stem for name in read_id_list(listed)]
+        if absent := [name for name in names if name not in found]:
+            raise InputError(f"{listed}: {absent[0]} has no image in {data.image_root or dataset.root}")
+    elif data.image_root is not None:
+        names = list(found)
+    else:  # a tree that holds other images, too, or images that show none of the classes
+        names = [name for name in found if labels.get(name)]
+        log.info("%d of %d images have labels in %s", len(names), len(found), source)
+    names = names[: dataset.train_limit]
+    return LabelledSet({name: found[name] for name in names}, labels_of(names, labels, source), source)
+
+
+def _voc_layout(config: Config) -> VocLayout:
+    dataset = config.dataset
+    if dataset.kind == "mini":
+        root = Path(dataset.root) if dataset.root else MINI_ROOT
+        build_mini(root)  # each rank: it copes with others that do the same
+    elif dataset.root is None:
+        raise InputError(f"dataset.root: no VOC 2012 given; {_VOC_HINT}")
+    else:
+        root = Path(dataset.root)
+        if not root.is_dir():
+            raise InputError(f"dataset.root: no such folder: {root}; {_VOC_HINT}")
+    return VocLayout.open(root)
+
+
+def _open_voc(config: Config) -> Experiment:
+    dataset, layout = config.dataset, _voc_layout(config)
+    if dataset.make_cues:
+        return _voc_experiment(config, layout, dict.fromkeys(open_labelled(config).images, ""), Path())
+    cues = _found(dataset.cues, "cues", CUE_NAMES, layout.root)
+    input_list = _found(dataset.input_list, "input_list", INPUT_LIST_NAMES, layout.root)
+
+    indices = {name: str(index) for name, index in read_cue_indices(input_list).items()}
+    train_list = layout.image_set(dataset.train)
+    if train_list.is_file():
+        names = read_id_list(train_list)
+        if unknown := [name for name in names if name not in indices]:
+            raise InputError(f"{train_list}: {unknown[0]} is not in {input_list}, so it has no cues")
+    elif (
+        dataset.train != "train_aug"
+    ):  # VOC's own archive has no train_aug list: its images are those with cues
+        raise InputError(f"dataset.train {dataset.train!r}: no such list: {train_list}")
+    else:
+        log.info("%s is not there: training on all %d images of %s", train_list, len(indices), input_list)
+        names = list(indices)
+    return _voc_experiment(
+        config, layout, {name: indices[name] for name in names[: dataset.train_limit]}, cues
+    )
+
+
+def _voc_experiment(config: Config, layout: VocLayout, train: dict[str, str], cues: Path) -> Experiment:
+    dataset = config.dataset
+    return Experiment(
+        train=train,
+        val=read_id_list(layout.image_set(dataset.val))[: dataset.val_limit],
+        train_root=layout.images,
+        val_root=layout.images,
+        truth_root=layout.root / dataset.masks,
+        train_truth_root=_masks_of(train, layout.root, dataset.train_masks),
+        cues=cues,
+        name="mini" if dataset.kind == "mini" else f"voc2012-{dataset.val}",
+        num_classes=config.model.num_classes,
+    )
+
+
+def _open_coco(config: Config) -> Experiment:
+    """COCO's own folders: images in ``<root>/<split>``; beside them cue PNGs and masks, which COCO does not have."""
+    dataset, root = config.dataset, _coco_root(config)
+    if dataset.input_list is not None:
+        raise InputError(
+            "dataset.input_list: COCO's training images are those with a PNG in dataset.cues; leave it out"
+        )
+    cues = Path(dataset.cues) if dataset.cues else root / "cues" / dataset.train
+    if dataset.make_cues:
+        train, cues = list(open_labelled(config).images), Path()
+    else:
+        train = _named(cues, ".png", "dataset.train: no cues (*.png; repro seeds make makes them) in")
+    val = _named(root / dataset.val, ".jpg", "dataset.val: no images (*.jpg) in")
+    return Experiment(
+        train={name: f"{name}.png" for name in train[: dataset.train_limit]},
+        val=val[: dataset.val_limit],
+        train_root=root / dataset.train,
+        val_root=root / dataset.val,
+        truth_root=root / dataset.masks / dataset.val,
+        train_truth_root=_masks_of(train[: dataset.train_limit], root / dataset.masks, dataset.train),
+        cues=cues,
+        name=f"coco-{dataset.val}",
+        num_classes=config.model.num_classes,
+    )
+
+
+def _masks_of(names: Iterable[str], root: Path, folder: str | None) -> Path | None:
+    """``root/folder`` if it has a mask for each name."""
+    if folder is None or not (root / folder).is_dir():
+        return None
+    return root / folder if all((root / folder / f"{name}.png").is_file() for name in names) else None
+
+
+def _named(folder: Path, suffix: str, none: str) -> list[str]:
+    """The names of a folder's files of one kind, sorted. InputError (``none``, the folder) for none."""
+    found = sorted(path.stem for path in folder.iterdir() if path.suffix == suffix) if folder.is_dir() else []
+    if not found:
+        raise InputError(f"{none} {folder}")
+    return found
+
+
+def _coco_root(config: Config) -> Path:
+    root = config.dataset.root
+    if root is None or not Path(root).is_dir():
+        raise InputError(
+            f"dataset.root: no such folder: {root}; the folder of COCO's train2014, val2014 and annotations "
+            "(cocodataset.org) expected"
+        )
+    return Path(root)
+
+
+def _found(given: str | None, key: str, names: tuple[str, ...], root: Path) -> Path:
+    """The file given, or the first of ``names`` in ``root`` or beside ``VOCdevkit``."""
+    if given is not None:
+        if not Path(given).is_file():
+            raise InputError(f"dataset.{key}: no such file: {given}")
+        return Path(given)
+    if found := found_beside(root, names):
+        return found
+    hint = _CUES_HINT.format(key=key, root=root)
+    raise InputError(f"dataset.{key}: no {' or '.join(names)} in {root} or {data_folder(root)}; {hint}")

@@ -1,0 +1,232 @@
+"""A run on disk: its resolved configuration, its manifest, and step folders that know whether they are done.
+
+results/runs/<name>/
+    config.yaml      the resolved configuration of the latest call
+    manifest.json    commit, command, versions, device, seed, time of the latest call that did work, and of the
+                     call that finished each step, with the step's settings and input hashes
+    stage1/          each step: settings.json (what shaped it), its files, done.json written last
+    predictions/…
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from repro import distributed
+from repro.config import Config, flattened
+from repro.errors import InputError
+from repro.files import clear_leftovers, lock_folder, make_folder, write_json, write_text
+from repro.run.measure import Measurement
+from repro.training.precision import has_bfloat16
+
+_REPORTED_PACKAGES = (
+    *("torch", "numpy", "scipy", "numba", "h5py", "pillow", "safetensors", "matplotlib", "pydensecrf2"),
+)
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` is the first CUDA device or the CPU; of several processes on a machine each takes a CUDA device of its
+    own. Raises InputError for a device that is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if distributed.size() > 1 and device.type == "cuda":
+        if device.index is not None:
+            raise InputError(f"device {name}: {distributed.size()} processes need one each; pass device=cuda")
+        device = torch.device("cuda", distributed.local_rank())
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device {device}: this machine has {torch.cuda.device_count()} CUDA devices")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # what NCCL and plain "cuda" mean from here on
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    """The model of a CUDA device; of a CPU the processor's where the system tells it, or its architecture."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+class Run:
+    """The folder of one run. Nothing is written before the first step begins, and of several ranks only the first
+    writes."""
+
+    def __init__(self, config: Config, device: torch.device, folder: Path | None = None) -> None:
+        self.config, self.device = config, device
+        self.folder = folder or config.run_dir
+        self._provenance: dict[str, Any] | None = None  # of this call, once it has begun
+
+    def begin(self) -> None:
+        """Make the folder, lock it, write ``config.yaml`` and start the manifest.
+
+        Raises InputError if that cannot be done, or if another process has the folder; it is named.
+        """
+        if self._provenance is not None or not distributed.is_first():
+            return
+        try:
+            make_folder(self.folder)
+            lock_folder(self.folder)
+            clear_leftovers(self.folder)
+            write_text(self.folder / "config.yaml", yaml.safe_dump(self.config.model_dump(), sort_keys=False))
+        except OSError as error:
+            raise InputError(f"output {self.folder}: cannot be written ({error.strerror})") from None
+        self._provenance = provenance(self.config, self.device)
+        self._update_manifest({"started": _now(), **self._provenance})
+
+    @contextlib.contextmanager
+    def step(self, name: str, settings: dict[str, Any]) -> Iterator[Step]:
+        """Enter a step. The caller does its work unless ``step.done``, and calls ``step.begin()`` once its input
+        is known to be good; a block that ends well marks the step done.
+
+        Raises:
+            InputError: the step's folder was made with other settings.
+        """
+        step = Step(self, self.folder / name, settings)
+        if step.done:
+            yield step
+            return
+        resumed = (step.folder / "settings.json").exists()
+        started, measurement = _now(), Measurement(self.device)
+        yield step
+        measured = measurement.result()
+        if distributed.is_first():
+            entry = {
+                "started": started,
+                "finished": _now(),
+                "resumed": resumed,  # then what was measured is of the last part alone
+                **measured,
+                "settings": step.settings,
+                **step.recorded(),
+                **(self._provenance or {}),
+            }
+            steps = {**self.manifest().get("steps", {}), name: entry}
+            self._update_manifest({"steps": steps})
+            write_json(step.folder / "done.json", {"seconds_last_call": measured["seconds_last_call"]})
+        distributed.wait_for_all()
+
+    def manifest(self) -> dict[str, Any]:
+        path = self.folder / "manifest.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def _update_manifest(self, entries: dict[str, Any]) -> None:
+        write_json(self.folder / "manifest.json", {**self.manifest(), **entries})
+
+
+class Step:
+    """One step's folder: ``settings.json`` when begun, ``done.json`` when finished.
+
+    ``record`` is for what the step finds out at its start and the manifest is to say of it: set before ``begin``, it is
+    kept in ``record.json``, so that a resumed step has it, too.
+    """
+
+    def __init__(self, run: Run, folder: Path, settings: dict[str, Any]) -> None:
+        self.run, self.folder = run, folder
+        self.settings: dict[str, Any] = json.loads(json.dumps(settings))
+        self.record: dict[str, Any] = {}
+        check_settings(folder, self.settings)
+        self.done = distributed.from_first((folder / "done.json").exists())
+
+    def begin(self) -> None:
+        """Make the folder and record what shapes the step."""
+        if not distributed.is_first():
+            return
+        self.run.begin()
+        write_json(self.folder / "settings.json", self.settings)
+        if self.record:
+            write_json(self.folder / "record.json", self.record)
+
+    def recorded(self) -> dict[str, Any]:
+        """``record`` as this call or an earlier one kept it; empty where none did."""
+        path = self.folder / "record.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Refuse to go on in a folder whose ``settings.json`` differs. Raises InputError naming the first key."""
+    recorded = folder / "settings.json"
+    if not recorded.exists():
+        return
+    before, now = flattened(json.loads(recorded.read_text(encoding="utf-8"))), flattened(settings)
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            raise InputError(
+                f"{folder}: made with {key} = {before.get(key)!r}, now {now.get(key)!r}; "
+                "choose another folder or remove that one"
+            )
+
+
+def provenance(config: Config, device: torch.device) -> dict[str, Any]:
+    """What made a result: command, seed, commit, device, arithmetic, versions."""
+    return {
+        "command": _command(),
+        "seed": config.seed,
+        **_git_state(),
+        "processes": distributed.size(),
+        "device": str(device),
+        "device_name": device_name(device),
+        "cpu_threads": torch.get_num_threads(),
+        "arithmetic": {
+            "precision": config.precision,
+            "dtype": str(config.dtype).removeprefix("torch."),
+            "bfloat16_convolutions": config.precision == "fast" and has_bfloat16(device),
+            # as precision.to_device sets them, which may come later than this
+            "tf32": config.precision == "fast",
+            "cudnn_deterministic": config.precision != "fast",
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in _REPORTED_PACKAGES},
+        },
+    }
+
+
+def _command() -> list[str]:
+    """This process's command, without the place where the program happens to lie."""
+    program = Path(sys.argv[0])
+    ours = program.name == "repro" or program.parts[-2:] == ("repro", "__main__.py")
+    return ["repro" if ours else program.name, *sys.argv[1:]]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_state() -> dict[str, Any]:
+    """Commit and dirty flag of the checkout the package runs from; None where it is installed without one."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True, timeout=30
+        ).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": None, "dirty": None}
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,274 @@
+"""Training either stage: its files checked and hashed, its net, data layer and losses made of the config, its loop run.
+
+The loop itself is in ``loop.py``, its log in ``csv_log.py``, its snapshots in ``snapshots.py``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from repro import distributed
+from repro.config import Config, InitConfig, Stage1Config, Stage2Config
+from repro.data import AnnotationCOCO, ImageData, ImageSegData, read_label_list
+from repro.errors import InputError
+from repro.files import file_sha256
+from repro.models import CaffeNet, build_model
+from repro.run.folder import Run
+from repro.solver import CaffeSGD
+from repro.training.loop import SolverLoop
+from repro.training.measured_filler import fill_by_first_batch, needs_measuring
+from repro.training.objectives import Objective, Stage1Objective, Stage2Objective
+from repro.training.precision import to_device
+from repro.training.seed_quality import SeedQuality
+from repro.training.snapshots import snapshots
+from weights_conversion import load_weights, read_solverstate
+
+log = logging.getLogger(__name__)
+# by backbone: what the papers start from
+IMAGENET_WEIGHTS = {
+    "vgg16": "vgg16_20M.caffemodel of the SEC and DSRG releases",
+    "resnet101": "ResNet-101-model.caffemodel of He et al.'s release",
+}
+# what a stage's files and speed depend on, but not its numbers
+SHAPELESS = {
+    "data": {"workers", "keep_gb", "image_root", "label_root", "truth_root", "list", "labels", "cues"},
+    "solver": {"display", "average_loss", "snapshot", "snapshot_keep"},
+}
+
+
+def train(config: Config, stage: int, run: Run) -> Path:
+    """Train a stage in ``<run>/stage<n>``, going on from its newest snapshot if there is one.
+
+    Args:
+        config: the whole run; ``config.stage1`` or ``config.stage2`` is trained.
+        stage: 1 (SEC, DSRG on cues) or 2 (retraining on pseudo labels).
+        run: the run's folder and device.
+
+    Returns:
+        The final weights, ``iter_<max_iter>.safetensors``.
+
+    Raises:
+        InputError: anything missing or malformed in the inputs; a folder made with other settings.
+    """
+    section = config.stage1 if stage == 1 else config.stage2
+    if section is None:
+        raise InputError(f"stage {stage}: the profile {config.name} has no section stage{stage}")
+    if section.solver.max_iter < 1:
+        raise InputError(f"stage{stage}.solver.max_iter: expected at least 1 iteration")
+    files = _files(section, stage)
+    hashes = {key: file_sha256(path) for key, path in files.items() if Path(path).is_file()}
+    if folder := files.get("label_root") or (files["cues"] if _cues_are_pngs(section) else None):
+        hashes["labels"] = labels_sha256(folder, files["list"])
+    with run.step(f"stage{stage}", _settings(config, stage, section, hashes)) as step:
+        if not step.done:
+            model, missing = _initial_model(config, section.init)
+            model.set_multipliers(section.multipliers)
+            dataset = _dataset(section, stage, files, config.model.num_classes, model)
+            observer, objective = _objective(section, len(dataset))
+            to_device(model, config, run.device)
+            solver = CaffeSGD(model, section.solver)
+            if not snapshots(step.folder):
+                _warn_of_fillers(config, stage, section.init, needs_measuring(model, missing))
+                if section.init.filler == "lsuv" and distributed.is_first():  # the others get its weights
+                    data = section.data
+                    step.record["filler"] = fill_by_first_batch(
+                        model,
+                        missing,
+                        dataset,
+                        batch_size=data.batch_size,
+                        shuffle=data.shuffle,
+                        seed=config.seed,
+                    )
+            if section.init.solverstate:
+                _take_over(solver, section.init.solverstate)
+            list_path = Path(files["list"])
+            SolverLoop(
+                section, config.seed, model, solver, objective, dataset, list_path, step, observer
+            ).run()
+        return step.folder / f"iter_{section.solver.max_iter}.safetensors"
+
+
+def _files(section: Stage1Config | Stage2Config, stage: int) -> dict[str, str]:
+    """The files and folders that the stage reads, by key. Raises InputError for one not given or not there."""
+    data, init = section.data.model_dump(), section.init
+    files: dict[str, str] = {}
+    for key in ("image_root", "label_root", "list", "cues"):
+        if key in data:
+            if data[key] is None:
+                raise InputError(f"stage{stage}.data.{key}: not given; add data.{key}=PATH")
+            files[key] = data[key]
+    if isinstance(section, Stage1Config) and section.data.truth_root is not None:
+        files["truth_root"] = section.data.truth_root
+    files |= {
+        key: path for key, path in (("weights", init.weights), ("solverstate", init.solverstate)) if path
+    }
+    for key, path in files.items():
+        section_name = "init" if key in ("weights", "solverstate") else "data"
+        is_folder = key.endswith("_root") or (key == "cues" and _cues_are_pngs(section))
+        expected = "folder" if is_folder else "file"
+        if not (Path(path).is_dir() if expected == "folder" else Path(path).is_file()):
+            raise InputError(f"stage{stage}.{section_name}.{key}: no such {expected}: {path}")
+    return files
+
+
+def _objective(section: Stage1Config | Stage2Config, images: int) -> tuple[SeedQuality | None, Objective]:
+    """What the stage minimises, and what watches its seeds."""
+    if isinstance(section, Stage2Config):
+        return None, Stage2Objective(section.data.label_shrink)
+    if section.data.truth_root is None:
+        return None, Stage1Objective(section.loss, section.data.batch_size)
+    log.info(
+        "masks of %s: for the log of the seeds' quality alone; training does not see them",
+        section.data.truth_root,
+    )
+    quality = SeedQuality(images, section.data.batch_size * section.solver.iter_size)
+    return quality, Stage1Objective(section.loss, section.data.batch_size, quality.watch)
+
+
+def _cues_are_pngs(section: Stage1Config | Stage2Config) -> bool:
+    return isinstance(section, Stage1Config) and section.data.layer == "AnnotationCOCO"
+
+
+def _dataset(
+    section: Stage1Config | Stage2Config, stage: int, files: dict[str, str], num_classes: int, model: CaffeNet
+) -> ImageData | AnnotationCOCO | ImageSegData:
+    if isinstance(section, Stage1Config):
+        data = section.data
+        if data.layer == "AnnotationCOCO":
+            return AnnotationCOCO(
+                files["image_root"],
+                files["cues"],
+                files["list"],
+                num_classes=num_classes,
+                grid=model.grid_size(data.new_height, data.new_width),
+                new_height=data.new_height,
+                new_width=data.new_width,
+                mirror=data.mirror,
+                truth_root=data.truth_root,
+            )
+        dataset = ImageData(
+            files["image_root"],
+            files["list"],
+            files["cues"],
+            num_classes=num_classes,
+            background_label=data.background_label,
+            grid=model.grid_size(data.new_height, data.new_width),
+            new_height=data.new_height,
+            new_width=data.new_width,
+            mirror=data.mirror,
+            truth_root=data.truth_root,
+        )
+        if section.solver.max_iter * section.solver.iter_size * data.batch_size > len(dataset):
+            dataset.keep(int(data.keep_gb * 1e9))
+        if section.loss.seed == "seed":
+            for line in dataset.lines:  # its loss divides by the number of cues
+                if not dataset.cues.cues(line.cue_index).size:
+                    raise InputError(
+                        f"{files['cues']}: image {line.cue_index} ({line.image}) has no cue cell; "
+                        "loss.seed=seed needs at least one in every image, loss.seed=balanced does not"
+                    )
+        return dataset
+    crop, shrink = section.data.crop_size, section.data.label_shrink
+    grid = model.grid_size(crop, crop)[0]
+    if (crop - 1) % shrink or (crop - 1) // shrink + 1 != grid:
+        raise InputError(
+            f"stage{stage}.data.crop_size {crop}: expected a multiple of 8 plus 1 with label_shrink 8, so that the "
+            f"shrunk labels are sampled on the net's {grid}x{grid} grid"
+        )
+    return ImageSegData(
+        files["image_root"],
+        files["label_root"],
+        files["list"],
+        num_classes=num_classes,
+        crop_size=(section.data.crop_size, section.data.crop_size),
+        mirror=section.data.mirror,
+        rgb=section.data.rgb,
+    )
+
+
+def _initial_model(config: Config, init: InitConfig) -> tuple[CaffeNet, list[str]]:
+    """The net with its initial weights, on the CPU, and the layers that no weights file fills."""
+    model = build_model(
+        config.model.name,
+        num_classes=config.model.num_classes,
+        width_divisor=config.model.width_divisor,
+        dropout=config.model.dropout,
+    )
+    model.fill(init.filler, torch.Generator().manual_seed(config.seed))
+    missing = [layer.name for layer in model.layers]
+    if init.weights:
+        report = load_weights(model, init.weights, spread_branches=init.spread_branches)
+        log.info("%s", report)
+        if not report.loaded:
+            raise InputError(
+                f"{init.weights}: none of its layers is in {config.model.name}; it holds {report.unused}"
+            )
+        missing = report.missing
+    return model, missing
+
+
+def _warn_of_fillers(config: Config, stage: int, init: InitConfig, hidden: list[str]) -> None:
+    """Say where the releases' filler does not fit the weights below it; ``hidden`` are the layers that it fills."""
+    if not init.weights:
+        log.warning(
+            "stage%d.init.weights is not given: every layer starts from its filler (%s); "
+            "the papers start from ImageNet's weights (%s)",
+            stage,
+            init.filler,
+            IMAGENET_WEIGHTS[config.model.name.partition("_")[0]],
+        )
+    elif hidden and init.filler == "gaussian":
+        log.warning(
+            "%s: has no %s; filled from N(0, 0.01) such layers saturate the softmax and nothing is learnt: add "
+            "stage%d.init.filler=lsuv, which scales them on the first batch",
+            init.weights,
+            ", ".join(hidden),
+            stage,
+        )
+
+
+def _take_over(solver: CaffeSGD, path: str) -> None:
+    state = read_solverstate(path)
+    try:
+        solver.load_history(state.history, state.iter)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+    if state.iter >= solver.config.max_iter:
+        raise InputError(
+            f"{path}: its iteration {state.iter} is not below solver.max_iter {solver.config.max_iter}"
+        )
+
+
+def labels_sha256(root: str, list_path: str) -> str:
+    """One hash over the label files that a list names, in its order; a missing one counts as empty."""
+    digest = hashlib.sha256()
+    for line in read_label_list(list_path):
+        try:
+            with open(os.path.join(root, line.label.lstrip("/")), "rb", buffering=0) as file:
+                digest.update(hashlib.sha256(file.read()).hexdigest().encode())
+        except FileNotFoundError:
+            digest.update(b"-")
+    return digest.hexdigest()
+
+
+def _settings(
+    config: Config, stage: int, section: Stage1Config | Stage2Config, hashes: dict[str, str]
+) -> dict[str, Any]:
+    """All that shapes the stage's weights; paths are stood for by the hashes of their contents."""
+    fields = section.model_dump()
+    for part, keys in SHAPELESS.items():
+        fields[part] = {key: value for key, value in fields[part].items() if key not in keys}
+    fields["init"] = {key: fields["init"][key] for key in ("filler", "spread_branches")}
+    return {
+        "seed": config.seed,
+        "precision": config.precision,
+        "model": config.model.model_dump(),
+        f"stage{stage}": fields,
+        "inputs_sha256": hashes,
+    }
