@@ -112,7 +112,7 @@ def test_damaged_heap_ends_in_an_error(tmp_path):
     data = bytearray(TOY_H5.read_bytes())
     data[data.index(b"toy_iter_6", data.index(b"GCOL")) - 16] ^= 7  # the string's number in the heap
     (tmp_path / "x.h5").write_bytes(data)
-    with pytest.raises(CaffeFileError, match="/learned_net: the string is not in the file"):
+    with pytest.raises(CaffeFileError, match="bad heap pointer"):
         read_solverstate(tmp_path / "x.h5")
 
 
@@ -189,7 +189,7 @@ HDF5_DAMAGE = {
     long_iter: "expected one integer",
     negative_iter: "iter -1",
     text_is_a_number: "expected one string",
-    huge_text: "more than the file",
+    huge_text: "/learned_net: claims more values than the file",
     soft_history: "/history: is a SoftLink",
     empty_history: "no history",
     history_gap: "/history: its datasets",
@@ -212,7 +212,8 @@ def test_mutated_states_load_or_raise(tmp_path, source):
     rng = random.Random(5)
     data = source.read_bytes()
     raised = 0
-    for _ in range(300):
+    count = 60 if source is TOY_H5 else 300  # each HDF5 file is read by a process of its own
+    for _ in range(count):
         mutated = bytearray(data)
         for _ in range(rng.choice((1, 8))):
             mutated[rng.randrange(len(mutated))] = rng.randrange(256)
@@ -221,7 +222,7 @@ def test_mutated_states_load_or_raise(tmp_path, source):
             read_solverstate(tmp_path / "x")
         except CaffeFileError:
             raised += 1
-    assert 30 < raised < 300
+    assert count / 10 < raised < count
 
 
 # --- conversions ------------------------------------------------------------------------------------------

@@ -182,13 +182,13 @@ def _add_layer(layers: dict[str, CaffeLayer], layer: CaffeLayer, file: WireFile)
 
 def _read_hdf5(path: str | os.PathLike[str]) -> CaffeModel:
     layers = {}
-    with hdf5.open_hdf5(path) as file:
-        for name in file.groups("/data"):
-            blobs = tuple(file.blobs(f"/data/{name}"))
-            layers[name] = CaffeLayer(name, "", blobs=blobs, legacy=(False,) * len(blobs))
-        if not layers:
-            raise file.error("/data", "no layers")
-        return CaffeModel("", layers, "Caffe HDF5", _rounding(file.doubles))
+    file = hdf5.HDF5Reader(path, "data")
+    for name in file.groups("/data"):
+        blobs = tuple(file.blobs(f"/data/{name}"))
+        layers[name] = CaffeLayer(name, "", blobs=blobs, legacy=(False,) * len(blobs))
+    if not layers:
+        raise file.error("/data", "no layers")
+    return CaffeModel("", layers, "Caffe HDF5", _rounding(file.doubles))
 
 
 def _rounding(doubles: int) -> tuple[str, ...]:

@@ -6,10 +6,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-import h5py
-
 from weights_conversion import hdf5
-from weights_conversion.errors import CaffeFileError
 from weights_conversion.wire import WireFile, open_wire
 
 Kind = Literal["caffemodel", "solverstate", "safetensors", "pth", "prototxt"]
@@ -47,11 +44,5 @@ def _is_safetensors(file: WireFile) -> bool:
 
 
 def _hdf5_kind(path: str | os.PathLike[str]) -> Kind:
-    try:
-        with h5py.File(path, "r") as file:
-            names = set(file)  # as they stand: looking one up would follow a link out of the file
-            return "solverstate" if "history" in names and "data" not in names else "caffemodel"
-    except Exception as error:  # on a damaged file h5py raises almost anything
-        raise CaffeFileError(
-            f"{os.fspath(path)}: damaged HDF5 file: {' '.join(str(error).split())}"
-        ) from error
+    names = hdf5.root_names(path)
+    return "solverstate" if "history" in names and "data" not in names else "caffemodel"

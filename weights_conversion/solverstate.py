@@ -41,14 +41,14 @@ def read_solverstate(path: str | os.PathLike[str]) -> SolverState:
     with open_wire(path) as file:
         if not file.head.startswith(hdf5.MAGIC):
             return _read_binary(file)
-    with hdf5.open_hdf5(path) as reader:
-        state = SolverState(
-            iter=reader.integer("iter"),
-            current_step=reader.integer("current_step"),
-            learned_net=reader.text("learned_net"),
-            history=reader.blobs("/history"),
-        )
-        return _checked(state, reader)
+    reader = hdf5.HDF5Reader(path, "iter", "current_step", "learned_net", "history")
+    state = SolverState(
+        iter=reader.integer("iter"),
+        current_step=reader.integer("current_step"),
+        learned_net=reader.text("learned_net"),
+        history=reader.blobs("/history"),
+    )
+    return _checked(state, reader)
 
 
 def _read_binary(file: WireFile) -> SolverState:

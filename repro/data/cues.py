@@ -7,22 +7,19 @@ and a trusting reader; `convert_cues` makes an HDF5 file of it that opens at onc
 
 from __future__ import annotations
 
-import gzip
 import logging
 import os
 import pickle
 import re
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import ArrayLike
 
+from repro import guard
 from repro.data.voc import read_mask
 from repro.errors import InputError
 from repro.files import atomic_path
@@ -71,7 +68,7 @@ class CueFile:
         if name.endswith(HDF5_SUFFIXES):
             return _read_hdf5(name)
         if name.endswith(PICKLE_SUFFIXES):
-            return cls.from_entries(name, _pair_up(name, _read_pickle(name)))
+            return cls.from_entries(name, _read_pickle(name))
         raise InputError(f"{name}: unknown kind of cue file, .pickle, .pickle.gz or .h5 expected")
 
     @classmethod
@@ -306,12 +303,12 @@ def _integers(values: ArrayLike, rank: int, what: str) -> np.ndarray:
 
 # --- HDF5 ---------------------------------------------------------------------------------------------------
 
-_DATASETS = {  # name in the file and the field: rank
-    "indices": 1,
-    "label_offsets": 1,
-    "flat_labels": 1,
-    "cue_offsets": 1,
-    "flat_cues": 2,
+_DATASETS = {  # name in the file and the field: rank and dtype
+    "indices": (1, np.int64),
+    "label_offsets": (1, np.int64),
+    "flat_labels": (1, np.int16),
+    "cue_offsets": (1, np.int64),
+    "flat_cues": (2, np.int16),
 }
 
 
@@ -327,31 +324,24 @@ def _write_hdf5(path: str | os.PathLike[str], file: CueFile) -> None:
 
 
 def _read_hdf5(name: str) -> CueFile:
+    content = guard.read_hdf5(name, wanted=list(_DATASETS), packed=True)
+    if content.attributes.get("format") != _FORMAT:
+        raise InputError(f"{name}: no cue file, an HDF5 file with the attribute format={_FORMAT!r} expected")
+    grid = _stored_grid(name, content.attributes.get("grid"))
     arrays: dict[str, np.ndarray] = {}
-    try:
-        with h5py.File(name, "r") as source:
-            if source.attrs.get("format") != _FORMAT:
-                raise InputError(
-                    f"{name}: no cue file, an HDF5 file with the attribute format={_FORMAT!r} expected"
-                )
-            grid = _stored_grid(name, source.attrs.get("grid"))
-            for key, rank in _DATASETS.items():
-                found = source.get(key)
-                if not isinstance(found, h5py.Dataset) or found.dtype.kind != "i" or found.ndim != rank:
-                    raise InputError(f"{name}: damaged, a dataset {key!r} of {rank}-d integers expected")
-                if (
-                    not isinstance(source.get(key, getlink=True), h5py.HardLink)
-                    or found.is_virtual
-                    or found.external
-                ):
-                    raise InputError(f"{name}: {key!r} lies outside of the file, one inside expected")
-                if found.nbytes > MAX_BYTES:
-                    raise InputError(
-                        f"{name}: {key!r} unpacks to {found.nbytes} bytes, at most {MAX_BYTES} expected"
-                    )
-                arrays[key] = found[()]
-    except (OSError, RuntimeError, KeyError) as error:
-        raise InputError(f"{name}: cannot be read ({_line(error)}), an HDF5 cue file expected") from error
+    for key, (rank, dtype) in _DATASETS.items():
+        found = content.arrays.get(f"/{key}")
+        if (
+            found is None
+            or found.values is None
+            or found.values.dtype.kind != "i"
+            or found.values.ndim != rank
+        ):
+            raise InputError(f"{name}: damaged, a dataset {key!r} of {rank}-d integers expected")
+        if found.values.dtype.itemsize > np.dtype(dtype).itemsize:
+            raise InputError(f"{name}: {key!r} is of {found.dtype}, {np.dtype(dtype)} expected")
+        # narrower ones are widened: sums of offsets, and differences of indices, would wrap in them
+        arrays[key] = found.values.astype(dtype, copy=False)
     indices, labels, cues = arrays["indices"], arrays["flat_labels"], arrays["flat_cues"]
     sound = (
         (np.diff(indices) > 0).all()
@@ -385,118 +375,18 @@ def _spans(offsets: np.ndarray, count: int, length: int) -> bool:
 # --- the originals' pickle ----------------------------------------------------------------------------------
 
 
-class _Dtype:
-    """Stands in for ``numpy.dtype`` while unpickling: plain integers, floats and booleans, nothing else."""
-
-    def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
-        if not isinstance(code, str) or not re.fullmatch(r"[<>|=]?[iufb][1248]", code):
-            raise pickle.UnpicklingError(f"dtype {code!r}")
-        self.dtype = np.dtype(code)
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _version, order, *structure = state
-        if structure[:3] != [None, None, None]:
-            raise pickle.UnpicklingError("a structured dtype")
-        self.dtype = self.dtype.newbyteorder(order)
-
-
-class _Array:
-    """Stands in for ``numpy.ndarray``: what it is given goes through ``frombuffer``, whose checks hold."""
-
-    def __init__(self) -> None:
-        self.array = np.empty(0)
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _version, shape, dtype, fortran, data = state
-        self.array = _from_buffer(data, dtype, shape, "F" if fortran else "C").array
-
-
-def _from_buffer(data: bytes | str, dtype: _Dtype, shape: tuple[int, ...], order: str) -> _Array:
-    raw = data.encode("latin1") if isinstance(data, str) else data  # Python 2 wrote the bytes as its str
-    result = _Array()
-    result.array = np.frombuffer(raw, dtype.dtype).reshape(shape, order="F" if order == "F" else "C")
-    return result
-
-
-def _reconstruct(subtype: type, shape: tuple[int, ...], typecode: str) -> _Array:
-    if subtype is not _Array:
-        raise pickle.UnpicklingError(f"an array of type {subtype!r}")
-    return _Array()
-
-
-def _scalar(dtype: _Dtype, data: bytes | str) -> int | float:
-    return _from_buffer(data, dtype, (), "C").array.item()
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":  # Python 3 writes bytes so under protocol 2
-        raise pickle.UnpicklingError(f"bytes in {encoding!r}")
-    return text.encode("latin1")
-
-
-def _no_bytes() -> bytes:
-    return b""  # what Python 3 writes for no bytes at all is a call of bytes()
-
-
-_ADMITTED: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): _encode,
-    ("__builtin__", "bytes"): _no_bytes,
-}
-for _core in ("numpy.core", "numpy._core"):  # NumPy 2 renamed it
-    _ADMITTED[f"{_core}.multiarray", "_reconstruct"] = _reconstruct
-    _ADMITTED[f"{_core}.multiarray", "scalar"] = _scalar
-    _ADMITTED[f"{_core}.numeric", "_frombuffer"] = _from_buffer
-
-
-class _ForbiddenGlobalError(Exception):
-    pass
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ADMITTED:
-            raise _ForbiddenGlobalError(f"{module}.{name}")
-        return _ADMITTED[module, name]
-
-
-def _read_pickle(name: str) -> object:
-    try:
-        with gzip.open(name) if name.endswith(".gz") else Path(name).open("rb") as stream:
-            data = stream.read(MAX_BYTES + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{name}: cannot be read ({_line(error)}), a whole cue file expected") from error
-    if len(data) > MAX_BYTES:
-        raise InputError(f"{name}: unpacks to more than the {MAX_BYTES} bytes expected at most")
-    try:
-        return _Unpickler(BytesIO(data), encoding="latin1").load()
-    except _ForbiddenGlobalError as error:
-        raise InputError(f"{name}: the pickle imports {error}, nothing but NumPy arrays expected") from error
-    except Exception as error:  # damaged or made-up opcodes raise almost anything
-        raise InputError(
-            f"{name}: damaged pickle ({_line(error)}), a dict of NumPy arrays expected"
-        ) from error
-
-
-def _pair_up(name: str, content: object) -> dict[int, tuple[ArrayLike, ArrayLike]]:
-    if not isinstance(content, dict):
-        raise InputError(
-            f"{name}: holds a {type(content).__name__}, a dict of '<index>_labels' and '<index>_cues' expected"
-        )
-    kinds: dict[str, dict[int, ArrayLike]] = {"labels": {}, "cues": {}}
-    for key, value in content.items():
-        match = re.fullmatch(r"([0-9]{1,18})_(labels|cues)", key) if isinstance(key, str) else None
+def _read_pickle(name: str) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    content = guard.read_pickle(
+        name, most=MAX_BYTES, expected="a dict of '<index>_labels' and '<index>_cues'"
+    )
+    kinds: dict[str, dict[int, np.ndarray]] = {"labels": {}, "cues": {}}
+    for key, array in content.arrays.items():
+        match = re.fullmatch(r"([0-9]{1,18})_(labels|cues)", key)
         if match is None:
-            raise InputError(f"{name}: key {str(key)[:80]!r}, '<index>_labels' or '<index>_cues' expected")
-        if not isinstance(value, _Array | list | tuple):
-            raise InputError(f"{name}: {key} is a {type(value).__name__}, an integer array expected")
-        kinds[match[2]][int(match[1])] = value.array if isinstance(value, _Array) else value
+            raise InputError(f"{name}: key {key[:80]!r}, '<index>_labels' or '<index>_cues' expected")
+        assert array.values is not None
+        kinds[match[2]][int(match[1])] = array.values
     lonely = kinds["labels"].keys() ^ kinds["cues"].keys()
     if lonely:
         raise InputError(f"{name}: index {min(lonely)} has only one of '_labels' and '_cues', both expected")
     return {index: (labels, kinds["cues"][index]) for index, labels in kinds["labels"].items()}
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
