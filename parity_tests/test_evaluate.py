@@ -65,10 +65,12 @@ def test_rules_differ_when_a_class_is_missed():
     np.testing.assert_array_equal(per_class_iou(matrix), [8 / 13, 0.5, 0.0, np.nan])
     assert mean_iou(matrix, "released") == pytest.approx((8 / 13 + 0.5) / 2, abs=1e-15)
     assert mean_iou(matrix, "voc") == pytest.approx((8 / 13 + 0.5) / 4, abs=1e-15)
+    assert mean_iou(matrix, "present") == pytest.approx((8 / 13 + 0.5) / 3, abs=1e-15)
     assert pixel_accuracy(matrix) == 10 / 15
     scores = summarize(matrix, 3)
     assert scores["per_class_iou"][3] is None
     assert scores["classes_counted"] == 2
+    assert scores["absent_classes"] == [3]
     assert json.loads(json.dumps(scores, allow_nan=False)) == scores
 
 
@@ -76,7 +78,8 @@ def test_nothing_counted_is_not_an_error_but_no_score():
     scores = summarize(confusion_matrix(np.full((2, 2), 255), np.zeros((2, 2), int), 3), 1)
     assert scores["pixel_accuracy"] is None
     assert scores["per_class_iou"] == [None] * 3
-    assert scores["mean_iou"] == {"released": 0.0, "voc": 0.0}
+    assert scores["mean_iou"] == {"released": 0.0, "voc": 0.0, "present": 0.0}
+    assert scores["absent_classes"] == [0, 1, 2]
 
 
 def test_a_prediction_may_be_anything_under_void():
@@ -103,7 +106,7 @@ def test_bad_masks_are_refused(gt, pred, message):
 
 
 def test_bad_arguments_are_refused():
-    with pytest.raises(InputError, match="'best': expected one of released, voc"):
+    with pytest.raises(InputError, match="'best': expected one of released, voc, present"):
         mean_iou(np.eye(2), "best")
     with pytest.raises(InputError, match=r"\(2, 3\)"):
         mean_iou(np.ones((2, 3)), "voc")
@@ -135,6 +138,14 @@ def test_folder_of_palette_and_grey_masks(masks):
     assert evaluate_folder(pred_dir, gt_paths, ids, 3) == summarize(expected, 2)
 
 
+def test_a_class_that_is_only_predicted_is_absent_and_lowers_the_others_alone():
+    """Rule present averages the truth's classes; pixels wrongly given to another class count against theirs."""
+    matrix = np.array([[6, 0, 2], [0, 4, 0], [0, 0, 0]])
+    assert summarize(matrix, 1)["absent_classes"] == [2]
+    assert mean_iou(matrix, "present") == (6 / 8 + 1) / 2
+    assert mean_iou(matrix, "voc") == pytest.approx((6 / 8 + 1) / 3, abs=1e-15)
+
+
 def test_missing_prediction_names_the_file(masks):
     pred_dir, gt_paths, ids, _ = masks
     (pred_dir / "b.png").unlink()
@@ -159,7 +170,7 @@ def test_void_in_a_prediction_names_the_files(masks):
 def test_nothing_but_void_is_refused(masks):
     pred_dir, gt_paths, ids, _ = masks
     Image.fromarray(np.full((6, 5), 255, np.uint8)).save(gt_paths[0])
-    with pytest.raises(InputError, match=r"gt/a\.png .*all void"):
+    with pytest.raises(InputError, match=r"gt/a\.png: all void"):
         evaluate_folder(pred_dir, gt_paths[:1], ids[:1], 3)
 
 

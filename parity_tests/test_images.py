@@ -310,7 +310,18 @@ def bad_depth(path):
 
 
 def bad_format(path):
-    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(path, format="GIF")
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(path, format="TGA")
+
+
+def bad_colour_depth(path):
+    """Pillow reads 16-bit RGB, and drops half of each value."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header, row = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0), b"\0" + bytes(range(12))
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row * 2)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
 
 
 @pytest.mark.parametrize(
@@ -323,6 +334,7 @@ def bad_format(path):
         (bad_png, "damaged"),
         (bad_folder, "no such image file"),
         (bad_depth, "mode 'I;16'"),
+        (bad_colour_depth, "a PNG of 16 bits"),
         (bad_format, "not an image of a known format"),
     ],
 )

@@ -173,3 +173,21 @@ def test_labels_as_csv(tmp_path, capsys):
     )
     assert "x.txt: expected a name that ends in .csv" in capsys.readouterr().err
     assert not (tmp_path / "x.txt").exists()
+
+
+@pytest.mark.parametrize("space", ['xmlns="http://example.org"', 'xmlns:v="http://example.org"'])
+def test_annotations_in_a_name_space(tmp_path, space):
+    prefix = "v:" if "xmlns:v" in space else ""
+    (tmp_path / "a.xml").write_text(
+        f"<{prefix}annotation {space}><{prefix}object><{prefix}name>dog</{prefix}name></{prefix}object>"
+        f"</{prefix}annotation>"
+    )
+    assert read_labels(tmp_path, CLASS_NAMES) == {"a": [CLASS_NAMES.index("dog")]}
+
+
+def test_no_label_at_all_is_an_error(tmp_path, capsys):
+    for name in "ab":
+        (tmp_path / f"{name}.xml").write_text("<annotation><obj><name>dog</name></obj></annotation>")
+    assert run_command(["data", "labels", str(tmp_path), str(tmp_path / "labels.csv")]) == 2
+    assert "no label of any class in it, for 2 images" in capsys.readouterr().err
+    assert not (tmp_path / "labels.csv").exists()

@@ -23,7 +23,7 @@ from parity_tests.small_voc import (
     write_voc,
 )
 from repro.cli import run_command
-from repro.data import write_mask
+from repro.data import write_cues, write_mask
 from repro.fetch.sbd import build_train_aug
 from repro.fetch.verify import verify
 
@@ -146,6 +146,30 @@ def test_damage_is_named(tree, damage):
     spoil(tree)
     troubles = failed(verify(tree.root, partial=True))
     assert any(reason in trouble for trouble in troubles[check]), troubles
+
+
+def test_object_masks_of_0_and_255_are_noticed(tree):
+    for folder in (tree.masks, tree.masks_aug):
+        for path in folder.iterdir():
+            write_mask(path, np.where(np.asarray(Image.open(path)) > 0, 255, 0).astype(np.uint8))
+    assert "no class but background" in failed(verify(tree.root, partial=True))["masks"][0]
+
+
+def test_masks_that_look_like_another_format_get_a_line(tree):
+    Image.fromarray(mask_of(VAL[0], void=False) > 0).save(tree.mask(VAL[0]))
+    (line,) = (str(check) for check in verify(tree.root, partial=True).checks if check.name == "masks")
+    assert line.startswith("ok")
+    assert "grey of 1 bit" in line
+
+
+def test_cues_of_another_grid_are_noticed(tree, tmp_path):
+    (tmp_path / "localization_cues.pickle").unlink()
+    entries = {index: ([CLASS[name]], [[0], [20], [20]]) for index, name in enumerate(TRAIN_AUG)}
+    write_cues(tmp_path / "localization_cues.h5", entries)
+    (line,) = (str(check) for check in verify(tree.root, partial=True).checks if check.name == "cues")
+    assert "no cue beyond row 20 of the net's 41x41 grid" in line
+    write_cues(tmp_path / "localization_cues.h5", entries, (21, 21))
+    assert "cues of a 21x21 grid" in failed(verify(tree.root, partial=True))["cues"][0]
 
 
 def test_quick_sees_what_headers_tell(tree):

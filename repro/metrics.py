@@ -6,6 +6,8 @@ ground truth is a class, so that void (255) counts nowhere, and differ in what t
 - ``released``: the DSRG release's script averages IoU over the classes with **at least one correct pixel**;
   a class that was missed altogether drops out of the mean instead of counting as zero.
 - ``voc``: the mean over all classes, as the VOC benchmark has it.
+- ``present``, which is ours: the mean over the classes that occur in the ground truth. A class that no mask shows
+  does not count as zero, one that was missed does.
 
 The rules agree as soon as every class has a correct pixel, which is the rule on the full VOC set and the
 exception on small samples. Fractions are 0–1 here; tables turn them into percent.
@@ -21,7 +23,7 @@ import torch
 
 from repro.errors import InputError
 
-RULES = ("released", "voc")
+RULES = ("released", "voc", "present")
 
 
 def confusion_matrix(gt: npt.ArrayLike, pred: npt.ArrayLike, num_classes: int) -> npt.NDArray[np.int64]:
@@ -59,7 +61,13 @@ def mean_iou(matrix: npt.ArrayLike, rule: str) -> float:
     Args:
         matrix: (C, C) counts, rows are ground truth.
         rule: ``released`` averages the classes with at least one correct pixel (0.0 if there is none);
-            ``voc`` averages all C, where a class that occurs nowhere counts as zero.
+            ``voc`` averages all C, where a class that occurs nowhere counts as zero; ``present`` averages the
+            classes that occur in the ground truth (0.0 if there is none).
+
+    Example:
+        >>> matrix = [[8, 0, 0], [2, 2, 0], [0, 0, 0]]  # class 2 occurs nowhere
+        >>> round(mean_iou(matrix, "voc"), 3), round(mean_iou(matrix, "present"), 3)
+        (0.433, 0.65)
 
     Raises:
         InputError: any other rule, or a matrix that is not square.
@@ -69,7 +77,8 @@ def mean_iou(matrix: npt.ArrayLike, rule: str) -> float:
     iou = np.nan_to_num(per_class_iou(matrix))
     if rule == "voc":
         return float(iou.mean())
-    counted = np.diagonal(_square(matrix)) > 0
+    counts = _square(matrix)
+    counted = (counts.sum(axis=1) if rule == "present" else np.diagonal(counts)) > 0
     return float(iou[counted].mean()) if counted.any() else 0.0
 
 
@@ -171,9 +180,10 @@ def _released_figures(counts: npt.NDArray[np.int64]) -> dict[str, Any]:
 def summarize(matrix: npt.ArrayLike, images: int) -> dict[str, Any]:
     """All scores of a confusion matrix as a dict that JSON can hold.
 
-    Keys: ``images``; ``mean_iou`` with both rules; ``classes_counted``, the number of classes with a correct
-    pixel, which rule ``released`` averages; ``per_class_iou``, C numbers or ``None`` for a class that occurs
-    nowhere; ``pixel_accuracy`` (``None`` without a counted pixel); ``matrix``.
+    Keys: ``images``; ``mean_iou`` with all rules; ``classes_counted``, the number of classes with a correct pixel,
+    which rule ``released`` averages; ``absent_classes``, indices of those that no ground truth shows;
+    ``per_class_iou``, C numbers or ``None`` for a class that occurs nowhere; ``pixel_accuracy`` (``None`` without a
+    counted pixel); ``matrix``.
     """
     counts = _square(matrix)
     accuracy = pixel_accuracy(counts)
@@ -181,6 +191,7 @@ def summarize(matrix: npt.ArrayLike, images: int) -> dict[str, Any]:
         "images": images,
         "mean_iou": {rule: mean_iou(counts, rule) for rule in RULES},
         "classes_counted": int((np.diagonal(counts) > 0).sum()),
+        "absent_classes": np.flatnonzero(counts.sum(axis=1) == 0).tolist(),
         "per_class_iou": [None if np.isnan(iou) else float(iou) for iou in per_class_iou(counts)],
         "pixel_accuracy": None if np.isnan(accuracy) else accuracy,
         "matrix": counts.tolist(),

@@ -10,9 +10,10 @@ import typer
 from repro import distributed
 from repro.bench import bench as run_bench
 from repro.cli.shared import ConfigOption, DeviceOption, Overrides, SeedOption, app, load, say, with_options
-from repro.config import profile_names
+from repro.config import load_config, profile_names
 from repro.constants import VOID
-from repro.data import read_id_list
+from repro.data import CLASS_NAMES, read_id_list
+from repro.data.voc import read_text
 from repro.errors import InputError
 from repro.files import write_json
 from repro.inference.evaluate import evaluate_folder
@@ -79,29 +80,67 @@ def train(
 
 
 @app.command(
-    epilog="Example: repro evaluate --pred masks/ --gt VOC2012/SegmentationClass --list val.txt --out scores.json"
+    epilog="Example: repro evaluate --pred masks/ --gt VOC2012/SegmentationClass --list val.txt --out scores.json\n\n"
+    "repro evaluate --pred masks/ --gt truth/ --list ids.txt --classes background,cat,dog"
 )
 def evaluate(
     pred: Annotated[Path, typer.Option(help="Folder of predicted masks, <id>.png.")],
     gt: Annotated[Path, typer.Option(help="Folder of ground-truth masks, <id>.png (indices; 255 is void).")],
     ids: Annotated[Path, typer.Option("--list", help="Ids, one a line.")],
-    num_classes: Annotated[int, typer.Option(min=2, max=VOID, help="Classes, background included.")] = 21,
+    num_classes: Annotated[
+        int | None,
+        typer.Option(min=2, max=VOID, help="Classes, background included.", show_default="VOC's 21"),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            help="Their names instead, background first: a,b,c, or a file of one a line.", show_default=False
+        ),
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(help="Or the profile that names them (dataset.classes).", show_default=False),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the scores as JSON, too.")] = None,
 ) -> None:
-    """Score masks: mean IoU by both averaging rules, pixel accuracy, every class."""
+    """Score masks: mean IoU by the averaging rules, pixel accuracy, every class."""
     distributed.join()
+    named = _class_names(num_classes, classes, config)
     names = read_id_list(ids)
-    scores = evaluate_folder(pred, [gt / f"{name}.png" for name in names], names, num_classes)
+    scores = evaluate_folder(pred, [gt / f"{name}.png" for name in names], names, len(named))
     if not distributed.is_first():
         return
     typer.echo(f"{'images':<28}{scores['images']}")
     for rule, value in scores["mean_iou"].items():
         typer.echo(f"{f'mean IoU, rule {rule}':<28}{100 * value:.2f}")
     typer.echo(f"{'pixel accuracy':<28}{100 * scores['pixel_accuracy']:.2f}")
-    for index, value in enumerate(scores["per_class_iou"]):
-        typer.echo(f"{f'class {index}':<28}{'-' if value is None else f'{100 * value:.2f}'}")
+    for name, value in zip(named, scores["per_class_iou"], strict=True):
+        typer.echo(f"{name:<28}{'-' if value is None else f'{100 * value:.2f}'}")
+    if absent := [named[index] for index in scores["absent_classes"]]:
+        typer.echo(
+            f"{len(absent)} of the {len(named)} classes are in no ground-truth mask: {', '.join(absent)}. "
+            "Rule voc counts them as 0, rule present leaves them out; --classes, --num-classes or --config say "
+            "which classes there are."
+        )
     if out:
-        write_json(out, scores)
+        write_json(out, {**scores, "classes": named})
+
+
+def _class_names(num_classes: int | None, classes: str | None, config: str | None) -> list[str]:
+    """The classes that the options of `evaluate` mean; at most one is given, VOC's without any."""
+    if sum(option is not None for option in (num_classes, classes, config)) > 1:
+        raise InputError("evaluate: give one of --num-classes, --classes and --config")
+    if config is not None:
+        return list(load_config(config).dataset.classes)
+    if classes is not None:
+        text = read_text(classes, "a class name") if Path(classes).is_file() else classes.replace(",", "\n")
+        named = [name.strip() for name in text.splitlines() if name.strip()]
+        if not 2 <= len(named) <= VOID or len(set(named)) != len(named):
+            raise InputError(f"--classes {classes}: 2 to {VOID} different names expected, background first")
+        return named
+    if num_classes in (None, len(CLASS_NAMES)):
+        return list(CLASS_NAMES)
+    return ["background", *(f"class {index}" for index in range(1, num_classes))]
 
 
 @app.command(

@@ -36,8 +36,10 @@ from repro.data import (
 )
 from repro.data.cues import cell_counts
 from repro.data.datasets import Item, tensor
+from repro.data.image_survey import survey_images
 from repro.data.images import open_image
 from repro.data.labels import CLASSIFIER_MEAN_BGR, present
+from repro.data.mask_set import MaskSet
 from repro.data.voc import read_cue_indices
 from repro.errors import InputError
 from repro.files import atomic_path, file_sha256, json_sha256, write_json, write_text
@@ -169,6 +171,7 @@ def make_cues(
     nets = {net: weights[net] for net in SEED_CLASSIFIERS if net == "cam" or saliency is None}
     described = _cue_settings(config, section, labelled, nets, grid)
     check_settings(out, described)
+    survey_images(list(labelled.images.values()))
     models = {net: _trained(config, net, path, device) for net, path in nets.items()}
 
     folder = out / "png"
@@ -413,7 +416,9 @@ def score_seeds(
     if not names:
         raise InputError(f"{cues}: no cues to score")
     matrix = torch.zeros(classes, classes + 1, dtype=torch.float64)
+    truth = MaskSet(classes)
     for name in tqdm(names, desc="score", unit="image", disable=None, dynamic_ncols=True):
-        truth = cell_counts(read_mask(masks / f"{name}.png", classes), classes, *grid)
-        matrix += seed_matrix(torch.from_numpy(truth)[None], torch.from_numpy(blob(name))[None])
+        counts = cell_counts(truth.read(masks / f"{name}.png"), classes, *grid)
+        matrix += seed_matrix(torch.from_numpy(counts)[None], torch.from_numpy(blob(name))[None])
+    truth.check()
     return {"images": len(names), **seed_figures(matrix)}

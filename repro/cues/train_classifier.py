@@ -14,6 +14,7 @@ import torch.nn as nn
 
 from repro import distributed
 from repro.config import Config, Stage0Config
+from repro.data.image_survey import survey_images
 from repro.data.labels import LabelledImages, check_every_class_occurs
 from repro.errors import InputError
 from repro.files import file_sha256, json_sha256
@@ -59,6 +60,7 @@ def train_classifier(config: Config, net: str, run: Run) -> Path:
         raise InputError("stage0.solver.max_iter: expected at least 1 iteration")
     if section.init.weights and not Path(section.init.weights).is_file():
         raise InputError(f"stage0.init.weights: no such file: {section.init.weights}")
+    survey_images(list(labelled.images.values()))
     training, held_out = _split(labelled, section.data.held_out, config.seed)
     check_every_class_occurs(
         {name: labelled.labels[name] for name in training}, config.dataset.classes, labelled.source

@@ -81,6 +81,10 @@ class AnnotationCOCO:
         self._list = os.fspath(list_path)
         self._paths = located_pairs(image_root, cue_root, self.lines, self._list)
 
+    def image_paths(self) -> list[str]:
+        """The image of each line."""
+        return [image for image, _ in self._paths]
+
     def __len__(self) -> int:
         return len(self.lines)
 

@@ -84,6 +84,10 @@ class ImageData:
                 naming(f"{self._list}:{line.line}", self.cues.check, line.cue_index, num_classes, *grid)
         self._kept = KeptImages(0, (new_height, new_width, 3), 0)
 
+    def image_paths(self) -> list[str]:
+        """The image of each line."""
+        return self._paths
+
     def __len__(self) -> int:
         return len(self.lines)
 
@@ -154,6 +158,14 @@ class ImageSegData:
         self.mean = tuple(mean)
         self._list = os.fspath(list_path)
         self._paths = located_pairs(image_root, label_root, self.lines, self._list)
+
+    def image_paths(self) -> list[str]:
+        """The image of each line."""
+        return [image for image, _ in self._paths]
+
+    def label_paths(self) -> list[str]:
+        """The label map of each line."""
+        return [label for _, label in self._paths]
 
     def __len__(self) -> int:
         return len(self.lines)

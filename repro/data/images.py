@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Sequence
@@ -18,41 +19,56 @@ from repro.layers.resize import ArrayT, zoom_linear
 MAX_PIXELS = 64 * 1024 * 1024
 """More pixels than this is taken for a damaged or hostile header (VOC and COCO stay below 0.5 M)."""
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png")
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """By which a folder's images are told from its other files, in any case."""
 
 # The formats that image sets come in. Naming them keeps Pillow from trying its rarer decoders on a bad file.
-_FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF")
+_FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "GIF", "WEBP")
 # Modes that Pillow turns into RGB without a loss of range; 16-bit and float images are not among them.
 _COLOUR_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
 
+log = logging.getLogger(__name__)
 _OPENING = threading.Lock()
 
 
 def find_images(folder: str | os.PathLike[str]) -> dict[str, Path]:
     """The images of a folder (not of its sub-folders), name without suffix -> path, sorted by name.
 
+    Hidden files (``.name``, as macOS leaves them) are none; other files are counted in a line of the log.
     Raises InputError for a folder that is not there or has none, and for two images of one name.
     """
     path = Path(folder)
     if not path.is_dir():
         raise InputError(f"{path}: no such folder of images")
     found: dict[str, Path] = {}
+    others: list[str] = []
     for file in sorted(path.iterdir()):
+        if file.name.startswith("."):
+            continue
         if file.suffix.lower() in IMAGE_SUFFIXES:
             if file.stem in found:
                 raise InputError(f"{path}: {found[file.stem].name} and {file.name} would share a mask")
             found[file.stem] = file
+        elif file.is_file():
+            others.append(file.name)
     if not found:
         raise InputError(f"{path}: no image ({', '.join(IMAGE_SUFFIXES)}) in it")
+    if others:
+        log.info(
+            "%s: %d files are not taken for images by their names; the first: %s",
+            path,
+            len(others),
+            others[0],
+        )
     return found
 
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
     """Open and fully decode an image file of any mode.
 
-    Raises InputError naming the file for one that is missing, empty, truncated, damaged, of another format
-    than JPEG, PNG, BMP, PPM or TIFF, or above `MAX_PIXELS` (seen in the header, before it is decoded).
+    Of an animation it is the first frame.
+    Raises InputError naming the file for one that is missing, empty, truncated, damaged, of another format than
+    JPEG, PNG, BMP, PPM, TIFF, GIF or WebP, or above `MAX_PIXELS` (seen in the header, before it is decoded).
     """
     return _opened(os.fspath(path), decode=True)
 
@@ -63,13 +79,22 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     return height, width
 
 
+def png_header(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Bits a channel and colour type of a PNG file that `open_image` has read: Pillow does not tell the bits."""
+    with open(path, "rb") as file:
+        header = file.read(
+            26
+        )  # signature, then the chunk IHDR: length, name, width, height, bits, colour type
+    return header[24], header[25]
+
+
 def _opened(name: str, *, decode: bool) -> Image.Image:
     if not os.path.isfile(name):
         raise InputError(f"{name}: no such image file")
     if os.path.getsize(name) == 0:
         raise InputError(f"{name}: the image file is empty (0 bytes)")
     try:
-        with _open_header(name) as image:
+        with open_header(name) as image:
             width, height = image.size
             if decode and width * height <= MAX_PIXELS:
                 image.load()
@@ -85,7 +110,7 @@ def _opened(name: str, *, decode: bool) -> Image.Image:
     return image
 
 
-def _open_header(name: str) -> Image.Image:
+def open_header(name: str) -> Image.Image:
     """An image whose pixels are still in the file. `MAX_PIXELS` is stricter than Pillow's own limit, and its
     refusal names width and height, so Pillow's is lifted here; the lock is for readers in several threads."""
     with _OPENING:
@@ -105,6 +130,8 @@ def read_image_rgb(path: str | os.PathLike[str]) -> np.ndarray:
     image = open_image(path)
     if image.mode not in _COLOUR_MODES:
         raise InputError(f"{os.fspath(path)}: image mode {image.mode!r}, 8-bit grey or colour expected")
+    if image.format == "PNG" and (bits := png_header(path)[0]) > 8:
+        raise InputError(f"{os.fspath(path)}: a PNG of {bits} bits, 8-bit grey or colour expected")
     return np.array(image.convert("RGB"), dtype=np.uint8)
 
 

@@ -47,9 +47,16 @@ def read_labels(source: PathLike, classes: Sequence[str], *, input_list: PathLik
         input_list: lines ``image index``, for a cue file.
 
     Raises:
-        InputError: nothing of that kind there, a damaged file, a label that is no class (naming file and place).
+        InputError: nothing of that kind there, no label at all, a damaged file, a label that is no class (naming
+            file and place).
     """
-    path = Path(source)
+    labels = _read_any(Path(source), classes, input_list)
+    if not any(labels.values()):
+        raise InputError(f"{os.fspath(source)}: no label of any class in it, for {len(labels)} images")
+    return labels
+
+
+def _read_any(path: Path, classes: Sequence[str], input_list: PathLike | None) -> Labels:
     indices = {name: index for index, name in enumerate(classes) if index}
     if path.is_dir():
         if next(path.glob("*.xml"), None):
@@ -173,14 +180,14 @@ def _class_of(name: str, indices: Mapping[str, int], where: str) -> int:
 
 
 def _read_voc_annotations(folder: Path, indices: Mapping[str, int]) -> Labels:
-    """Every object counts, those marked difficult or truncated, too."""
+    """Every object counts, those marked difficult or truncated, too, whatever name space the file puts them in."""
     found: Labels = {}
     for path in sorted(folder.glob("*.xml")):
         try:
             root = ElementTree.parse(path).getroot()
         except (ElementTree.ParseError, DefusedXmlException, OSError) as error:
             raise InputError(f"{path}: damaged XML ({error}), an annotation of VOC expected") from None
-        names = {(entry.findtext("name") or "").strip() for entry in root.iter("object")}
+        names = {(entry.findtext("{*}name") or "").strip() for entry in root.findall(".//{*}object")}
         found[path.stem] = sorted(_class_of(name, indices, str(path)) for name in names)
     return found
 

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from repro.constants import VOID
-from repro.data.images import open_image
+from repro.data.images import open_image, png_header
 from repro.errors import InputError
 from repro.files import atomic_path
 
@@ -97,27 +97,61 @@ def found_beside(root: str | os.PathLike[str], names: Sequence[str]) -> Path | N
 # --- masks --------------------------------------------------------------------------------------------------
 
 
+class MaskDoubt(NamedTuple):
+    """What about a mask looks like another format than class indices: its kind, and a line's words for it."""
+
+    kind: str
+    words: str
+
+
 def read_mask(path: str | os.PathLike[str], num_classes: int = len(CLASS_NAMES)) -> np.ndarray:
     """Read a mask's class indices, uint8 (H, W), from a palette PNG or a grey PNG; never its colours.
 
-    Raises InputError for a file that is no readable PNG, one that holds colours (RGB and the like), and one
-    with an index that is neither below ``num_classes`` nor 255.
+    Raises InputError for a file that is no readable PNG, one that holds colours (RGB and the like), grey of 2 or 4
+    bits, and one with an index that is neither below ``num_classes`` nor 255.
     """
+    return read_doubtful_mask(path, num_classes)[0]
+
+
+def read_doubtful_mask(
+    path: str | os.PathLike[str], num_classes: int = len(CLASS_NAMES)
+) -> tuple[np.ndarray, MaskDoubt | None]:
+    """`read_mask`, and what about the file looks like another format, if anything does."""
+    name = os.fspath(path)
     image = open_image(path)
     if image.format != "PNG":
-        raise InputError(f"{os.fspath(path)}: a {image.format} image, a PNG of class indices expected")
+        raise InputError(f"{name}: a {image.format} image, a PNG of class indices expected")
+    doubt: MaskDoubt | None = None
     if image.mode == "1":  # grey of one bit: its white is 255, as a PNG optimiser leaves it of {0, 255}
         image = image.convert("L")
+        doubt = MaskDoubt("1 bit", "grey of 1 bit, whose white is read as void (255), not as class 1")
     if image.mode not in ("P", "L"):
+        raise InputError(f"{name}: mode {image.mode!r}, a palette or 8-bit grey PNG of indices expected")
+    if image.mode == "L" and (bits := png_header(path)[0]) in (2, 4):
         raise InputError(
-            f"{os.fspath(path)}: mode {image.mode!r}, a palette or 8-bit grey PNG of indices expected"
+            f"{name}: grey of {bits} bits, whose 1 is class 1 to some tools and {255 // (2**bits - 1)} to others; "
+            "a palette or 8-bit grey PNG of indices expected (repro data masks)"
         )
     mask = np.array(image, dtype=np.uint8)
     present = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
     beyond = present[(present >= num_classes) & (present != VOID)]
     if beyond.size:
-        raise InputError(f"{os.fspath(path)}: class {beyond[0]}, 0 to {num_classes - 1} or {VOID} expected")
-    return mask
+        raise InputError(f"{name}: class {beyond[0]}, 0 to {num_classes - 1} or {VOID} expected")
+    return mask, doubt or (_palette_doubt(image, present, num_classes) if image.mode == "P" else None)
+
+
+def _palette_doubt(image: Image.Image, present: np.ndarray, num_classes: int) -> MaskDoubt | None:
+    """An index in the mask whose colour is the one that VOC gives to another class. Black is any tool's filling."""
+    colours = np.asarray(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+    class_of = {
+        colour.tobytes(): index for index, colour in enumerate(colour_palette()[1:num_classes], start=1)
+    }
+    for index in present[present < min(len(colours), num_classes)].tolist():
+        other = class_of.get(colours[index].tobytes(), index)
+        if other != index:
+            words = f"its index {index} has VOC's colour of class {other}; indices are read, not colours"
+            return MaskDoubt("palette", words)
+    return None
 
 
 def write_mask(path: str | os.PathLike[str], mask: np.ndarray) -> None:

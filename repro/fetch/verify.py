@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from repro.data.cues import CueFile
+from repro.data.image_survey import is_turned
 from repro.data.images import image_size, read_image_rgb
+from repro.data.mask_set import MaskSet
 from repro.data.voc import (
     CLASS_NAMES,
     CUE_NAMES,
@@ -24,7 +24,6 @@ from repro.data.voc import (
     found_beside,
     read_cue_indices,
     read_id_list,
-    read_mask,
 )
 from repro.errors import InputError
 from repro.fetch.catalogue import LOCK_NAME, LockFile, Pin, check_file, read_catalogue
@@ -149,7 +148,8 @@ class _Finding(NamedTuple):
     mask_troubles: tuple[str, ...]
     size: int
     digest: bytes
-    classes: frozenset[int]
+    read: MaskSet
+    is_turned: bool
 
 
 class _Pictures:
@@ -171,7 +171,7 @@ class _Pictures:
         self.masks = Check("masks", expected=sum(len(picture.masks) for picture in work))
         self.classes: dict[str, frozenset[int]] = {}  # of each image's masks, unless quick
         self.size = 0
-        digest = hashlib.sha256()
+        digest, read, turned = hashlib.sha256(), MaskSet(len(CLASS_NAMES)), 0
         for name, picture, finding in zip(
             names, work, mapped(_look_at, work, "images and masks"), strict=True
         ):
@@ -180,31 +180,35 @@ class _Pictures:
             self.masks.found += len(picture.masks) - len(finding.mask_troubles)
             self.masks.troubles += finding.mask_troubles
             self.size += finding.size
-            self.classes[name] = finding.classes
+            self.classes[name] = frozenset(finding.read.seen)
+            read.add(finding.read)
+            turned += finding.is_turned
             digest.update(finding.digest)
         self.sha256 = digest.hexdigest()
-        if quick:
-            self.images.remark = self.masks.remark = "headers only"
+        self.masks.troubles += [read.trouble()] * bool(read.trouble())
+        remarks = ["headers only"] * quick
+        if turned:
+            remarks.append(f"{turned} carry an EXIF orientation, which is not applied")
+        self.images.remark = "; ".join(remarks)
+        self.masks.remark = "headers only" if quick else "; ".join(read.lines())
 
 
 def _look_at(picture: _Picture) -> _Finding:
     digest, total = hashlib.sha256(), 0
     size: tuple[int, ...] | None = None
-    trouble, mask_troubles, classes = "", [], set[int]()
+    trouble, mask_troubles, read = "", [], MaskSet(len(CLASS_NAMES))
     try:
         size = image_size(picture.image) if picture.quick else read_image_rgb(picture.image).shape[:2]
     except InputError as error:
         trouble = str(error)
     for path in picture.masks:
         try:
-            mask = None if picture.quick else read_mask(path)
+            mask = None if picture.quick else read.read(path)
             found = image_size(path) if mask is None else mask.shape
             if size is not None and found != size:
                 mask_troubles.append(
                     f"{path}: {found[0]}x{found[1]}, the {size[0]}x{size[1]} of its image expected"
                 )
-            if mask is not None:
-                classes |= set(np.flatnonzero(np.bincount(mask.ravel())).tolist())
         except InputError as error:
             mask_troubles.append(str(error))
     if not picture.quick:
@@ -212,7 +216,7 @@ def _look_at(picture: _Picture) -> _Finding:
             content = path.read_bytes() if path.is_file() else b""
             total += len(content)
             digest.update(hashlib.sha256(content).digest())
-    return _Finding(trouble, tuple(mask_troubles), total, digest.digest(), frozenset(classes))
+    return _Finding(trouble, tuple(mask_troubles), total, digest.digest(), read, is_turned(picture.image))
 
 
 def _cues(

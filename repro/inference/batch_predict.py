@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from repro import distributed
 from repro.data import read_image_rgb, write_mask
+from repro.data.image_survey import survey_images
 from repro.errors import InputError
 from repro.files import write_json
 from repro.run.folder import check_settings
@@ -77,6 +78,8 @@ def predict_folder(
     """
     if out_dir.exists() and not out_dir.is_dir():
         raise InputError(f"{out_dir}: a file is there, a folder for the masks expected")
+    if distributed.is_first():
+        survey_images(list(images.values()))
     described = json.loads(json.dumps(described))
     check_settings(out_dir, described)
     absent = [name for name in images if not (out_dir / f"{name}.png").exists()]

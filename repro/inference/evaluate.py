@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from repro import distributed
-from repro.data.voc import read_mask
+from repro.data.mask_set import MaskSet
 from repro.errors import InputError
 from repro.metrics import confusion_matrix, summarize
 
@@ -31,20 +31,22 @@ def evaluate_folder(
         ``summarize`` of the matrix over all images; several ranks share the images, and each returns it.
 
     Raises:
-        InputError: no ids, only void, a missing or unreadable mask, a prediction whose size differs from the ground
-            truth's or that holds a value outside 0…C−1 at a counted pixel; each names the files.
+        InputError: no ids, ground truth without any class but background, a missing or unreadable mask, a prediction
+            whose size differs from the ground truth's or that holds a value outside 0…C−1 at a counted pixel; each
+            names the files.
     """
     if len(gt_paths) != len(ids):
         raise InputError(f"{len(gt_paths)} ground-truth masks for {len(ids)} image names: expected as many")
     if not ids:
         raise InputError(f"no image to evaluate in {pred_dir}: the list of names is empty")
     matrix = np.zeros((num_classes, num_classes), np.int64)
+    truth, predicted = MaskSet(num_classes), MaskSet(num_classes)
     mine = slice(distributed.rank(), None, distributed.size())
     for gt_path, image_id in zip(gt_paths[mine], ids[mine], strict=True):
         pred_path = Path(pred_dir) / f"{image_id}.png"
         if not pred_path.is_file():
             raise InputError(f"{pred_path}: no prediction for {gt_path}")
-        gt, pred = read_mask(gt_path, num_classes), read_mask(pred_path, num_classes)
+        gt, pred = truth.read(gt_path), predicted.read(pred_path)
         if gt.shape != pred.shape:
             raise InputError(f"{pred_path}: {_size(pred)} pixels, expected {_size(gt)} as {gt_path} has")
         try:
@@ -52,11 +54,17 @@ def evaluate_folder(
         except InputError as error:
             raise InputError(f"{pred_path} against {gt_path}: {error}") from error
     matrix = distributed.add_up(torch.from_numpy(matrix)).numpy()
-    if not matrix.any():
-        raise InputError(
-            f"{gt_paths[0]} and the other ground-truth masks: all void, expected pixels to score"
-        )
+    _together(predicted).log_lines()
+    _together(truth).check()
     return summarize(matrix, len(ids))
+
+
+def _together(masks: MaskSet) -> MaskSet:
+    """What all ranks have read."""
+    together = MaskSet(masks.num_classes)
+    for part in distributed.gathered(masks):
+        together.add(part)
+    return together
 
 
 def _size(mask: npt.NDArray[Any]) -> str:

@@ -12,7 +12,9 @@ import numpy as np
 from repro.config import Config, Stage0Config
 from repro.constants import VOID
 from repro.data import CueFile, VocLayout, find_images, read_id_list, read_mask
+from repro.data.images import IMAGE_SUFFIXES
 from repro.data.labels import Labels, labels_of, read_labels
+from repro.data.mask_set import check_masks
 from repro.data.mini import build_mini
 from repro.data.voc import CUE_NAMES, INPUT_LIST_NAMES, data_folder, found_beside, read_cue_indices
 from repro.errors import InputError
@@ -98,6 +100,7 @@ def open_experiment(config: Config) -> Experiment:
             raise InputError(
                 f"{absent}: no such {kind}, though the lists of {config.dataset.root} name it{hint}"
             )
+    check_masks(map(experiment.truth, experiment.val), experiment.num_classes)
     return experiment
 
 
@@ -252,9 +255,19 @@ def _masks_of(names: Iterable[str], root: Path, folder: str | None) -> Path | No
 
 def _named(folder: Path, suffix: str, none: str) -> list[str]:
     """The names of a folder's files of one kind, sorted. InputError (``none``, the folder) for none."""
-    found = sorted(path.stem for path in folder.iterdir() if path.suffix == suffix) if folder.is_dir() else []
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    found = [path.stem for path in files if path.suffix == suffix and not path.name.startswith(".")]
     if not found:
         raise InputError(f"{none} {folder}")
+    others = [path for path in files if path.suffix != suffix and path.suffix.lower() in IMAGE_SUFFIXES]
+    if others:
+        log.warning(
+            "%s: %d images that are no *%s are left out; the first: %s",
+            folder,
+            len(others),
+            suffix,
+            others[0],
+        )
     return found
 
 

@@ -16,6 +16,8 @@ import torch
 from repro import distributed
 from repro.config import Config, InitConfig, Stage1Config, Stage2Config
 from repro.data import AnnotationCOCO, ImageData, ImageSegData, read_label_list
+from repro.data.image_survey import survey_images
+from repro.data.mask_set import check_masks
 from repro.errors import InputError
 from repro.files import file_sha256
 from repro.models import CaffeNet, build_model
@@ -70,6 +72,8 @@ def train(config: Config, stage: int, run: Run) -> Path:
             model, missing = _initial_model(config, section.init)
             model.set_multipliers(section.multipliers)
             dataset = _dataset(section, stage, files, config.model.num_classes, model)
+            survey_images(dataset.image_paths())
+            _check_truth(section, dataset, config.model.num_classes)
             observer, objective = _objective(section, len(dataset))
             to_device(model, config, run.device)
             solver = CaffeSGD(model, section.solver)
@@ -181,7 +185,7 @@ def _dataset(
             f"stage{stage}.data.crop_size {crop}: expected a multiple of 8 plus 1 with label_shrink 8, so that the "
             f"shrunk labels are sampled on the net's {grid}x{grid} grid"
         )
-    return ImageSegData(
+    segmented = ImageSegData(
         files["image_root"],
         files["label_root"],
         files["list"],
@@ -190,6 +194,18 @@ def _dataset(
         mirror=section.data.mirror,
         rgb=section.data.rgb,
     )
+    check_masks(segmented.label_paths(), num_classes)
+    return segmented
+
+
+def _check_truth(
+    section: Stage1Config | Stage2Config, dataset: ImageData | AnnotationCOCO | ImageSegData, num_classes: int
+) -> None:
+    """Raise InputError where the masks that seeds are compared with hold no class."""
+    if isinstance(section, Stage1Config) and section.data.truth_root is not None:
+        root = Path(section.data.truth_root)
+        names = (Path(line.image).stem for line in dataset.lines)
+        check_masks((root / f"{name}.png" for name in names), num_classes)
 
 
 def _initial_model(config: Config, init: InitConfig) -> tuple[CaffeNet, list[str]]:
