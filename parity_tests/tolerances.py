@@ -28,3 +28,6 @@ MASK_PIXELS = 1e-4  # share of a mask's pixels that may differ
 ZOOM = 1e-6  # relative to the values' range (0–255 images, unit noise)
 ONNX_SCORES_REL = 1e-5  # exported networks against PyTorch
 ONNX_PROBS = 2e-5  # probabilities of exported graphs (8.6e-6 measured)
+WINOGRAD_REL = 1e-5  # of the largest output, against the direct sum in double (6.2e-6 measured, 512 channels)
+WINOGRAD_BACKWARD_REL = 2e-5  # gradients likewise (5.6e-6 measured)
+WINOGRAD_LOSS_REL = 1e-3  # precision=fast in float32 against faithful, 8 iterations of a small net

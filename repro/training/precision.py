@@ -2,9 +2,9 @@
 
     faithful   float32 throughout; TF32 off, deterministic cuDNN algorithms
     double     float64 throughout: tells a difference in the arithmetic from one in the rounding
-    fast       the net's convolutions in bfloat16 (float32 on a CPU without bfloat16 instructions), TF32 for what
-               float32 is left, cuDNN picks its algorithms by timing them where sizes do not change; weights, history,
-               solver and every layer after the scores stay float32
+    fast       the net's convolutions in bfloat16, TF32 for what float32 is left, cuDNN picks its algorithms by timing
+               them where sizes do not change; weights, history, solver and every layer after the scores stay float32.
+               On a CPU without bfloat16 instructions the convolutions stay float32, those of 3x3 by Winograd's method
 
 All three run in channels-last layout: the same sums in an order that CPUs and GPUs are about twice as fast at.
 """
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from repro.config import Config
+from repro.layers.winograd import use_winograd
 from repro.models import CaffeNet
 
 LAYOUT = torch.channels_last
@@ -34,6 +35,7 @@ def to_device(model: CaffeNet, config: Config, device: torch.device, *, one_size
     torch.backends.cudnn.benchmark = fast and one_size
     torch.backends.cudnn.deterministic = not fast
     model.autocast = torch.bfloat16 if fast and has_bfloat16(device) else None
+    use_winograd(model, wanted=fast and device.type == "cpu" and not has_bfloat16(device))
     return model.to(device, config.dtype).to(memory_format=LAYOUT)  # type: ignore[call-overload]
 
 

@@ -1,0 +1,341 @@
+"""3x3 convolutions on the CPU by Winograd's method, with exact adjoints.
+
+Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016. A tile of 4x4 outputs reads 6x6
+inputs d:
+
+    forward     V = Bᵀ d B     M = V · U with U = G g Gᵀ, for each of the 36 points a matrix product     Y = Aᵀ M A
+    backward    dM = A dY Aᵀ   dV = dM · Uᵀ   dd = B dV Bᵀ   dU = Vᵀ · dM, summed over tiles   dg = Gᵀ dU G
+
+That is 36 multiplications for 16 outputs where the direct sum takes 144. A map's rest is cut into tiles of 3 and 2,
+which use the first 5 and 4 of the 6 points in a dimension. A dilation d splits the map into d² phases, each an
+undilated convolution; a phase of two or one pixels in a dimension has only zeros around it and takes 3 or 1
+multiplications.
+
+Float32 differs from the direct sum by about 1e-5 of the largest output (512 channels; the direct sum itself by 1e-6).
+The transforms are in ``winograd_numba.py``; the products are PyTorch's. Their result depends on the number of threads
+as far as PyTorch's products do; the transforms' does not.
+"""
+
+# mypy: disable-error-code="no-untyped-call"
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn as nn
+from torch.autograd.function import once_differentiable
+
+from repro.layers import winograd_numba as kernels
+from repro.layers.winograd_numba import (
+    COUNTS,
+    FOUR,
+    KINDS,
+    LANES,
+    ONE_ALONE,
+    SIDE,
+    TAPS,
+    THREE,
+    TWO,
+    TWO_ALONE,
+)
+
+INPUT, OUTPUT = 0, 1
+BUFFER_FLOATS = 16 << 20  # of the transformed tiles at a time, about
+IntArray = npt.NDArray[np.int64]
+
+
+def winograd_conv2d(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, dilation: int = 1
+) -> torch.Tensor:
+    """``conv2d(x, weight, bias, padding=dilation, dilation=dilation)`` of a 3x3 kernel with stride 1.
+
+    Args:
+        x: (N, C, H, W) float32 on the CPU, C a multiple of 8; channels-last is read without a copy.
+        weight: (K, C, 3, 3) float32, K a multiple of 8.
+        bias: (K) float32.
+
+    Returns:
+        (N, K, H, W), channels-last; differentiable once in all three.
+
+    >>> x, weight = torch.ones(1, 8, 5, 5), torch.ones(8, 8, 3, 3)
+    >>> winograd_conv2d(x, weight)[0, 0, 2].round().tolist()
+    [48.0, 72.0, 72.0, 72.0, 48.0]
+    """
+    result: torch.Tensor = _Winograd.apply(x, weight, bias, dilation)
+    return result
+
+
+class WinogradConv2d(nn.Conv2d):
+    """An ``nn.Conv2d`` that qualifies, computed by Winograd's method where that takes less work than the direct sum."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        dilation = int(self.dilation[0])
+        if _pays(tuple(input.shape), self.out_channels, dilation) and _computes(input):
+            return winograd_conv2d(input, self.weight, self.bias, dilation)
+        return super().forward(input)
+
+
+def use_winograd(model: nn.Module, wanted: bool = True) -> None:
+    """Compute the model's 3x3 convolutions of stride 1 by Winograd's method, or not; names and parameters stay."""
+    for module in model.modules():
+        if type(module) in (nn.Conv2d, WinogradConv2d) and _qualifies(module):
+            module.__class__ = WinogradConv2d if wanted else nn.Conv2d
+
+
+def _qualifies(layer: Any) -> bool:
+    d = layer.dilation
+    return (
+        (layer.kernel_size, layer.stride, layer.groups) == ((3, 3), (1, 1), 1)
+        and layer.padding == d
+        and d[0] == d[1]
+        and layer.padding_mode == "zeros"
+        and layer.in_channels % LANES == layer.out_channels % LANES == 0
+        and layer.weight.dtype == torch.float32
+    )
+
+
+def _computes(x: torch.Tensor) -> bool:
+    """Whether ``x`` has values here: not on another device, nor in a compiler's or an exporter's trace."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return x.device.type == "cpu" and x.dtype == torch.float32 and not traced
+
+
+@lru_cache(maxsize=256)
+def _pays(shape: tuple[int, ...], outputs: int, dilation: int) -> bool:
+    """The cost rule: multiplications of the direct sum, against the products' and what takes as long as so many more:
+    32 a channel at each point of a tile for the transforms, 100 an element of U."""
+    count, inputs, height, width = shape
+    places, panels = count, 1
+    for size in (height, width):
+        kinds = _segments(size, dilation)[:, 1]
+        places *= int(COUNTS[kinds].sum())
+        panels *= len({point for kind in set(kinds.tolist()) for point in KINDS[kind].points})
+    channels = inputs * outputs
+    work = places * (channels + 32 * (inputs + outputs)) + 100 * panels * channels
+    return work < 9 * count * height * width * channels
+
+
+@lru_cache(maxsize=256)
+def _segments(size: int, dilation: int) -> IntArray:
+    """(first output, kind) of the tiles of one dimension, phase by phase."""
+    segments = []
+    for phase in range(min(size, dilation)):
+        length = -(-(size - phase) // dilation)
+        if length <= 2:
+            segments.append((phase, ONE_ALONE if length == 1 else TWO_ALONE))
+            continue
+        kinds = [FOUR] * (length // 4) + [THREE] * (length % 4 == 3) + [TWO] * (length % 4 == 2)
+        if length % 4 == 1:
+            kinds[-1:] = [THREE, TWO]
+        first = phase
+        for kind in kinds:
+            segments.append((first, kind))
+            first += KINDS[kind].outputs * dilation
+    return np.array(segments, np.int64)
+
+
+class Part(NamedTuple):
+    """Some tiles. A *panel* holds their rows of C values at one point, those tiles' that use it.
+
+    Attributes:
+        tiles, starts: see ``winograd_numba.gather``.
+        runs: panels of equal length that follow each other: (first panel, number, first row, rows each).
+        rows: of all panels.
+    """
+
+    tiles: npt.NDArray[np.int32]
+    starts: IntArray
+    runs: list[tuple[int, int, int, int]]
+    rows: int
+
+
+class Plan(NamedTuple):
+    """How a batch of maps is cut: ``rows`` and ``columns`` as ``_segments``, (panels, 9) the rows of G ⊗ G, parts."""
+
+    rows: IntArray
+    columns: IntArray
+    taps: torch.Tensor
+    parts: list[Part]
+
+
+@lru_cache(maxsize=64)
+def _plan(count: int, height: int, width: int, dilation: int, most_rows: int) -> Plan:
+    rows, columns = _segments(height, dilation), _segments(width, dilation)
+    grid = np.indices((count, len(rows), len(columns))).reshape(3, -1).T
+    # points that any tile uses; those of most tiles first, so that panels of equal length stand together
+    usage = np.zeros((len(TAPS), len(TAPS)), np.int64)
+    for (down, along), tiles in _tally(rows, columns, grid).items():
+        usage[np.ix_(KINDS[down].points, KINDS[along].points)] += tiles
+    order = [pair for pair in sorted(np.ndindex(usage.shape), key=lambda pair: -usage[pair]) if usage[pair]]
+    taps = np.stack([np.kron(TAPS[p], TAPS[q]) for p, q in order])
+    number = min(len(grid), -(-int(usage.sum()) // max(1, most_rows)))
+    pieces = np.array_split(grid, number)
+    parts = [_part(rows, columns, piece, order) for piece in pieces]
+    return Plan(rows, columns, torch.from_numpy(taps.astype(np.float32)), parts)
+
+
+def _tally(rows: IntArray, columns: IntArray, tiles: IntArray) -> dict[tuple[int, int], int]:
+    """How many tiles there are of each pair of kinds."""
+    pairs, counts = np.unique(rows[tiles[:, 1], 1] * len(KINDS) + columns[tiles[:, 2], 1], return_counts=True)
+    return {divmod(int(pair), len(KINDS)): int(n) for pair, n in zip(pairs, counts, strict=True)}
+
+
+def _part(rows: IntArray, columns: IntArray, tiles: IntArray, order: list[tuple[int, ...]]) -> Part:
+    tally = _tally(rows, columns, tiles)
+    starts = np.zeros((len(KINDS), len(KINDS), SIDE, SIDE), np.int64)
+    runs: list[tuple[int, int, int, int]] = []
+    at = 0
+    for panel, (p, q) in enumerate(order):
+        length = 0
+        for (down, along), count in tally.items():
+            if p in KINDS[down].points and q in KINDS[along].points:
+                i, j = KINDS[down].points.index(p), KINDS[along].points.index(q)
+                starts[down, along, i, j] = at + length
+                length += count
+        if runs and runs[-1][3] == length:
+            first, number, row, _ = runs[-1]
+            runs[-1] = (first, number + 1, row, length)
+        else:
+            runs.append((panel, 1, at, length))
+        at += length
+    place = np.empty(len(tiles), np.int64)
+    pairs = rows[tiles[:, 1], 1] * len(KINDS) + columns[tiles[:, 2], 1]
+    for pair in np.unique(pairs):
+        place[pairs == pair] = np.arange(np.count_nonzero(pairs == pair))
+    return Part(np.column_stack([tiles, place]).astype(np.int32), starts, runs, at)
+
+
+class _Map(NamedTuple):
+    """A map (N, H, W, C) of inputs or outputs and the panels for its tiles, (rows, C)."""
+
+    image: npt.NDArray[np.float32]
+    panels: torch.Tensor
+    side: int
+    dilation: int
+
+    def to_points(self, plan: Plan, part: Part) -> None:
+        arguments = self._arguments(plan, part)
+        _share(len(part.tiles), 1, lambda begin, end: kernels.gather(begin, end, *arguments))
+
+    def from_points(self, plan: Plan, part: Part) -> None:
+        """Threads share the channels where tiles overlap."""
+        arguments = self._arguments(plan, part)
+        tiles, depth = len(part.tiles), self.image.shape[3]
+        if self.side == INPUT:
+            _share(depth, LANES, lambda begin, end: kernels.scatter(0, tiles, begin, end, *arguments))
+        else:
+            _share(tiles, 1, lambda begin, end: kernels.scatter(begin, end, 0, depth, *arguments))
+
+    def _arguments(self, plan: Plan, part: Part) -> tuple[Any, ...]:
+        fixed = (self.side, part.tiles, plan.rows, plan.columns, part.starts)
+        return (*fixed, self.image, self.dilation, self.panels.numpy())
+
+
+def _map(image: torch.Tensor, plan: Plan, side: int, dilation: int) -> _Map:
+    panels = _space(("inputs", "outputs")[side], max(part.rows for part in plan.parts), image.shape[1])
+    return _Map(image.detach().permute(0, 2, 3, 1).numpy(), panels, side, dilation)
+
+
+def _runs(part: Part, *panels: torch.Tensor) -> Iterator[tuple[slice, list[torch.Tensor]]]:
+    """Slices of panels of equal length, and each of ``panels`` there as (number, rows, channels)."""
+    for first, number, row, length in part.runs:
+        if length:
+            views = [p[row : row + number * length].view(number, length, -1) for p in panels]
+            yield slice(first, first + number), views
+
+
+class _Winograd(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dilation: int
+    ) -> torch.Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        ctx.save_for_backward(x, weight)
+        ctx.dilation, ctx.has_bias = dilation, bias is not None
+        plan, u = _prepared(x, weight, dilation)
+        count, _, height, width = x.shape
+        y = torch.empty(count, height, width, len(weight))
+        y[...] = 0 if bias is None else bias
+        y = y.permute(0, 3, 1, 2)
+        inputs, outputs = _map(x, plan, INPUT, dilation), _map(y, plan, OUTPUT, dilation)
+        for part in plan.parts:
+            inputs.to_points(plan, part)
+            for run, (v, m) in _runs(part, inputs.panels, outputs.panels):
+                torch.bmm(v, u[run].transpose(1, 2), out=m)
+            outputs.from_points(plan, part)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        dilation = ctx.dilation
+        dy = dy.contiguous(memory_format=torch.channels_last)
+        plan, u = _prepared(x, weight, dilation)
+        dx = dweight = None
+        outputs = _map(dy, plan, OUTPUT, dilation)
+        inputs = _map(x, plan, INPUT, dilation)
+        if ctx.needs_input_grad[0]:
+            dx = torch.zeros_like(x)
+            gradients = inputs._replace(image=dx.permute(0, 2, 3, 1).numpy())
+        du = _space("du", len(u), u[0].numel()).zero_().view_as(u) if ctx.needs_input_grad[1] else None
+        for part in plan.parts:
+            outputs.to_points(plan, part)
+            if du is not None:
+                inputs.to_points(plan, part)
+                for run, (v, dm) in _runs(part, inputs.panels, outputs.panels):
+                    du[run].baddbmm_(dm.transpose(1, 2), v)
+            if dx is not None:
+                for run, (dv, dm) in _runs(part, inputs.panels, outputs.panels):
+                    torch.bmm(dm, u[run], out=dv)
+                gradients.from_points(plan, part)
+        if du is not None:
+            taps = plan.taps.t() @ du.view(len(du), -1)
+            dweight = taps.view(3, 3, *weight.shape[:2]).permute(2, 3, 0, 1)
+            dweight = dweight.contiguous(memory_format=torch.channels_last)
+        dbias = dy.sum((0, 2, 3)) if ctx.has_bias and ctx.needs_input_grad[2] else None
+        return dx, dweight, dbias, None
+
+
+def _prepared(x: torch.Tensor, weight: torch.Tensor, dilation: int) -> tuple[Plan, torch.Tensor]:
+    """The plan, and U (panels, K, C)."""
+    count, inputs, height, width = x.shape
+    plan = _plan(count, height, width, dilation, BUFFER_FLOATS // (inputs + len(weight)))
+    taps = weight.detach().permute(2, 3, 0, 1).reshape(9, -1)
+    u = _space("u", len(plan.taps), taps.shape[1])
+    return plan, torch.mm(plan.taps, taps, out=u).view(-1, len(weight), inputs)
+
+
+_spaces = threading.local()
+
+
+def _space(use: str, rows: int, columns: int) -> torch.Tensor:
+    """Memory that this thread's last call for the same use has left: fresh memory costs as much as filling it."""
+    kept = _spaces.__dict__.get(use)
+    if kept is None or kept.numel() < rows * columns:
+        kept = _spaces.__dict__[use] = torch.empty(rows * columns)
+    return kept[: rows * columns].view(rows, columns)
+
+
+def _share(length: int, unit: int, work: Callable[[int, int], Any]) -> None:
+    """``work(begin, end)`` on equal parts of 0 … length, one a thread, of whole ``unit``s."""
+    threads = torch.get_num_threads()
+    size = max(1, -(-length // (threads * unit))) * unit
+    ranges = [(begin, min(begin + size, length)) for begin in range(0, length, size)]
+    waiting = [_pool(threads, os.getpid()).submit(work, *each) for each in ranges[1:]]
+    work(*ranges[0])
+    for future in waiting:
+        future.result()
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Of this process: after a fork the parent's threads are not there."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="winograd")
