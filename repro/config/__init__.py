@@ -9,6 +9,7 @@ from repro.config.load import (
     profile_names,
     with_changes,
 )
+from repro.config.marks import Mark, shaping
 from repro.config.schema import (
     MAX_SEED,
     ROW_LOSSES,
@@ -35,6 +36,7 @@ __all__ = [
     "CuesConfig",
     "InitConfig",
     "LossConfig",
+    "Mark",
     "ModelConfig",
     "PredictConfig",
     "Section",
@@ -50,6 +52,7 @@ __all__ = [
     "load_config",
     "load_yaml",
     "profile_names",
+    "shaping",
     "validated",
     "with_changes",
 ]

@@ -15,7 +15,8 @@ from typing import Any
 
 import yaml
 
-from repro.config.schema import Config, DatasetConfig
+from repro.config.marks import Mark, shaping
+from repro.config.schema import Config
 from repro.config.validation import field_type, validated
 from repro.errors import InputError
 
@@ -102,32 +103,21 @@ def with_changes(config: Config, changes: Mapping[str, Any], where: str) -> Conf
     return validated(Config, fields, where)
 
 
-_SHAPES_NOTHING = re.compile(
-    r"\.data\.(image_root|label_root|truth_root|list|labels|cues|workers)$"
-    r"|\.solver\.(display|average_loss|snapshot(_keep)?)$|\.init\.weights$|\.cues\.batch_size$|\.test_interval$"
-)
-
-
 def changed_from_profile(config: Config) -> dict[str, Any]:
-    """The keys that shape the numbers and differ from the packaged profile of the config's name, with their values.
+    """The keys that change results and differ from the packaged profile of the config's name, with their values.
 
-    Where the images lie, which of them are scored, the run's name, seed and rows do not count; a profile of one's
-    own has no other to differ from.
+    The seed and the files that any run is given do not count (`repro.config.Mark`); a profile of one's own has no
+    other to differ from.
     """
     if config.name not in profile_names():
         return {}
-    apart: dict[str, Any] = dict.fromkeys(("name", "seed", "device", "output", "rows", "report"), True)
-    apart["dataset"] = set(DatasetConfig.model_fields) - {"train", "train_limit", "masks", "make_cues"}
-    if not config.dataset.make_cues:
-        apart["stage0"] = True
-    changed = {}
-    before, now = (
-        flattened(fields.model_dump(exclude=apart)) for fields in (load_config(config.name), config)
-    )
-    for key, value in now.items():
-        if value != before.get(key) and not _SHAPES_NOTHING.search(key):
-            changed[key] = value
-    return changed
+    apart = (Mark.REPETITION, Mark.INPUT)
+    before, now = (flattened(shaping(fields, *apart)) for fields in (load_config(config.name), config))
+    return {
+        key: value
+        for key, value in now.items()
+        if value != before.get(key) and (config.dataset.make_cues or not key.startswith("stage0."))
+    }
 
 
 def flattened(node: Any, prefix: str = "") -> dict[str, Any]:

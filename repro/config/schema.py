@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from repro.config.marks import Mark
 from repro.config.validation import validated
 from repro.constants import VOID
 from repro.data.voc import CLASS_NAMES
@@ -17,13 +19,29 @@ from repro.layers.losses import Pooling
 from repro.models import SEGMENTATION_NETS
 from repro.models.base import Filler
 
+
+def _threshold(value: float) -> float:
+    if not (0 <= value <= 1 or value == math.inf):
+        raise ValueError(
+            f"expected a probability of at most 1, or .inf for a threshold never reached, not {value}"
+        )
+    return value
+
+
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
+Threshold = Annotated[float, Field(allow_inf_nan=True), AfterValidator(_threshold)]
 MAX_SEED = 2**63 - 1
+
+NeutralInt = Annotated[NonNegative, Mark.NEUTRAL]
+NeutralPath = Annotated[str | None, Mark.NEUTRAL]
+InputPath = Annotated[str | None, Mark.INPUT]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    """Settings of one subject. A field that changes no result says so by a mark (``repro/config/marks.py``)."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 def _yaml(value: Any) -> str:
@@ -42,8 +60,6 @@ class SolverConfig(Section):
     """Caffe's ``SolverParameter``, the fields that matter here; defaults are Caffe's but for ``display``, which
     shows and logs every iteration. ``snapshot_keep`` is not Caffe's: how many of the newest snapshots stay (0: all)."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
     base_lr: float = Field(gt=0)
     lr_policy: Literal["fixed", "step", "exp", "inv", "multistep", "poly", "sigmoid"]
     gamma: float = 0.0
@@ -56,10 +72,10 @@ class SolverConfig(Section):
     weight_decay: float = Field(default=0.0, ge=0)
     regularization_type: Literal["L1", "L2"] = "L2"
     clip_gradients: float = -1.0
-    display: NonNegative = 1
-    average_loss: Positive = 1
-    snapshot: NonNegative = 0
-    snapshot_keep: NonNegative = 5
+    display: NeutralInt = 1
+    average_loss: Annotated[Positive, Mark.NEUTRAL] = 1
+    snapshot: NeutralInt = 0
+    snapshot_keep: NeutralInt = 5
 
     @model_validator(mode="after")
     def _policy_has_its_numbers(self) -> Self:
@@ -85,7 +101,7 @@ class ModelConfig(Section):
     name: str
     num_classes: Annotated[int, Field(ge=2, le=VOID)] = 21
     width_divisor: Positive = 1
-    dropout: float = Field(default=0.5, ge=0, lt=1)
+    dropout: Annotated[float, Field(ge=0, lt=1), Mark.TRAINING] = 0.5
 
 
 class DatasetConfig(Section):
@@ -99,15 +115,15 @@ class DatasetConfig(Section):
     """
 
     kind: Literal["voc", "coco", "mini"] = "voc"
-    root: str | None = None
+    root: NeutralPath = None
     train: str = "train_aug"
     val: str = "val"
     masks: str = "SegmentationClass"
-    train_masks: str | None = (
+    train_masks: NeutralPath = (
         "SegmentationClassAug"  # if all training images have one: for the log of their seeds
     )
-    input_list: str | None = None
-    cues: str | None = None
+    input_list: InputPath = None
+    cues: InputPath = None
     classes: list[str] = list(CLASS_NAMES)
     make_cues: bool = False  # reproduce makes the cues itself, by stage 0
     train_limit: Positive | None = None
@@ -120,8 +136,8 @@ class InitConfig(Section):
     ``gaussian`` is the releases', ``lsuv`` for new layers over pre-trained convolutions, ``looks_linear`` for a net
     from scratch."""
 
-    weights: str | None = None
-    solverstate: str | None = None
+    weights: InputPath = None
+    solverstate: Annotated[str | None, Mark.EXTRA_INPUT] = None
     spread_branches: bool = False
     filler: Filler = "gaussian"
 
@@ -135,31 +151,31 @@ class Stage1Data(Section):
     gigabytes of temporary files for images that are decoded and resized once (all of VOC take 3.3)."""
 
     layer: Literal["ImageData", "AnnotationCOCO"] = "ImageData"
-    image_root: str | None = None
-    list: str | None = None
-    cues: str | None = None
-    truth_root: str | None = None
+    image_root: NeutralPath = None  # the list names the images, wherever they lie
+    list: InputPath = None
+    cues: InputPath = None
+    truth_root: NeutralPath = None
     batch_size: Positive = 20
     new_height: Positive = 321
     new_width: Positive = 321
     mirror: bool = True
     shuffle: bool = True
     background_label: bool = True
-    workers: NonNegative = 2
-    keep_gb: float = Field(default=4.0, ge=0)
+    workers: NeutralInt = 2
+    keep_gb: Annotated[float, Field(ge=0), Mark.NEUTRAL] = 4.0
 
 
 class Stage2Data(Section):
-    image_root: str | None = None
-    label_root: str | None = None
-    list: str | None = None
+    image_root: NeutralPath = None
+    label_root: InputPath = None
+    list: InputPath = None
     batch_size: Positive = 10
     crop_size: Positive = 321
     label_shrink: Positive = 8
     rgb: bool = False  # swap the channels, for a net that has learnt on AnnotationCOCO
     mirror: bool = True
     shuffle: bool = True
-    workers: NonNegative = 2
+    workers: NeutralInt = 2
 
 
 # lr_mult and decay_mult by parameter (conv1_1.weight), where they are not the net's own
@@ -171,15 +187,15 @@ class Stage0Data(Section):
     labels of VOC's cue file, of its ``Annotations`` or of COCO's annotations. A folder of images without a list is
     taken whole."""
 
-    image_root: str | None = None
-    list: str | None = None
-    labels: str | None = None
+    image_root: NeutralPath = None
+    list: InputPath = None
+    labels: InputPath = None
     held_out: float = Field(default=0.05, ge=0, lt=1)  # share of the images, for average precision
     input_size: Annotated[int, Field(ge=32)] = 321
     batch_size: Positive = 15
     mirror: bool = True
     shuffle: bool = True
-    workers: NonNegative = 2
+    workers: NeutralInt = 2
 
 
 class CuesConfig(Section):
@@ -188,10 +204,10 @@ class CuesConfig(Section):
 
     cam_threshold: float = Field(default=CAM_THRESHOLD, ge=0, lt=1)
     background_share: float = Field(default=BACKGROUND_SHARE, ge=0, lt=1)
-    saliency: str | None = None
+    saliency: Annotated[str | None, Mark.EXTRA_INPUT] = None
     saliency_threshold: float = Field(default=SALIENCY_THRESHOLD, gt=0, le=1)
     merge: MergeRule = "smaller_wins"
-    batch_size: Positive = 16
+    batch_size: Annotated[Positive, Mark.NEUTRAL] = 16
 
 
 class Stage0Config(Section):
@@ -200,7 +216,7 @@ class Stage0Config(Section):
     data: Stage0Data
     solver: SolverConfig
     init: InitConfig = InitConfig()
-    test_interval: NonNegative = 500
+    test_interval: NeutralInt = 500
     cues: CuesConfig = CuesConfig()
 
 
@@ -213,8 +229,8 @@ class LossConfig(Section):
     constrain: bool = True
     expand: bool = False
     pooling: Pooling = "weighted_rank"
-    theta_f: float = Field(default=0.85, ge=0)
-    theta_b: float = Field(default=0.99, ge=0)
+    theta_f: Threshold = 0.85
+    theta_b: Threshold = 0.99
     rule: Literal["released", "paper"] = "released"
 
     @model_validator(mode="after")
@@ -280,12 +296,12 @@ class ReportConfig(Section):
 class Config(Section):
     """One experiment; see ``repro/profiles`` for examples whose every value cites its source."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$"), Mark.NEUTRAL]
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED), Mark.REPETITION] = 0
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$"), Mark.NEUTRAL] = "auto"
     precision: Literal["faithful", "fast", "double"] = "faithful"  # see training/precision.py
-    output: str | None = None
-    rows: list[Literal["baseline", "+BSL", "+DSRG", "+Retrain", "SEC"]]
+    output: NeutralPath = None
+    rows: Annotated[list[Literal["baseline", "+BSL", "+DSRG", "+Retrain", "SEC"]], Mark.NEUTRAL]
     dataset: DatasetConfig = DatasetConfig()
     model: ModelConfig
     stage0: Stage0Config | None = None
@@ -293,7 +309,7 @@ class Config(Section):
     pseudo_labels: PseudoLabelConfig | None = None
     stage2: Stage2Config | None = None
     inference: PredictConfig
-    report: ReportConfig = ReportConfig()
+    report: Annotated[ReportConfig, Mark.NEUTRAL] = ReportConfig()
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

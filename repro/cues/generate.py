@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from repro.config import Config, CuesConfig, Stage0Config
+from repro.config import Config, CuesConfig, Mark, Stage0Config, shaping
 from repro.constants import VOID
 from repro.cues.train_classifier import SEED_CLASSIFIERS, build_classifier
 from repro.data import (
@@ -313,7 +313,7 @@ def _cue_settings(
         "input_size": section.data.input_size,
         "width_divisor": config.model.width_divisor,
         "grid": list(grid),
-        **section.cues.model_dump(exclude={"batch_size", "saliency"}),
+        **shaping(section.cues, Mark.EXTRA_INPUT),
         "saliency": section.cues.saliency is not None,
         "weights_sha256": {net: file_sha256(path) for net, path in nets.items()},
         "labels_sha256": json_sha256(labelled.labels),

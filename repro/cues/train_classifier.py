@@ -13,7 +13,7 @@ import torch
 import torch.nn as nn
 
 from repro import distributed
-from repro.config import Config, Stage0Config
+from repro.config import Config, Mark, Stage0Config, shaping
 from repro.data.image_survey import survey_images
 from repro.data.labels import LabelledImages, check_every_class_occurs
 from repro.errors import InputError
@@ -29,7 +29,6 @@ from repro.training.objectives import ClassifierObjective
 from repro.training.precision import to_device
 from repro.training.seed_quality import HeldOutPrecision
 from repro.training.snapshots import snapshots
-from repro.training.train import SHAPELESS
 
 log = logging.getLogger(__name__)
 
@@ -157,14 +156,14 @@ def _layer(config: Config, labelled: LabelledSet, names: Sequence[str], *, mirro
 
 def _training_settings(config: Config, section: Stage0Config, labelled: LabelledSet) -> dict[str, Any]:
     """All that shapes a classifier; the images stand for themselves by name."""
-    fields = section.model_dump(exclude={"cues", "test_interval"})
-    for part, keys in SHAPELESS.items():
-        fields[part] = {key: value for key, value in fields[part].items() if key not in keys}
-    fields["init"] = {"filler": section.init.filler}
+    fields = shaping(section, Mark.INPUT, Mark.EXTRA_INPUT)
+    del fields["cues"]  # the next step's
+    model = shaping(config.model)
+    del model["name"]  # of the net that the cues are for
     return {
         "seed": config.seed,
         "precision": config.precision,
-        "model": config.model.model_dump(include={"num_classes", "width_divisor", "dropout"}),
+        "model": model,
         "classes": config.dataset.classes,
         "stage0": fields,
         "inputs_sha256": {

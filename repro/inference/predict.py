@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from repro.config import Config, PredictConfig
+from repro.config import Config, Mark, PredictConfig, shaping
 from repro.data import preprocess_zoomed
 from repro.errors import InputError
 from repro.files import file_sha256
@@ -231,10 +231,10 @@ class TorchSegmenter:
 def describe(config: Config, weights: Path, settings: PredictConfig) -> dict[str, Any]:
     """All that shapes an image's mask: the net, its weights, the protocol."""
     return {
-        "model": config.model.model_dump(exclude={"dropout"}),
+        "model": shaping(config.model, Mark.TRAINING),
         "weights_sha256": file_sha256(weights),
         "precision": config.precision,
-        **settings.model_dump(),
+        **shaping(settings),
     }
 
 

@@ -16,9 +16,11 @@ from repro.config import (
     MAX_SEED,
     ROW_LOSSES,
     Config,
+    Mark,
     changed_from_profile,
     load_config,
     profile_names,
+    shaping,
     with_changes,
 )
 from repro.errors import InputError
@@ -86,11 +88,12 @@ def results_dir(base: Config) -> Path:
 def settings_sha256(config: Config) -> str:
     """Of all that shapes a run but its seed: runs with equal ones are repetitions of each other.
 
-    What stage 1 does not read does not count: thresholds of seeds that do not grow, the pooling of an expand loss
-    that is not there. The released growing rule is the paper's with ``theta_b`` raised to ``theta_f``; where that
+    Files that a run is given count by their contents, wherever they lie. What stage 1 does not read does not count:
+    thresholds of seeds that do not grow, the pooling of an expand loss that is not there. The released growing rule is
+    the paper's with ``theta_b`` raised to ``theta_f``; where that
     is infinite nothing grows.
     """
-    kept = config.model_dump(exclude={"seed", "output", "device", "name", "rows", "report"})
+    kept = shaping(config, Mark.REPETITION)
     if not config.dataset.make_cues:
         kept["stage0"] = None
     loss = kept["stage1"]["loss"]

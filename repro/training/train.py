@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from repro import distributed
-from repro.config import Config, InitConfig, Stage1Config, Stage2Config
+from repro.config import Config, InitConfig, Mark, Stage1Config, Stage2Config, shaping
 from repro.data import AnnotationCOCO, ImageData, ImageSegData, read_label_list
 from repro.data.image_survey import survey_images
 from repro.data.mask_set import check_masks
@@ -36,11 +36,6 @@ log = logging.getLogger(__name__)
 IMAGENET_WEIGHTS = {
     "vgg16": "vgg16_20M.caffemodel of the SEC and DSRG releases",
     "resnet101": "ResNet-101-model.caffemodel of He et al.'s release",
-}
-# what a stage's files and speed depend on, but not its numbers
-SHAPELESS = {
-    "data": {"workers", "keep_gb", "image_root", "label_root", "truth_root", "list", "labels", "cues"},
-    "solver": {"display", "average_loss", "snapshot", "snapshot_keep"},
 }
 
 
@@ -276,15 +271,11 @@ def labels_sha256(root: str, list_path: str) -> str:
 def _settings(
     config: Config, stage: int, section: Stage1Config | Stage2Config, hashes: dict[str, str]
 ) -> dict[str, Any]:
-    """All that shapes the stage's weights; paths are stood for by the hashes of their contents."""
-    fields = section.model_dump()
-    for part, keys in SHAPELESS.items():
-        fields[part] = {key: value for key, value in fields[part].items() if key not in keys}
-    fields["init"] = {key: fields["init"][key] for key in ("filler", "spread_branches")}
+    """All that shapes the stage's weights; its files count by the hashes of their contents."""
     return {
         "seed": config.seed,
         "precision": config.precision,
-        "model": config.model.model_dump(),
-        f"stage{stage}": fields,
+        "model": shaping(config.model),
+        f"stage{stage}": shaping(section, Mark.INPUT, Mark.EXTRA_INPUT),
         "inputs_sha256": hashes,
     }
