@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from importlib import resources
 
-from repro.config import changed_from_profile, load_config, profile_names
+import pytest
+import yaml
+
+from repro.config import changed_from_profile, flattened, load_config, load_yaml, profile_names
 from repro.errors import InputError
 from repro.solver import learning_rate
 
@@ -140,3 +143,90 @@ def test_bad_profiles(tmp_path):
         path.write_text(text)
         with pytest.raises(InputError, match=message):
             load_config(str(path))
+
+
+# --- profiles that inherit ------------------------------------------------------------------------------------
+
+
+def written(folder, name, text):
+    path = folder / f"{name}.yaml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_child_holds_what_differs(tmp_path):
+    child = written(tmp_path, "mine", "name: mine\nbase: dsrg_vgg16_voc\nstage1: {solver: {base_lr: 1e-4}}\n")
+    base, own = load_config("dsrg_vgg16_voc").model_dump(), load_config(child).model_dump()
+    base["name"], base["stage1"]["solver"]["base_lr"] = "mine", 1e-4
+    assert own == base
+    assert load_config(child, ["loss.theta_f=0.7"]).stage1.loss.theta_f == 0.7
+
+
+def test_a_base_may_be_a_file_relative_to_its_child(tmp_path):
+    written(tmp_path / "shared", "first", "name: first\nbase: sec_vgg16_voc\nseed: 3\ndataset: {val: own}\n")
+    child = written(
+        tmp_path / "mine", "second", "name: second\nbase: ../shared/first.yaml\ndataset: {val_limit: 4}\n"
+    )
+    config = load_config(child)
+    assert (config.name, config.seed, config.rows) == ("second", 3, ["SEC"])
+    assert (config.dataset.val, config.dataset.val_limit) == ("own", 4)
+
+
+def test_null_takes_a_section_of_the_base_away(tmp_path):
+    child = written(tmp_path, "mine", "name: mine\nbase: dsrg_vgg16_voc\nrows: [+DSRG]\nstage2: null\n")
+    assert load_config(child).stage2 is None
+
+
+def test_lists_are_replaced_not_joined(tmp_path):
+    child = written(tmp_path, "mine", "name: mine\nbase: mini\nrows: [+DSRG]\n")
+    assert load_config(child).rows == ["+DSRG"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "name: a\nbase: nobodys\n",
+            r"a\.yaml: base .*nobodys: is not a readable file, nor one of the profiles",
+        ),
+        ("name: a\nbase: a.yaml\n", "a circle of profiles"),
+        ("name: a\nbase: b.yaml\n", r"a circle of profiles: .*a\.yaml -> .*b\.yaml -> .*a\.yaml"),
+        ("name: a\nbase: [mini]\n", "base: expected a profile's name or path"),
+        ("base: mini\n", "name: expected"),
+        ("name: a\nbase: mini\nstage1: {sovler: {}}\n", "unknown key 'stage1.sovler'"),
+        ("name: a\nbase: mini\nstage1: 3\n", "stage1: "),
+    ],
+)
+def test_bases_that_cannot_be(tmp_path, text, message):
+    written(tmp_path, "b", "name: b\nbase: a.yaml\n")
+    with pytest.raises(InputError, match=message):
+        load_config(written(tmp_path, "a", text))
+
+
+def test_a_base_is_no_setting():
+    with pytest.raises(InputError, match="unknown key 'base'"):
+        load_config("mini", ["base=sec_vgg16_voc"])
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_no_profile_repeats_its_base(name):
+    folder = resources.files("repro") / "profiles"
+    own = load_yaml((folder / f"{name}.yaml").read_text())
+    if (base := own.pop("base", None)) is None:
+        return
+    inherited = flattened(load_config(base).model_dump())
+    repeated = [
+        key
+        for key, value in flattened(own).items()
+        if inherited.get(key, value) == value and value is not None
+    ]
+    assert repeated == []
+
+
+def test_the_resolved_config_of_a_run_is_whole(tmp_path):
+    """What a run's folder keeps reads back as the same config, without the base."""
+    config = load_config(written(tmp_path, "mine", "name: mine\nbase: mini\nseed: 4\n"))
+    kept = written(tmp_path / "run", "config", yaml.safe_dump(config.model_dump(), sort_keys=False))
+    assert "base" not in config.model_dump()
+    assert load_config(kept) == config

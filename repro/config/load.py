@@ -67,13 +67,15 @@ def load_config(
 ) -> Config:
     """Read a profile by name or path and apply ``key=value`` overrides in order.
 
+    A profile with ``base: other`` (a name, or a path relative to its file) holds what differs from that one.
+
     Args:
         profile: a name from :func:`profile_names` or the path of a YAML file.
         overrides: ``dotted.key=value`` with YAML values (``data.mirror=false``, ``init.weights=null``).
         stages: the stages that the calling verb runs; a key such as ``solver.max_iter`` goes to each of them.
 
     Raises:
-        InputError: missing or malformed profile, unknown key, wrong type, malformed override.
+        InputError: missing or malformed profile, bases in a circle, unknown key, wrong type, malformed override.
     """
     return config_from(_read_profile(profile), overrides, profile, stages=stages)
 
@@ -131,6 +133,43 @@ def flattened(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _read_profile(profile: str) -> dict[str, Any]:
+    """A profile's fields, those of its ``base`` below them."""
+    return _with_base(profile, f"--config {profile}", ())
+
+
+def _with_base(profile: str, where: str, children: tuple[str, ...]) -> dict[str, Any]:
+    """``where`` names the profile in errors; ``children`` are the files that led here, by `_identity`."""
+    identity = _identity(profile)
+    if identity in children:
+        raise InputError(f"{where}: a circle of profiles: {' -> '.join((*children, identity))}")
+    fields = _read_fields(profile, where)
+    base = fields.pop("base", None)
+    if base is None:
+        return fields
+    if not isinstance(base, str):
+        raise InputError(f"{profile}: base: expected a profile's name or path, found {base!r}")
+    if "name" not in fields:
+        raise InputError(f"{profile}: name: expected, as a profile with a base is another one")
+    if base not in profile_names():
+        base = str(Path(profile).parent / base)
+    return _merged(_with_base(base, f"{profile}: base {base}", (*children, identity)), fields)
+
+
+def _identity(profile: str) -> str:
+    return profile if profile in profile_names() else str(Path(profile).resolve())
+
+
+def _merged(base: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
+    """The child's values over the base's, section by section; ``null`` takes a section away."""
+    merged = dict(base)
+    for key, value in child.items():
+        below = merged.get(key)
+        both = isinstance(value, dict) and isinstance(below, dict)
+        merged[key] = _merged(below, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def _read_fields(profile: str, where: str) -> dict[str, Any]:
     names = profile_names()
     if profile in names:
         text = (resources.files("repro") / "profiles" / f"{profile}.yaml").read_text(encoding="utf-8")
@@ -139,9 +178,7 @@ def _read_profile(profile: str) -> dict[str, Any]:
             text = Path(profile).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = "is not text" if isinstance(error, UnicodeDecodeError) else "is not a readable file"
-            raise InputError(
-                f"--config {profile}: {reason}, nor one of the profiles {', '.join(names)}"
-            ) from None
+            raise InputError(f"{where}: {reason}, nor one of the profiles {', '.join(names)}") from None
     try:
         fields = load_yaml(text)
     except yaml.YAMLError as error:
