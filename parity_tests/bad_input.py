@@ -63,7 +63,7 @@ def _unpacked() -> bytes:
     blob = b"".join(b"\x2d" + struct.pack("<f", value) for value in range(6))
     doubles = caffe_pb2.BlobProto(shape=caffe_pb2.BlobShape(dim=[3]), double_data=[1, 2, 3])
     shape = caffe_pb2.BlobProto(shape=caffe_pb2.BlobShape(dim=[2, 3])).SerializeToString()
-    layer = caffe_pb2.LayerParameter(name=b"c", type=b"Convolution").SerializeToString()
+    layer = caffe_pb2.LayerParameter(name="c", type="Convolution").SerializeToString()
     layer += b"".join(
         b"\x3a" + bytes([len(part)]) + part for part in (shape + blob, doubles.SerializeToString())
     )

@@ -35,7 +35,7 @@ def same(left, right) -> None:
 
 def layer_message(name="c1", **blobs):
     blob = caffe_pb2.BlobProto(shape=caffe_pb2.BlobShape(dim=[2, 3]), data=range(6), **blobs)
-    return caffe_pb2.LayerParameter(name=name.encode(), type=b"Convolution", blobs=[blob])
+    return caffe_pb2.LayerParameter(name=name, type="Convolution", blobs=[blob])
 
 
 def field(number: int, payload: bytes) -> bytes:
@@ -71,12 +71,12 @@ def test_recorded_file_equals_what_protobuf_reads(path):
     model = read_caffemodel(path)
     message = caffe_pb2.NetParameter.FromString(path.read_bytes())
     recorded = list(message.layers) or list(message.layer)
-    assert model.name == message.name.decode()
-    assert list(model.layers) == [layer.name.decode() for layer in recorded]
+    assert model.name == message.name
+    assert list(model.layers) == [layer.name for layer in recorded]
     for layer in recorded:
-        read = model.layers[layer.name.decode()]
-        assert read.bottoms == tuple(b.decode() for b in layer.bottom)
-        assert read.tops == tuple(t.decode() for t in layer.top)
+        read = model.layers[layer.name]
+        assert read.bottoms == tuple(layer.bottom)
+        assert read.tops == tuple(layer.top)
         assert len(read.blobs) == len(layer.blobs)
         for values, blob, legacy in zip(read.blobs, layer.blobs, read.legacy, strict=True):
             assert legacy == blob.HasField("num")
@@ -188,12 +188,12 @@ def test_double_beyond_float32_becomes_infinite_as_in_caffe(tmp_path):
     [(4, "Convolution"), (14, "InnerProduct"), (21, "SoftmaxWithLoss"), (99, "V1LayerType99"), (0, "")],
 )
 def test_v1_types_become_current_names(tmp_path, number, name):
-    net = caffe_pb2.NetParameter(layers=[caffe_pb2.V1LayerParameter(name=b"x", type=number)])
+    net = caffe_pb2.NetParameter(layers=[caffe_pb2.V1LayerParameter(name="x", type=number)])
     assert read_bytes(tmp_path, net.SerializeToString()).layers["x"].type == name
 
 
 def test_same_name_for_two_phases_keeps_the_one_with_blobs(tmp_path):
-    bare = caffe_pb2.LayerParameter(name=b"c1", type=b"Data")
+    bare = caffe_pb2.LayerParameter(name="c1", type="Data")
     net = caffe_pb2.NetParameter(layer=[bare, layer_message(), bare])
     model = read_bytes(tmp_path, net.SerializeToString())
     assert len(model.layers["c1"].blobs) == 1
@@ -201,7 +201,7 @@ def test_same_name_for_two_phases_keeps_the_one_with_blobs(tmp_path):
 
 # --- damaged files ----------------------------------------------------------------------------------------
 
-GOOD = caffe_pb2.NetParameter(name=b"n", layer=[layer_message("c1"), layer_message("c2")]).SerializeToString()
+GOOD = caffe_pb2.NetParameter(name="n", layer=[layer_message("c1"), layer_message("c2")]).SerializeToString()
 SIX = field(5, VALUES.tobytes())
 DAMAGED = {
     "empty file": (b"", "empty file"),
@@ -251,7 +251,7 @@ DAMAGED = {
     "bad unpacked blob": (net_of_blob(b"\x2d" + b"\0" * 4 + field(7, b"\xff")), "not a valid BlobProto"),
     "megabytes of names": (
         caffe_pb2.NetParameter(
-            layer=[caffe_pb2.LayerParameter(name=b"x", bottom=[b"y" * 1000] * 2000)]
+            layer=[caffe_pb2.LayerParameter(name="x", bottom=["y" * 1000] * 2000)]
         ).SerializeToString(),
         "bytes of names",
     ),
@@ -513,8 +513,8 @@ def test_written_binary_is_what_protobuf_would_write(tmp_path):
     raw = (tmp_path / "x.caffemodel").read_bytes()
     message = caffe_pb2.NetParameter.FromString(raw)
     assert message.ByteSize() == len(raw)
-    assert [layer.name for layer in message.layer] == [b"conv1_1", b"fc8-SEC_1", b"scores"]
-    assert [layer.type for layer in message.layer] == [b"Convolution", b"Convolution", b"InnerProduct"]
+    assert [layer.name for layer in message.layer] == ["conv1_1", "fc8-SEC_1", "scores"]
+    assert [layer.type for layer in message.layer] == ["Convolution", "Convolution", "InnerProduct"]
     np.testing.assert_array_equal(message.layer[2].blobs[1].data, net.top.scores.bias.detach())
 
 

@@ -70,7 +70,7 @@ def write(path, **layers) -> None:
     """A weight file with the given arrays, a list a layer; arrays of four axes under "old" stay legacy."""
     net_message = caffe_pb2.NetParameter()
     for name, arrays in layers.items():
-        layer = net_message.layer.add(name=name.encode())
+        layer = net_message.layer.add(name=name)
         for array in arrays:
             old, array = (True, array[1]) if isinstance(array, tuple) else (False, array)
             blob = layer.blobs.add(data=array.reshape(-1))

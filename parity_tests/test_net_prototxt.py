@@ -17,16 +17,15 @@ from repro.models import CLASSIFIERS, SEGMENTATION_NETS, build_model
 from weights_conversion import (
     Identifier,
     Message,
-    compare_nets,
-    deploy_prototxt,
     format_prototxt,
     load_caffe_weights,
     read_caffemodel,
     read_prototxt,
-    train_prototxt,
     write_caffemodel,
     write_prototxt,
 )
+from weights_conversion.net_comparison import compare_nets
+from weights_conversion.net_prototxt import deploy_prototxt, train_prototxt
 from weights_conversion.net_shapes import blob_shapes, derive_shapes
 
 RECORDED = ("vgg16_aspp", "vgg16_largefov", "vgg16_cam", "vgg16_bg", "resnet101_aspp")

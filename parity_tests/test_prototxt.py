@@ -26,13 +26,13 @@ def read(tmp_path, text: str | bytes) -> Message:
 def test_recorded_nets_equal_what_protobuf_reads(path):
     net = read_prototxt(path)
     expected = text_format.Parse(path.read_text(), caffe_pb2.NetParameter(), allow_unknown_field=True)
-    assert net.one("name", "") == expected.name.decode()
+    assert net.one("name", "") == expected.name
     assert len(net.layers) == len(expected.layer) > 0
     for layer, want in zip(net.layers, expected.layer, strict=True):
-        assert layer.one("name") == want.name.decode()
-        assert layer.one("type") == want.type.decode()
-        assert layer.get("bottom", []) == [name.decode() for name in want.bottom]
-        assert layer.get("top", []) == [name.decode() for name in want.top]
+        assert layer.one("name") == want.name
+        assert layer.one("type") == want.type
+        assert layer.get("bottom", []) == list(want.bottom)
+        assert layer.get("top", []) == list(want.top)
 
 
 def test_recorded_solvers():

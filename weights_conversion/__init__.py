@@ -6,8 +6,6 @@ from weights_conversion.errors import CaffeFileError
 from weights_conversion.inspection import describe_file
 from weights_conversion.mapping import LoadReport, load_caffe_weights, load_weights, save_safetensors
 from weights_conversion.model_layers import CaffeLayerView, HasCaffeBlobs, caffe_layers
-from weights_conversion.net_comparison import Difference, compare_nets
-from weights_conversion.net_prototxt import deploy_prototxt, train_prototxt
 from weights_conversion.prototxt import Identifier, Message, read_prototxt
 from weights_conversion.prototxt_format import format_prototxt, write_prototxt
 from weights_conversion.pth import read_pth
@@ -20,17 +18,14 @@ __all__ = [
     "CaffeLayer",
     "CaffeLayerView",
     "CaffeModel",
-    "Difference",
     "HasCaffeBlobs",
     "Identifier",
     "LoadReport",
     "Message",
     "SolverState",
     "caffe_layers",
-    "compare_nets",
     "convert_solverstate",
     "convert_weights",
-    "deploy_prototxt",
     "describe_file",
     "format_prototxt",
     "load_caffe_weights",
@@ -40,7 +35,6 @@ __all__ = [
     "read_pth",
     "read_solverstate",
     "save_safetensors",
-    "train_prototxt",
     "unknown_fields",
     "write_caffemodel",
     "write_prototxt",

@@ -12,59 +12,16 @@ import numpy as np
 from torch import Tensor, nn
 
 from repro.files import atomic_path
-from repro.models import CaffeNet
 from weights_conversion import caffe_pb2, hdf5
 from weights_conversion.model_layers import CaffeLayerView, caffe_layers, detached
+from weights_conversion.upgrade import V1_TYPES
 from weights_conversion.wire import LEN, VARINT, Field, WireFile, blob_field, length_prefix, open_wire
-
-# V1LayerParameter.LayerType and what Caffe's upgrade turns it into (upgrade_proto.cpp)
-V1_TYPES = {
-    1: "Accuracy",
-    2: "BNLL",
-    3: "Concat",
-    4: "Convolution",
-    5: "Data",
-    6: "Dropout",
-    7: "EuclideanLoss",
-    8: "Flatten",
-    9: "HDF5Data",
-    10: "HDF5Output",
-    11: "Im2col",
-    12: "ImageData",
-    13: "InfogainLoss",
-    14: "InnerProduct",
-    15: "LRN",
-    16: "MultinomialLogisticLoss",
-    17: "Pooling",
-    18: "ReLU",
-    19: "Sigmoid",
-    20: "Softmax",
-    21: "SoftmaxWithLoss",
-    22: "Split",
-    23: "TanH",
-    24: "WindowData",
-    25: "Eltwise",
-    26: "Power",
-    27: "SigmoidCrossEntropyLoss",
-    28: "HingeLoss",
-    29: "MemoryData",
-    30: "ArgMax",
-    31: "Threshold",
-    32: "DummyData",
-    33: "Slice",
-    34: "MVN",
-    35: "AbsVal",
-    36: "Silence",
-    37: "ContrastiveLoss",
-    38: "Exp",
-    39: "Deconvolution",
-}
 
 # Field numbers. NetParameter:
 _NET_NAME, _NET_V1_LAYERS, _NET_LAYER = 1, 2, 100
 # LayerParameter: name, type, bottom, top; blobs. V1LayerParameter: bottom, top, name, type; blobs.
 _HEADER, _BLOBS = {1, 2, 3, 4}, 7
-_V1_HEADER, _V1_BLOBS = {2, 3, 4, 5}, 6
+_V1_HEADER, _V1_TYPE, _V1_BLOBS = {2, 3, 4}, 5, 6
 _V0_LAYER = 1  # of V1LayerParameter: the layout before V1
 
 
@@ -123,7 +80,7 @@ def _read_binary(file: WireFile) -> CaffeModel:
     for field in file.fields(0, file.size, ""):
         if field.number == _NET_NAME:
             file.expect(field, LEN, "")
-            name = file.text(file.header(caffe_pb2.NetParameter, [field], "").name, "")
+            name = file.name(field, field.stop - field.start, "")
         elif field.number in (_NET_LAYER, _NET_V1_LAYERS):
             if layout not in (None, field.number):
                 raise file.error("", f"both V1 and current layers, at byte {field.tag_at}")
@@ -141,35 +98,39 @@ def _read_layer(file: WireFile, field: Field, what: str) -> CaffeLayer:
     file.expect(field, LEN, what)
     v1 = field.number == _NET_V1_LAYERS
     header_numbers, blobs_number = (_V1_HEADER, _V1_BLOBS) if v1 else (_HEADER, _BLOBS)
-    header, blob_fields = [], []
+    texts: dict[int, list[str]] = {number: [] for number in header_numbers}
+    blob_fields, size, number = [], 0, 0
     for part in file.fields(field.start, field.stop, what):
         if part.number == blobs_number:
             blob_fields.append(part)
+        elif v1 and part.number == _V1_TYPE:
+            file.expect(part, VARINT, what)
+            number = file.varint(part, what)
         elif part.number in header_numbers:
-            file.expect(part, VARINT if v1 and part.number == 5 else LEN, what)
-            header.append(part)
+            file.expect(part, LEN, what)
+            size += part.stop - part.start
+            texts[part.number].append(file.name(part, size, what))
         elif v1 and part.number == _V0_LAYER:
             raise file.error(
                 what, "a layer in the V0 layout; upgrade the file with Caffe's upgrade_net_proto_binary"
             )
-    message: caffe_pb2.LayerParameter | caffe_pb2.V1LayerParameter
-    if v1:
-        message = file.header(caffe_pb2.V1LayerParameter, header, what)
-        type_ = V1_TYPES.get(message.type, f"V1LayerType{message.type}" if message.type else "")
-    else:
-        message = file.header(caffe_pb2.LayerParameter, header, what)
-        type_ = file.text(message.type, what)
-    name = file.text(message.name, what)
+    name_number, bottom_number, top_number = (4, 2, 3) if v1 else (1, 3, 4)
+    type_ = V1_TYPES.get(number, f"V1LayerType{number}" if number else "") if v1 else _last(texts[2])
+    name = _last(texts[name_number])
     if blob_fields and not name:
         raise file.error(what, "blobs but no name")
-    bottoms = tuple(file.text(bottom, what) for bottom in message.bottom)
-    tops = tuple(file.text(top, what) for top in message.top)
+    bottoms, tops = tuple(texts[bottom_number]), tuple(texts[top_number])
     blobs = [
         file.blob(part, f"layer {name!r} blob {index} (at byte {part.tag_at})")
         for index, part in enumerate(blob_fields)
     ]
     values, legacy = tuple(blob.values for blob in blobs), tuple(blob.legacy for blob in blobs)
     return CaffeLayer(name, type_, bottoms, tops, values, legacy)
+
+
+def _last(texts: list[str]) -> str:
+    """Where a field that is not repeated stands several times, the last one counts."""
+    return texts[-1] if texts else ""
 
 
 def _add_layer(layers: dict[str, CaffeLayer], layer: CaffeLayer, file: WireFile) -> None:
@@ -209,14 +170,14 @@ def write_caffemodel(model: nn.Module, path: str | os.PathLike[str]) -> None:
             _write_hdf5(views, temporary)
         else:
             with temporary.open("wb") as file:
-                _write_binary(model.name if isinstance(model, CaffeNet) else "", views, file)
+                _write_binary(str(getattr(model, "name", "")), views, file)
 
 
 def _write_binary(net_name: str, views: dict[str, CaffeLayerView], file: BinaryIO) -> None:
     # Lengths come first on the wire; the floats go out from where they are, one layer at a time.
-    file.write(caffe_pb2.NetParameter(name=net_name.encode()).SerializeToString())
+    file.write(caffe_pb2.NetParameter(name=net_name).SerializeToString())
     for name, view in views.items():
-        message = caffe_pb2.LayerParameter(name=name.encode(), type=view.type.encode())
+        message = caffe_pb2.LayerParameter(name=name, type=view.type)
         header = message.SerializeToString()
         blobs = [blob_field(_BLOBS, _float32(tensor)) for tensor in view.tensors.values()]
         length = len(header) + sum(len(head) + floats.nbytes for head, floats in blobs)

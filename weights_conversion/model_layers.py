@@ -48,13 +48,15 @@ def caffe_layers(model: nn.Module) -> dict[str, CaffeLayerView]:
     for path, module in model.named_modules():
         if isinstance(module, HasCaffeBlobs):
             view = CaffeLayerView(module.caffe_type, dict(module.caffe_blobs()))
+            if not view.tensors:
+                continue
         elif type_ := next((name for kind, name in _TYPES.items() if isinstance(module, kind)), None):
             view = CaffeLayerView(type_, dict(module.named_parameters(recurse=False)))
         elif next(module.parameters(recurse=False), None) is None:
             continue
         else:
             raise TypeError(f"module {path!r} ({type(module).__name__}) has parameters but no form in Caffe")
-        name = path.rpartition(".")[2]
+        name = getattr(module, "caffe_name", path.rpartition(".")[2])
         if name in layers:
             raise ValueError(f"two layers of the model are named {name!r}, the second is {path!r}")
         layers[name] = view

@@ -144,6 +144,18 @@ class WireFile:
         except UnicodeDecodeError as error:
             raise self.error(what, f"a name is not UTF-8: {raw[:40]!r}") from error
 
+    def name(self, field: Field, size: int, what: str) -> str:
+        """The text of a field; ``size`` is that of all names of its layer so far."""
+        if size > _MAX_HEADER:
+            raise self.error(what, f"{size} bytes of names and shapes")
+        return self.text(self.read(field.start, field.stop, what), what)
+
+    def varint(self, field: Field, what: str) -> int:
+        """The number of a field, an int32."""
+        head = self.read(field.tag_at, min(field.tag_at + 15, self.size), what)
+        value, _ = _varint(head, _varint(head, 0)[1])
+        return value
+
     def expect(self, field: Field, wire_type: int, what: str) -> None:
         if field.wire_type != wire_type:
             raise self.error(

@@ -18,12 +18,11 @@ from weights_conversion import (
     caffe_layers,
     convert_solverstate,
     convert_weights,
-    deploy_prototxt,
     describe_file,
-    train_prototxt,
     write_prototxt,
 )
 from weights_conversion.importer import TOLERANCE, check_conversion, random_images, read_images
+from weights_conversion.net_prototxt import deploy_prototxt, train_prototxt
 
 
 @app.command(

@@ -33,9 +33,9 @@ from repro.config import (
 from repro.errors import InputError
 from repro.layers.common import BatchNorm
 from repro.models import SEGMENTATION_NETS, CaffeNet, build_model
-from weights_conversion import Message, compare_nets, read_prototxt, train_prototxt, unknown_fields
-from weights_conversion.net_comparison import Difference
-from weights_conversion.net_prototxt import SEC_CUES
+from weights_conversion import Message, read_prototxt, unknown_fields
+from weights_conversion.net_comparison import Difference, compare_nets
+from weights_conversion.net_prototxt import SEC_CUES, train_prototxt
 from weights_conversion.net_shapes import runs_in
 from weights_conversion.prototxt import Value
 

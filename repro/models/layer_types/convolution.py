@@ -1,0 +1,146 @@
+"""Convolution and InnerProduct (``conv_layer.cpp``, ``inner_product_layer.cpp``)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from repro.models.layer_types.spatial import spatial
+from repro.models.registry import Layer, meta, register
+
+_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+class ConvolutionBase(Layer):
+    """What Convolution and Deconvolution share: the message, and the blobs weight and bias."""
+
+    field = "convolution_param"
+    counts = top_counts = (1, None)
+    transposed = False
+
+    def setup(self) -> None:
+        p, shape = self.p, self.shapes[0]
+        if self.axis(p.axis) != 1:
+            self.fail("axis", f"{p.axis} is not supported, only 1")
+        axes = len(shape) - 2
+        if axes not in _CONVOLUTIONS:
+            self.fail("", f"a bottom of {len(shape)} axes, expected 3 to 5")
+        if any(other != shape for other in self.shapes):
+            self.fail("", f"bottoms of the shapes {', '.join(map(str, self.shapes))}, expected equal ones")
+        self.kernel = spatial(self, "kernel_size", axes)
+        self.stride = spatial(self, "stride", axes, 1)
+        self.pad = spatial(self, "pad", axes, 0)
+        # DeepLab-v1 calls dilation hole
+        holes = any(p.HasField(name) for name in ("hole_h", "hole_w")) or p.hole
+        self.dilation = spatial(self, "hole" if holes and not p.dilation else "dilation", axes, 1)
+        self.group, self.outputs, channels = p.group, p.num_output, shape[1]
+        if not self.outputs:
+            self.fail("num_output", "missing")
+        for name, values in (
+            ("kernel_size", self.kernel),
+            ("stride", self.stride),
+            ("dilation", self.dilation),
+        ):
+            if min(values) < 1:
+                self.fail(name, f"{min(values)}, expected 1 or more")
+        if self.group < 1 or channels % self.group or self.outputs % self.group:
+            self.fail("group", f"{self.group} does not divide {channels} channels in and {self.outputs} out")
+        inner = (
+            (channels, self.outputs // self.group)
+            if self.transposed
+            else (self.outputs, channels // self.group)
+        )
+        self.blob("weight", (*inner, *self.kernel), p.weight_filler)
+        if p.bias_term:
+            self.blob("bias", (self.outputs,), p.bias_filler)
+        else:
+            self.bias = None
+        self._check_size(shape)
+
+    def _check_size(self, shape: tuple[int, ...]) -> None:
+        for size, kernel, pad, dilation in zip(shape[2:], self.kernel, self.pad, self.dilation, strict=True):
+            if not self.transposed and size + 2 * pad < dilation * (kernel - 1) + 1:
+                self.fail(
+                    "kernel_size",
+                    f"{kernel} with dilation {dilation} does not fit into {size}+2*{pad} cells",
+                )
+
+
+@register("Convolution")
+class Convolution(ConvolutionBase):
+    """Cross-correlation; the output size is rounded down."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.function = _CONVOLUTIONS[len(self.kernel)]
+
+    def infer(self, *bottoms: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        sizes = zip(bottoms[0].shape[2:], self.kernel, self.stride, self.pad, self.dilation, strict=True)
+        spatial = [
+            (size + 2 * pad - hole * (kernel - 1) - 1) // stride + 1
+            for size, kernel, stride, pad, hole in sizes
+        ]
+        return tuple(meta((len(x), self.outputs, *spatial)) for x in bottoms)
+
+    def forward(self, *bottoms: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        tops = tuple(
+            self.function(x, self.weight, self.bias, self.stride, self.pad, self.dilation, self.group)
+            for x in bottoms
+        )
+        return tops if len(tops) > 1 else tops[0]
+
+    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        parameters = [graph.parameter(self, name) for name in self.fillers]
+        for bottom, top in zip(bottoms, tops, strict=True):
+            graph.emit(
+                "Conv",
+                [bottom, *parameters],
+                top,
+                kernel_shape=self.kernel,
+                strides=self.stride,
+                pads=[*self.pad, *self.pad],
+                dilations=self.dilation,
+                **({"group": self.group} if self.group > 1 else {}),
+            )
+
+
+@register("InnerProduct")
+class InnerProduct(Layer):
+    """Flattens from ``axis`` on, then weight (outputs, K), or (K, outputs) with ``transpose``, and bias."""
+
+    field = "inner_product_param"
+
+    def setup(self) -> None:
+        p, shape = self.p, self.shapes[0]
+        self.first, self.transpose = self.axis(p.axis), p.transpose
+        if not p.num_output:
+            self.fail("num_output", "missing")
+        self.inputs, self.outputs = math.prod(shape[self.first :]), p.num_output
+        weight = (self.inputs, self.outputs) if p.transpose else (self.outputs, self.inputs)
+        self.blob("weight", weight, p.weight_filler)
+        if p.bias_term:
+            self.blob("bias", (p.num_output,), p.bias_filler)
+        else:
+            self.bias = None
+
+    def infer(self, *bottoms: torch.Tensor) -> torch.Tensor:
+        shape = bottoms[0].shape
+        if math.prod(shape[self.first :]) != self.inputs:
+            raise RuntimeError(
+                f"layer {self.caffe_name!r}: {math.prod(shape[self.first :])} inputs, not {self.inputs}"
+            )
+        return meta((*shape[: self.first], self.outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat = x.flatten(self.first) if self.first < x.ndim else x[..., None]
+        return F.linear(flat, self.weight.T if self.transpose else self.weight, self.bias)
+
+    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        if self.first != 1:
+            super().onnx(graph, bottoms, tops)
+        flat = graph.step("flat", "Flatten", bottoms, axis=1)
+        parameters = [graph.parameter(self, name) for name in self.fillers]
+        graph.emit("Gemm", [flat, *parameters], tops[0], transB=0 if self.transpose else 1)

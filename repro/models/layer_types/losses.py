@@ -1,0 +1,1 @@
+"""Caffe's losses and the layers that only report."""

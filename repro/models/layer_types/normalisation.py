@@ -1,0 +1,163 @@
+"""BatchNorm and Scale (``batch_norm_layer.cpp``, ``scale_layer.cpp``).
+
+BatchNorm keeps three blobs: mean and variance, both multiplied by a factor, and the factor. With global statistics
+
+    y = (x - mean / factor) / sqrt(variance / factor + eps),   0 for both where the factor is 0
+
+It knows no gain and bias: those are a Scale layer's, y = weight·x + bias.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from repro.models.registry import Layer, register
+from weights_conversion.caffe_pb2 import FillerParameter
+
+ONE = FillerParameter(value=1.0)
+
+
+@register("BatchNorm")
+class BatchNorm(Layer):
+    """Global statistics in tests, the batch's in training, unless ``use_global_stats`` says which.
+
+    A new layer of global statistics has mean 0, variance 1 and factor 1 (Caffe's has zeros throughout, which would
+    multiply by 316); any other has Caffe's zeros, which the moving averages start from.
+    """
+
+    field = "batch_norm_param"
+    keeps_shape = True
+    mean: torch.Tensor
+    variance: torch.Tensor
+    factor: torch.Tensor
+
+    def setup(self) -> None:
+        p, shape = self.p, self.shapes[0]
+        self.use_global = p.use_global_stats if p.HasField("use_global_stats") else None
+        self.fraction, self.eps = p.moving_average_fraction, p.eps
+        channels = shape[1] if len(shape) > 1 else 1
+        one = ONE if self.use_global else None
+        self.blob("mean", (channels,), learnt=False)
+        self.blob("variance", (channels,), one, learnt=False)
+        self.blob("factor", (1,), one, learnt=False)
+
+    def statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and variance (C), divided by the factor."""
+        scale = torch.where(self.factor == 0, self.factor, 1 / self.factor)
+        return self.mean * scale, self.variance * scale
+
+    def gain_and_bias(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The layer with global statistics as y = gain·x + bias, both (C)."""
+        mean, variance = self.statistics()
+        gain = (variance + self.eps).rsqrt()
+        return gain, -mean * gain
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.use_global is True or (self.use_global is None and not self.training):
+            return affine(x, *self.gain_and_bias(), axis=1)
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        mean = x.mean(axes)
+        centred = x - expanded(mean, x, 1)
+        variance = centred.square().mean(axes)
+        if self.training or self.use_global is False:
+            self._remember(mean.detach(), variance.detach(), x.numel() // x.shape[1])
+        return centred * expanded((variance + self.eps).rsqrt(), x, 1)
+
+    @torch.no_grad()
+    def _remember(self, mean: torch.Tensor, variance: torch.Tensor, count: int) -> None:
+        """Move the averages; the variance counts with m/(m - 1)."""
+        self.factor.mul_(self.fraction).add_(1)
+        self.mean.mul_(self.fraction).add_(mean)
+        self.variance.mul_(self.fraction).add_(variance, alpha=count / (count - 1) if count > 1 else 1)
+
+    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        channels, name = len(self.mean), self.caffe_name
+        mean, variance = self.statistics()
+        gain = [
+            graph.constant(f"ones_{channels}", np.ones(channels, np.float32)),
+            graph.constant(f"zeros_{channels}", np.zeros(channels, np.float32)),
+        ]
+        statistics = [graph.constant(f"{name}.mean", mean), graph.constant(f"{name}.variance", variance)]
+        graph.emit("BatchNormalization", [*bottoms, *gain, *statistics], tops[0], epsilon=self.eps)
+
+
+@register("Scale")
+class Scale(Layer):
+    """weight·x + bias over axes from ``axis`` on; with two bottoms the second one is the weight."""
+
+    field = "scale_param"
+    keeps_shape = True
+    counts = (1, 2)
+
+    def setup(self) -> None:
+        p, shape = self.p, self.shapes[0]
+        self.first = self.axis(p.axis)
+        if len(self.bottoms) == 1:
+            axes = len(shape) - self.first if p.num_axes < 0 else p.num_axes
+            if self.first + axes > len(shape):
+                self.fail("num_axes", f"{axes} from axis {self.first} in a blob of {len(shape)} axes")
+            factors = shape[self.first : self.first + axes]
+            self.blob("weight", factors, p.filler if p.HasField("filler") else ONE)
+        else:
+            factors = self.shapes[1]
+            if shape[self.first : self.first + len(factors)] != factors:
+                self.fail(
+                    "", f"a second bottom of shape {factors} does not fit {shape} from axis {self.first}"
+                )
+        if p.bias_term:
+            self.blob("bias", factors, p.bias_filler)
+        else:
+            self.bias = None
+
+    def forward(self, x: torch.Tensor, factor: torch.Tensor | None = None) -> torch.Tensor:
+        return affine(x, self.weight if factor is None else factor, self.bias, axis=self.first)
+
+    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        after = len(self.shapes[0]) - self.first
+        if len(bottoms) > 1:
+            super().onnx(graph, bottoms, tops)
+        values = []
+        for name in self.fillers:
+            blob = self._parameters[name]
+            assert blob is not None
+            shape = (*blob.shape, *[1] * (after - blob.ndim))
+            values.append(graph.constant(f"{self.caffe_name}.{name}", blob.reshape(shape)))
+        if self.bias is None:
+            graph.emit("Mul", [bottoms[0], values[0]], tops[0])
+        else:
+            graph.emit("Add", [graph.step("weight", "Mul", [bottoms[0], values[0]]), values[1]], tops[0])
+
+
+def expanded(values: torch.Tensor, x: torch.Tensor, axis: int) -> torch.Tensor:
+    """``values``, which stand for the axes of ``x`` from ``axis`` on, in a shape that broadcasts against ``x``."""
+    after = x.ndim - axis - values.ndim
+    return values.reshape(*values.shape, *[1] * after) if after else values
+
+
+def affine(x: torch.Tensor, gain: torch.Tensor, bias: torch.Tensor | None, *, axis: int) -> torch.Tensor:
+    """gain·x + bias. Where neither is learnt the backward pass needs no x, which ``batch_norm`` would keep."""
+    gain = expanded(gain, x, axis)
+    if bias is None:
+        return x * gain
+    bias = expanded(bias, x, axis)
+    if x.dtype == gain.dtype or gain.requires_grad or bias.requires_grad:
+        return torch.addcmul(bias, x, gain)
+    return _MixedAffine.apply(x, gain, bias)
+
+
+class _MixedAffine(torch.autograd.Function):
+    """gain·x + bias of an x of lower precision, computed in that of gain and bias, which are not learnt here, and
+    rounded to x's. Under autocast PyTorch's own would return float32, twice the memory until the next convolution."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, gain: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gain)
+        return torch.addcmul(bias, x, gain, out=torch.empty_like(x))
+
+    @staticmethod
+    def backward(ctx: Any, top_diff: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (gain,) = ctx.saved_tensors
+        return torch.mul(top_diff, gain, out=torch.empty_like(top_diff)), None, None

@@ -1,0 +1,1 @@
+"""The releases' Python layers, by their own module and class names."""

@@ -1,0 +1,33 @@
+"""Sizes that Caffe's messages hold once, once an axis, or as ``_h`` and ``_w``."""
+
+from __future__ import annotations
+
+from repro.models.registry import Layer
+from weights_conversion.lift import is_repeated
+
+
+def spatial(layer: Layer, field: str, axes: int, default: int | None = None) -> tuple[int, ...]:
+    """Kernel, stride, pad or dilation for each spatial axis, from ``layer.p``; ``default`` where nothing is set.
+
+    ``field`` is the repeated or single field's name (``kernel_size``); its pair is ``kernel_h`` and ``kernel_w``.
+    """
+    message, stem = layer.p, field.removesuffix("_size")
+    pair = [f"{stem}_{side}" for side in "hw"]
+    known = message.DESCRIPTOR.fields_by_name
+    if all(name in known for name in pair) and any(message.HasField(name) for name in pair):
+        if axes != 2:
+            layer.fail(pair[0], f"for {axes} spatial axes; it is for 2")
+        missing = [name for name in pair if not message.HasField(name)]
+        if missing and default is None:
+            layer.fail(missing[0], f"missing beside {stem}_h or {stem}_w")
+        return tuple(getattr(message, name) for name in pair)
+    if is_repeated(known[field]):
+        values = list(getattr(message, field))
+    else:
+        values = [getattr(message, field)] if message.HasField(field) else []
+    if not values and default is None:
+        layer.fail(field, "missing")
+    values = values or [default]
+    if len(values) not in (1, axes):
+        layer.fail(field, f"{len(values)} values for {axes} spatial axes")
+    return tuple(values * axes if len(values) == 1 else values)

@@ -1,0 +1,291 @@
+"""One entry a Caffe layer type: what it does, its blobs and their fillers, its form in ONNX.
+
+A type is a class under ``@register("Type")``, in ``repro/models/layer_types/`` or in a user's own file::
+
+    @register("Mish")
+    class Mish(Layer):
+        field = "mish_param"            # its message in LayerParameter, which is then self.p; leave out if it has none
+
+        def setup(self) -> None:        # once, when the net is built: read the message, make the blobs
+            self.beta = self.p.beta
+
+        def forward(self, x):           # tensors of the bottoms -> tensor of the top, or a tuple for several tops
+            return x * torch.tanh(F.softplus(self.beta * x))
+
+        def onnx(self, graph, bottoms, tops):
+            soft = graph.step("softplus", "Softplus", bottoms)
+            graph.emit("Mul", [bottoms[0], graph.step("tanh", "Tanh", [soft])], tops[0])
+
+A type without settings may be a plain function of its bottoms: ``@register("Square") def square(x): return x * x``.
+
+**Reading.** ``self.layer`` is the typed LayerParameter, ``self.p`` the message in its ``field`` (with Caffe's defaults;
+``self.p.HasField("axis")`` tells what was written). Both are slow: ``setup`` copies what ``forward`` needs into plain
+attributes. ``self.bottoms`` are what the layer reads: name, shape as built, and the layer that made it.
+``counts`` and ``top_counts`` (a number, or lowest and highest with None for any) are checked before ``setup``.
+What does not fit ends in ``self.fail("kernel_size", "expected …, found …")``: one line that names layer and field.
+A setting that would change a number and is not supported is refused in the same way, never ignored.
+
+**Blobs.** ``self.blob("weight", shape, filler)`` in ``setup`` makes ``self.weight``, in the order of Caffe's blobs. The
+names are those of tensors in weight files: ``weight``, ``bias``; BatchNorm's ``mean``, ``variance``, ``factor``.
+``filler`` is a FillerParameter; without one it is ``constant`` 0. ``learnt=False``: no gradient.
+Annotate others than weight and bias in the class (``mean: torch.Tensor``). Until a net is whole they are on the ``meta``
+device. ``setup`` makes no other tensors: constants are numbers or NumPy arrays there, tensors in ``forward``.
+
+**Shapes** come from running ``forward`` on the meta device: ``infer`` gets and gives meta tensors. A layer whose
+``forward`` cannot run there (it looks at values, or calls a compiled kernel) overrides ``infer``; ``meta(shape)`` makes
+its result. ``keeps_shape = True`` says that the top has the first bottom's shape. PyTorch's first operator on the meta
+device imports for seconds, so the types that nearly every net has (convolution, pooling, inner product, activations)
+give their shapes themselves; the tests hold them to ``forward``.
+
+**Phases.** ``forward`` asks ``self.training``, as any PyTorch module; a net of phase TEST is in evaluation mode.
+Layers never work in-place on their bottoms. One that, like DSRG's CRF layer, edits a bottom which later layers read
+names its index in ``edits`` and returns the edited tensors behind its tops.
+
+**Losses** set ``is_loss = True``: their first top then has loss_weight 1 unless the file says another.
+Tops that are only reported (Accuracy) need nothing: any other top has loss_weight 0.
+
+**Data.** Layers that make batches are :class:`DataLayer` classes: ``infer()`` gives the shapes without reading the data
+where that is possible, ``forward()`` gives the next batch. Their tops may be given to the net as inputs instead.
+
+**Python layers** are registered by module and class, ``@register("pylayers.SoftmaxLayer")``. A file that names another
+module for a class of that name gets the same entry. ``self.settings()`` is the param_str as a dictionary.
+
+**ONNX.** ``onnx(graph, bottoms, tops)`` gets names of tensors. ``graph.step(what, operator, inputs, **attributes)``
+adds a node and returns its output's name, ``graph.emit(operator, inputs, top, **attributes)`` the one that gives a top,
+``graph.parameter(self, "weight")`` is a blob, ``graph.constant(name, array)`` and ``graph.integer(n)`` other values.
+Without the method the layer has no form in ONNX, and exporting its net is refused with its name.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NoReturn, TypeVar
+
+import torch
+from torch import nn
+
+from repro.errors import InputError
+from weights_conversion.caffe_pb2 import FillerParameter, LayerParameter
+from weights_conversion.lift import is_repeated
+
+Shape = tuple[int, ...]
+Count = int | tuple[int, int | None]
+Entry = TypeVar("Entry", bound="type[Layer] | Callable[..., Any]")
+
+_ENTRIES: dict[str, type[Layer]] = {}
+_NOT_HERE = {  # types that Caffe has and this project leaves out on purpose
+    **dict.fromkeys(("LSTM", "RNN", "Recurrent", "LSTMUnit"), "recurrent layers are not supported"),
+    **dict.fromkeys(
+        ("PriorBox", "DetectionOutput", "ROIPooling", "MultiBoxLoss"), "detection layers are not supported"
+    ),
+    **dict.fromkeys(
+        ("DenseCRF", "DomainTransform"), "this layer runs on a GPU build of DeepLab-v2's Caffe alone"
+    ),
+}
+
+
+def meta(shape: Sequence[int]) -> torch.Tensor:
+    """A tensor of this shape without values."""
+    return torch.empty(tuple(shape), device="meta")
+
+
+@dataclass(frozen=True)
+class Bottom:
+    """A blob that a layer reads: its name, its shape as built, and the layer that made it (None: the net's input)."""
+
+    name: str
+    shape: Shape
+    maker: Layer | None = None
+
+
+class Layer(nn.Module):
+    """Base of every layer type; see the head of :mod:`repro.models.registry`."""
+
+    field: ClassVar[str] = ""
+    counts: ClassVar[Count] = 1
+    top_counts: ClassVar[Count] = 1
+    is_loss: ClassVar[bool] = False
+    edits: ClassVar[tuple[int, ...]] = ()
+    keeps_shape: ClassVar[bool] = False
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    def __init__(self, layer: LayerParameter, bottoms: Sequence[Bottom]) -> None:
+        super().__init__()
+        self.layer, self.bottoms = layer, tuple(bottoms)
+        self.p: Any = getattr(layer, self.field) if self.field else None
+        self.fillers: dict[str, FillerParameter] = {}
+        self.not_learnt: set[str] = set()
+        self._check_count("bottoms", self.counts, len(bottoms))
+        self._check_count("tops", self.top_counts, len(layer.top))
+        self.setup()
+
+    @property
+    def caffe_name(self) -> str:
+        return self.layer.name
+
+    @property
+    def caffe_type(self) -> str:
+        return self.layer.type
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """The bottoms' shapes as built."""
+        return [bottom.shape for bottom in self.bottoms]
+
+    def setup(self) -> None:
+        """Read ``self.p`` and make the blobs."""
+
+    def infer(self, *bottoms: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """What ``forward`` gives, on the meta device, where only shapes count."""
+        if self.keeps_shape:
+            return meta(bottoms[0].shape)
+        own = self._parameters
+        self._parameters = {name: None if blob is None else blob.to("meta") for name, blob in own.items()}  # type: ignore[misc]
+        try:
+            with torch.no_grad():
+                result: torch.Tensor | tuple[torch.Tensor, ...] = self.forward(*bottoms)
+        finally:
+            self._parameters = own
+        return result
+
+    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        raise InputError(f"{self}: has no form in ONNX here")
+
+    def blob(
+        self, name: str, shape: Sequence[int], filler: FillerParameter | None = None, *, learnt: bool = True
+    ) -> nn.Parameter:
+        """Make the next of the layer's blobs, float32."""
+        if any(size < 1 for size in shape):
+            self.fail("", f"its blob {name} would have the shape {tuple(shape)}")
+        parameter = nn.Parameter(meta(shape), requires_grad=learnt)
+        self.register_parameter(name, parameter)
+        self.fillers[name] = filler if filler is not None else FillerParameter()
+        if not learnt:
+            self.not_learnt.add(name)
+        return parameter
+
+    def caffe_blobs(self) -> dict[str, nn.Parameter]:
+        """The blobs by name, in Caffe's order."""
+        return {name: blob for name in self.fillers if (blob := self._parameters[name]) is not None}
+
+    def fail(self, field: str, reason: str) -> NoReturn:
+        """Refuse the layer: ``field`` is one of its message ("" for none), or has a dot and stands for itself."""
+        where = field if "." in field or not (field and self.field) else f"{self.field}.{field}"
+        raise InputError(f"{self}: {f'{where}: ' if where else ''}{reason}")
+
+    def refuse(self, *fields: str) -> None:
+        """Refuse the layer if any of these fields of its message is set: for those that are not supported."""
+        for field in fields:
+            value = getattr(self.p, field)
+            if value if is_repeated(self.p.DESCRIPTOR.fields_by_name[field]) else self.p.HasField(field):
+                self.fail(field, "not supported")
+
+    def axis(self, axis: int, field: str = "axis", *, bottom: int = 0) -> int:
+        """A canonical axis of a bottom, counted from the end where negative."""
+        axes = len(self.shapes[bottom])
+        if not -axes <= axis < axes:
+            self.fail(field, f"no axis {axis} in a blob of {axes} axes")
+        return axis % axes
+
+    def settings(self) -> dict[str, Any]:
+        """A Python layer's param_str, the text of a dictionary, as the releases write it; empty without one."""
+        text = self.layer.python_param.param_str
+        try:
+            value = ast.literal_eval(text.replace("float('inf')", "1e999") or "{}")
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            self.fail("python_param.param_str", f"expected a dictionary of constants, found {text[:60]!r}")
+        return value
+
+    def _check_count(self, what: str, allowed: Count, found: int) -> None:
+        lowest, highest = allowed if isinstance(allowed, tuple) else (allowed, allowed)
+        if found < lowest or (highest is not None and found > highest):
+            expected = (
+                f"{lowest} or more"
+                if highest is None
+                else f"{lowest}"
+                if highest == lowest
+                else f"{lowest} to {highest}"
+            )
+            self.fail("", f"{found} {what}, expected {expected}")
+
+    def __str__(self) -> str:
+        return describe(self.layer)
+
+
+class DataLayer(Layer):
+    """A layer that makes batches: no bottoms, ``forward()`` gives the next batch on the CPU, one tensor a top."""
+
+    counts = 0
+    top_counts = (1, None)
+
+
+def describe(layer: LayerParameter) -> str:
+    """How messages name a layer: ``layer 'conv1' (Convolution)``."""
+    type_ = layer.type
+    if type_ == "Python":
+        type_ = f"Python {layer.python_param.module}.{layer.python_param.layer}"
+    return f"layer {layer.name!r} ({type_})"
+
+
+def register(type_: str) -> Callable[[Entry], Entry]:
+    """Add a layer type to those that nets are built of: a decorator of a :class:`Layer` class or of a function.
+
+    Args:
+        type_: Caffe's name of the type, or ``module.Class`` of a Python layer.
+
+    Raises:
+        ValueError: the type is there already.
+
+    >>> @register("Cube")
+    ... def cube(x):
+    ...     return x**3
+    """
+
+    def add(entry: Entry) -> Entry:
+        if type_ in _ENTRIES:
+            raise ValueError(f"layer type {type_} is registered already")
+        if isinstance(entry, type):
+            _ENTRIES[type_] = entry
+        else:
+            _ENTRIES[type_] = type(type_, (Layer,), {"counts": (1, None), "forward": lambda _, *x: entry(*x)})
+        return entry
+
+    return add
+
+
+def layer_class(layer: LayerParameter) -> type[Layer]:
+    """The entry of a layer's type.
+
+    Raises:
+        InputError: there is none.
+    """
+    import repro.models.layer_types  # noqa: F401  the entries, which need the classes above
+
+    name = layer.type
+    if name == "Python":
+        module, name = layer.python_param.module, layer.python_param.layer
+        by_class = {known.rpartition(".")[2]: entry for known, entry in _ENTRIES.items() if "." in known}
+        entry = _ENTRIES.get(f"{module}.{name}", by_class.get(name))
+        name = f"{module}.{name}"
+    else:
+        entry = _ENTRIES.get(name)
+    if entry is None and not name:
+        raise InputError(f"{describe(layer)}: type: the layer has none")
+    if entry is None:
+        reason = _NOT_HERE.get(
+            name, f'add it in Python with @repro.models.register("{name}"), see docs/design.md'
+        )
+        raise InputError(f"{describe(layer)}: type: {name!r} is not known; {reason}")
+    return entry
+
+
+def registered_types() -> list[str]:
+    """Every type that nets may have, Python layers as ``module.Class``."""
+    import repro.models.layer_types  # noqa: F401
+
+    return sorted(_ENTRIES)

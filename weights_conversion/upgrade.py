@@ -1,0 +1,242 @@
+"""Old nets in today's layout, as Caffe upgrades them when it reads one (``upgrade_proto.cpp``).
+
+V0 nets hold each layer's settings in one message for all types, V1 nets in one a type with an enum for the type and
+``blobs_lr``, ``weight_decay`` and ``param`` beside each other. Both are turned into ``layer`` messages here. Data
+layers' own ``scale``, ``mean_file``, ``crop_size`` and ``mirror`` move into ``transform_param``, in every layout.
+"""
+
+from __future__ import annotations
+
+from weights_conversion.caffe_pb2 import (
+    LayerParameter,
+    NetParameter,
+    ParamSpec,
+    PoolingParameter,
+    V0LayerParameter,
+    V1LayerParameter,
+)
+from weights_conversion.errors import CaffeFileError
+from weights_conversion.lift import is_repeated
+
+_CAPITALS = ("BNLL", "LRN", "MVN", "BN")
+_SPELLED = {
+    "HDF5": "HDF5",
+    "RELU": "ReLU",
+    "TANH": "TanH",
+    "ARGMAX": "ArgMax",
+    "ABSVAL": "AbsVal",
+    "PRELU": "PReLU",
+    "SOFTMAX_LOSS": "SoftmaxWithLoss",
+    "UNPOOLING": "Unpooling",
+    "DENSE_CRF": "DenseCRF",
+}
+
+
+def _spelled(name: str) -> str:
+    if name in _SPELLED:
+        return _SPELLED[name]
+    words = name.split("_")
+    return "".join(word if word in _CAPITALS else _SPELLED.get(word, word.capitalize()) for word in words)
+
+
+# the number of a V1 layer's type -> its name today
+V1_TYPES = {number: _spelled(name) for name, number in V1LayerParameter.LayerType.items() if number}
+
+_V0_TYPES = {
+    "accuracy": "ACCURACY",
+    "bnll": "BNLL",
+    "concat": "CONCAT",
+    "conv": "CONVOLUTION",
+    "data": "DATA",
+    "dropout": "DROPOUT",
+    "euclidean_loss": "EUCLIDEAN_LOSS",
+    "flatten": "FLATTEN",
+    "hdf5_data": "HDF5_DATA",
+    "hdf5_output": "HDF5_OUTPUT",
+    "im2col": "IM2COL",
+    "images": "IMAGE_DATA",
+    "infogain_loss": "INFOGAIN_LOSS",
+    "innerproduct": "INNER_PRODUCT",
+    "lrn": "LRN",
+    "multinomial_logistic_loss": "MULTINOMIAL_LOGISTIC_LOSS",
+    "pool": "POOLING",
+    "relu": "RELU",
+    "sigmoid": "SIGMOID",
+    "softmax": "SOFTMAX",
+    "softmax_loss": "SOFTMAX_LOSS",
+    "split": "SPLIT",
+    "tanh": "TANH",
+    "window_data": "WINDOW_DATA",
+}
+# where a V0 field goes, by the V1 type: (field of the V0 message, message, field in it)
+_V0_FIELDS: dict[str, list[tuple[str, str, str]]] = {
+    "conv": [
+        *(
+            (name, "convolution_param", name)
+            for name in ("num_output", "group", "weight_filler", "bias_filler")
+        ),
+        ("biasterm", "convolution_param", "bias_term"),
+        ("pad", "convolution_param", "pad"),
+        ("kernelsize", "convolution_param", "kernel_size"),
+        ("stride", "convolution_param", "stride"),
+    ],
+    "innerproduct": [
+        *((name, "inner_product_param", name) for name in ("num_output", "weight_filler", "bias_filler")),
+        ("biasterm", "inner_product_param", "bias_term"),
+    ],
+    "pool": [
+        *((name, "pooling_param", name) for name in ("pool", "pad", "stride")),
+        ("kernelsize", "pooling_param", "kernel_size"),
+    ],
+    "dropout": [("dropout_ratio", "dropout_param", "dropout_ratio")],
+    "lrn": [(name, "lrn_param", name) for name in ("local_size", "alpha", "beta", "k")],
+    "concat": [("concat_dim", "concat_param", "concat_dim")],
+    "infogain_loss": [("source", "infogain_loss_param", "source")],
+    "hdf5_output": [("hdf5_output_param", "hdf5_output_param", "")],
+}
+for _type, _message in (
+    ("data", "data_param"),
+    ("images", "image_data_param"),
+    ("window_data", "window_data_param"),
+    ("hdf5_data", "hdf5_data_param"),
+):
+    _V0_FIELDS[_type] = [("source", _message, "source"), ("batchsize", _message, "batch_size")]
+    if _type != "hdf5_data":
+        _transform = (
+            ("scale", "scale"),
+            ("meanfile", "mean_file"),
+            ("cropsize", "crop_size"),
+            ("mirror", "mirror"),
+        )
+        _V0_FIELDS[_type] += [(old, "transform_param", new) for old, new in _transform]
+    if _type in ("data", "images"):
+        _V0_FIELDS[_type].append(("rand_skip", _message, "rand_skip"))
+_V0_FIELDS["images"] += [
+    ("shuffle_images", "image_data_param", "shuffle"),
+    *((name, "image_data_param", name) for name in ("new_height", "new_width")),
+]
+_V0_FIELDS["window_data"] += [
+    (f"det_{name}", "window_data_param", name)
+    for name in ("fg_threshold", "bg_threshold", "fg_fraction", "context_pad", "crop_mode")
+]
+_V0_COMMON = ("name", "type", "blobs", "blobs_lr", "weight_decay")
+
+_TRANSFORMS = {"Data": "data_param", "ImageData": "image_data_param", "WindowData": "window_data_param"}
+
+
+def upgraded(net: NetParameter, path: str = "") -> NetParameter:
+    """A copy of ``net`` in today's layout: no ``layers``, no data layer with transformations of its own.
+
+    Raises:
+        CaffeFileError: both layouts in one net, or a layer that has no form in today's.
+    """
+    where = f"{path}: " if path else ""
+    result = NetParameter()
+    result.CopyFrom(net)
+    if net.layers and net.layer:
+        raise CaffeFileError(f"{where}both layer and layers, expected one of them")
+    result.ClearField("layers")
+    if net.layers:
+        result.layer.extend(_upgraded_layer(layer, where) for layer in _without_padding(net, where))
+    for layer in result.layer:
+        _move_transformation(layer)
+        if layer.type == "BatchNorm" and len(layer.param) == 3:
+            for param in layer.param:
+                param.lr_mult = param.decay_mult = 0  # its blobs are never learnt
+    return result
+
+
+def _without_padding(net: NetParameter, where: str) -> list[V1LayerParameter]:
+    """V1 layers, with each V0 padding layer folded into the convolution or pooling that reads it."""
+    layers: list[V1LayerParameter] = []
+    pads: dict[str, tuple[str, int]] = {}
+    for layer in net.layers:
+        old = layer.layer
+        if layer.HasField("layer") and old.type == "padding":
+            if len(layer.bottom) != 1 or len(layer.top) != 1:
+                raise CaffeFileError(
+                    f"{where}layer {old.name!r}: padding with other than one bottom and one top"
+                )
+            pads[layer.top[0]] = (layer.bottom[0], old.pad)
+            continue
+        copy = V1LayerParameter()
+        copy.CopyFrom(layer)
+        for index, bottom in enumerate(layer.bottom):
+            if bottom in pads:
+                if old.type not in ("conv", "pool") or len(layer.bottom) != 1:
+                    raise CaffeFileError(
+                        f"{where}layer {old.name!r}: reads a padding layer, which only conv and pool can"
+                    )
+                copy.bottom[index], copy.layer.pad = pads[bottom]
+        layers.append(_from_v0(copy, where) if layer.HasField("layer") else copy)
+    return layers
+
+
+def _from_v0(layer: V1LayerParameter, where: str) -> V1LayerParameter:
+    old = layer.layer
+    if old.type not in _V0_TYPES:
+        raise CaffeFileError(
+            f"{where}layer {old.name!r}: type: {old.type!r} is no layer type of the V0 layout"
+        )
+    result = V1LayerParameter(
+        bottom=layer.bottom,
+        top=layer.top,
+        name=old.name,
+        type=V1LayerParameter.LayerType.Value(_V0_TYPES[old.type]),
+    )
+    for repeated in ("blobs", "blobs_lr", "weight_decay"):
+        getattr(result, repeated).extend(getattr(old, repeated))
+    places = {name: (message, field) for name, message, field in _V0_FIELDS.get(old.type, [])}
+    for found, value in old.ListFields():
+        if found.name in _V0_COMMON:
+            continue
+        if found.name not in places:
+            raise CaffeFileError(f"{where}layer {old.name!r}: {found.name}: not a field of type {old.type}")
+        message, name = places[found.name]
+        target = getattr(result, message)
+        if not name:
+            target.CopyFrom(value)
+        elif found.message_type is not None:
+            getattr(target, name).CopyFrom(value)
+        elif found.name == "pool":
+            target.pool = PoolingParameter.PoolMethod.Value(V0LayerParameter.PoolMethod.Name(value))
+        elif is_repeated(target.DESCRIPTOR.fields_by_name[name]):
+            getattr(target, name).append(value)
+        else:
+            setattr(target, name, value)
+    return result
+
+
+def _upgraded_layer(old: V1LayerParameter, where: str) -> LayerParameter:
+    if old.type not in V1_TYPES:
+        raise CaffeFileError(f"{where}layer {old.name!r}: type: {old.type} is no layer type of the V1 layout")
+    layer = LayerParameter(name=old.name, type=V1_TYPES[old.type], bottom=old.bottom, top=old.top)
+    for repeated in ("include", "exclude", "loss_weight", "blobs"):
+        getattr(layer, repeated).extend(getattr(old, repeated))
+    for index in range(
+        max(len(old.param), len(old.blobs_lr), len(old.weight_decay), len(old.blob_share_mode))
+    ):
+        spec = ParamSpec()
+        if index < len(old.param):
+            spec.name = old.param[index]
+        if index < len(old.blob_share_mode):
+            spec.share_mode = ParamSpec.DimCheckMode.Name(old.blob_share_mode[index])
+        if index < len(old.blobs_lr):
+            spec.lr_mult = old.blobs_lr[index]
+        if index < len(old.weight_decay):
+            spec.decay_mult = old.weight_decay[index]
+        layer.param.append(spec)
+    for found, value in old.ListFields():
+        if found.message_type is not None and not is_repeated(found) and found.name != "layer":
+            getattr(layer, found.name).CopyFrom(value)
+    return layer
+
+
+def _move_transformation(layer: LayerParameter) -> None:
+    if layer.type not in _TRANSFORMS:
+        return
+    own = getattr(layer, _TRANSFORMS[layer.type])
+    for name in ("scale", "mean_file", "crop_size", "mirror"):
+        if own.HasField(name):
+            setattr(layer.transform_param, name, getattr(own, name))
+            own.ClearField(name)
