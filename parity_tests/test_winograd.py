@@ -108,6 +108,14 @@ def test_only_the_gradients_asked_for():
     assert torch.equal(alone, results(winograd_conv2d, [x, weight, bias], dy, dilation)[2])
 
 
+def test_training_after_prediction():
+    """Memory kept from a call in inference mode can be written by one that computes gradients."""
+    *values, dy, dilation = tensors((1, 8, 8, 50, 50, 1))
+    with torch.inference_mode():
+        first = winograd_conv2d(*values, dilation)
+    assert torch.equal(results(winograd_conv2d, values, dy, dilation)[0], first)
+
+
 def test_the_number_of_threads_changes_no_transform():
     *values, dy, dilation = tensors((2, 16, 24, 23, 19, 2))
     threads = torch.get_num_threads()

@@ -33,22 +33,11 @@ import torch.nn as nn
 from torch.autograd.function import once_differentiable
 
 from repro.layers import winograd_numba as kernels
-from repro.layers.winograd_numba import (
-    COUNTS,
-    FOUR,
-    KINDS,
-    LANES,
-    ONE_ALONE,
-    SIDE,
-    TAPS,
-    THREE,
-    TWO,
-    TWO_ALONE,
-)
+from repro.layers.winograd_numba import COUNTS, KINDS, LANES
+from repro.layers.winograd_plan import Part, Plan, plan_of, segments
 
 INPUT, OUTPUT = 0, 1
 BUFFER_FLOATS = 16 << 20  # of the transformed tiles at a time, about
-IntArray = npt.NDArray[np.int64]
 
 
 def winograd_conv2d(
@@ -114,102 +103,12 @@ def _pays(shape: tuple[int, ...], outputs: int, dilation: int) -> bool:
     count, inputs, height, width = shape
     places, panels = count, 1
     for size in (height, width):
-        kinds = _segments(size, dilation)[:, 1]
+        kinds = segments(size, dilation)[:, 1]
         places *= int(COUNTS[kinds].sum())
         panels *= len({point for kind in set(kinds.tolist()) for point in KINDS[kind].points})
     channels = inputs * outputs
     work = places * (channels + 32 * (inputs + outputs)) + 100 * panels * channels
     return work < 9 * count * height * width * channels
-
-
-@lru_cache(maxsize=256)
-def _segments(size: int, dilation: int) -> IntArray:
-    """(first output, kind) of the tiles of one dimension, phase by phase."""
-    segments = []
-    for phase in range(min(size, dilation)):
-        length = -(-(size - phase) // dilation)
-        if length <= 2:
-            segments.append((phase, ONE_ALONE if length == 1 else TWO_ALONE))
-            continue
-        kinds = [FOUR] * (length // 4) + [THREE] * (length % 4 == 3) + [TWO] * (length % 4 == 2)
-        if length % 4 == 1:
-            kinds[-1:] = [THREE, TWO]
-        first = phase
-        for kind in kinds:
-            segments.append((first, kind))
-            first += KINDS[kind].outputs * dilation
-    return np.array(segments, np.int64)
-
-
-class Part(NamedTuple):
-    """Some tiles. A *panel* holds their rows of C values at one point, those tiles' that use it.
-
-    Attributes:
-        tiles, starts: see ``winograd_numba.gather``.
-        runs: panels of equal length that follow each other: (first panel, number, first row, rows each).
-        rows: of all panels.
-    """
-
-    tiles: npt.NDArray[np.int32]
-    starts: IntArray
-    runs: list[tuple[int, int, int, int]]
-    rows: int
-
-
-class Plan(NamedTuple):
-    """How a batch of maps is cut: ``rows`` and ``columns`` as ``_segments``, (panels, 9) the rows of G ⊗ G, parts."""
-
-    rows: IntArray
-    columns: IntArray
-    taps: torch.Tensor
-    parts: list[Part]
-
-
-@lru_cache(maxsize=64)
-def _plan(count: int, height: int, width: int, dilation: int, most_rows: int) -> Plan:
-    rows, columns = _segments(height, dilation), _segments(width, dilation)
-    grid = np.indices((count, len(rows), len(columns))).reshape(3, -1).T
-    # points that any tile uses; those of most tiles first, so that panels of equal length stand together
-    usage = np.zeros((len(TAPS), len(TAPS)), np.int64)
-    for (down, along), tiles in _tally(rows, columns, grid).items():
-        usage[np.ix_(KINDS[down].points, KINDS[along].points)] += tiles
-    order = [pair for pair in sorted(np.ndindex(usage.shape), key=lambda pair: -usage[pair]) if usage[pair]]
-    taps = np.stack([np.kron(TAPS[p], TAPS[q]) for p, q in order])
-    number = min(len(grid), -(-int(usage.sum()) // max(1, most_rows)))
-    pieces = np.array_split(grid, number)
-    parts = [_part(rows, columns, piece, order) for piece in pieces]
-    return Plan(rows, columns, torch.from_numpy(taps.astype(np.float32)), parts)
-
-
-def _tally(rows: IntArray, columns: IntArray, tiles: IntArray) -> dict[tuple[int, int], int]:
-    """How many tiles there are of each pair of kinds."""
-    pairs, counts = np.unique(rows[tiles[:, 1], 1] * len(KINDS) + columns[tiles[:, 2], 1], return_counts=True)
-    return {divmod(int(pair), len(KINDS)): int(n) for pair, n in zip(pairs, counts, strict=True)}
-
-
-def _part(rows: IntArray, columns: IntArray, tiles: IntArray, order: list[tuple[int, ...]]) -> Part:
-    tally = _tally(rows, columns, tiles)
-    starts = np.zeros((len(KINDS), len(KINDS), SIDE, SIDE), np.int64)
-    runs: list[tuple[int, int, int, int]] = []
-    at = 0
-    for panel, (p, q) in enumerate(order):
-        length = 0
-        for (down, along), count in tally.items():
-            if p in KINDS[down].points and q in KINDS[along].points:
-                i, j = KINDS[down].points.index(p), KINDS[along].points.index(q)
-                starts[down, along, i, j] = at + length
-                length += count
-        if runs and runs[-1][3] == length:
-            first, number, row, _ = runs[-1]
-            runs[-1] = (first, number + 1, row, length)
-        else:
-            runs.append((panel, 1, at, length))
-        at += length
-    place = np.empty(len(tiles), np.int64)
-    pairs = rows[tiles[:, 1], 1] * len(KINDS) + columns[tiles[:, 2], 1]
-    for pair in np.unique(pairs):
-        place[pairs == pair] = np.arange(np.count_nonzero(pairs == pair))
-    return Part(np.column_stack([tiles, place]).astype(np.int32), starts, runs, at)
 
 
 class _Map(NamedTuple):
@@ -224,9 +123,10 @@ class _Map(NamedTuple):
         arguments = self._arguments(plan, part)
         _share(len(part.tiles), 1, lambda begin, end: kernels.gather(begin, end, *arguments))
 
-    def from_points(self, plan: Plan, part: Part) -> None:
+    def from_points(self, plan: Plan, part: Part, bias: torch.Tensor | None = None) -> None:
         """Threads share the channels where tiles overlap."""
-        arguments = self._arguments(plan, part)
+        offset = torch.zeros(self.image.shape[3]) if bias is None else bias.detach()
+        arguments = (*self._arguments(plan, part), offset.numpy())
         tiles, depth = len(part.tiles), self.image.shape[3]
         if self.side == INPUT:
             _share(depth, LANES, lambda begin, end: kernels.scatter(0, tiles, begin, end, *arguments))
@@ -261,15 +161,13 @@ class _Winograd(torch.autograd.Function):
         ctx.dilation, ctx.has_bias = dilation, bias is not None
         plan, u = _prepared(x, weight, dilation)
         count, _, height, width = x.shape
-        y = torch.empty(count, height, width, len(weight))
-        y[...] = 0 if bias is None else bias
-        y = y.permute(0, 3, 1, 2)
+        y = torch.empty(count, height, width, len(weight)).permute(0, 3, 1, 2)
         inputs, outputs = _map(x, plan, INPUT, dilation), _map(y, plan, OUTPUT, dilation)
         for part in plan.parts:
             inputs.to_points(plan, part)
             for run, (v, m) in _runs(part, inputs.panels, outputs.panels):
                 torch.bmm(v, u[run].transpose(1, 2), out=m)
-            outputs.from_points(plan, part)
+            outputs.from_points(plan, part, bias)
         return y
 
     @staticmethod
@@ -307,7 +205,7 @@ class _Winograd(torch.autograd.Function):
 def _prepared(x: torch.Tensor, weight: torch.Tensor, dilation: int) -> tuple[Plan, torch.Tensor]:
     """The plan, and U (panels, K, C)."""
     count, inputs, height, width = x.shape
-    plan = _plan(count, height, width, dilation, BUFFER_FLOATS // (inputs + len(weight)))
+    plan = plan_of(count, height, width, dilation, BUFFER_FLOATS // (inputs + len(weight)))
     taps = weight.detach().permute(2, 3, 0, 1).reshape(9, -1)
     u = _space("u", len(plan.taps), taps.shape[1])
     return plan, torch.mm(plan.taps, taps, out=u).view(-1, len(weight), inputs)
@@ -320,7 +218,8 @@ def _space(use: str, rows: int, columns: int) -> torch.Tensor:
     """Memory that this thread's last call for the same use has left: fresh memory costs as much as filling it."""
     kept = _spaces.__dict__.get(use)
     if kept is None or kept.numel() < rows * columns:
-        kept = _spaces.__dict__[use] = torch.empty(rows * columns)
+        with torch.inference_mode(False):  # or training could not write to it
+            kept = _spaces.__dict__[use] = torch.empty(rows * columns)
     return kept[: rows * columns].view(rows, columns)
 
 

@@ -197,8 +197,11 @@ def gather(begin, end, side, tiles, rows, columns, starts, image, dilation, pane
 
 
 @entry
-def scatter(begin, end, first, last, side, tiles, rows, columns, starts, image, dilation, panels):
-    """The transpose of ``gather``: adds the tiles' channels ``first`` … ``last`` to ``image``."""
+def scatter(begin, end, first, last, side, tiles, rows, columns, starts, image, dilation, panels, bias):
+    """The transpose of ``gather``, of the channels ``first`` … ``last``.
+
+    Adds to ``image`` where the tiles are inputs, which overlap; outputs are written, plus ``bias`` (C).
+    """
     _, height, width, depth = image.shape
     square = np.empty(SIDE * SIDE * BLOCK, F)
     target, source = image.reshape(-1), panels.reshape(-1)
@@ -226,5 +229,9 @@ def scatter(begin, end, first, last, side, tiles, rows, columns, starts, image, 
                     at = (i * SIDE + j) * BLOCK
                     if 0 <= y < height and 0 <= x < width:
                         to = ((n * height + y) * width + x) * depth + block
-                        for c in range(0, channels, LANES):
-                            store(target, to + c, load(target, to + c) + load(square, at + c))
+                        if side == 0:
+                            for c in range(0, channels, LANES):
+                                store(target, to + c, load(target, to + c) + load(square, at + c))
+                        else:
+                            for c in range(0, channels, LANES):
+                                store(target, to + c, load(bias, block + c) + load(square, at + c))
