@@ -418,9 +418,9 @@ class BiasChannelParameter(_message.Message):
     LABEL_TYPE_FIELD_NUMBER: _ClassVar[int]
     fg_bias: float
     bg_bias: float
-    ignore_label: int
+    ignore_label: _containers.RepeatedScalarFieldContainer[int]
     label_type: BiasChannelParameter.LabelType
-    def __init__(self, fg_bias: _Optional[float] = ..., bg_bias: _Optional[float] = ..., ignore_label: _Optional[int] = ..., label_type: _Optional[_Union[BiasChannelParameter.LabelType, str]] = ...) -> None: ...
+    def __init__(self, fg_bias: _Optional[float] = ..., bg_bias: _Optional[float] = ..., ignore_label: _Optional[_Iterable[int]] = ..., label_type: _Optional[_Union[BiasChannelParameter.LabelType, str]] = ...) -> None: ...
 
 class ClipParameter(_message.Message):
     __slots__ = ("min", "max")

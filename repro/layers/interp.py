@@ -15,8 +15,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from repro.layers.sizes import interpolated_size
-
 
 def interp(
     x: torch.Tensor,
@@ -35,6 +33,35 @@ def interp(
     Raises:
         ValueError: a factor below 1, a positive pad, only one of height and width, or an empty result.
     """
+    size = interp_size(
+        *x.shape[-2:],
+        zoom_factor=zoom_factor,
+        shrink_factor=shrink_factor,
+        height=height,
+        width=width,
+        pad_beg=pad_beg,
+        pad_end=pad_end,
+    )
+    rows, columns = (slice(-pad_beg, length + pad_end) for length in x.shape[-2:])
+    return F.interpolate(x[..., rows, columns], size=size, mode="bilinear", align_corners=True)
+
+
+def interp_size(
+    rows: int,
+    columns: int,
+    *,
+    zoom_factor: int = 1,
+    shrink_factor: int = 1,
+    height: int | None = None,
+    width: int | None = None,
+    pad_beg: int = 0,
+    pad_end: int = 0,
+) -> tuple[int, int]:
+    """Rows and columns that ``interp`` makes of ``rows`` and ``columns``; raises what it raises.
+
+    >>> interp_size(321, 321, shrink_factor=8), interp_size(41, 41, zoom_factor=8)
+    ((41, 41), (321, 321))
+    """
     if zoom_factor < 1 or shrink_factor < 1:
         raise ValueError(
             f"zoom_factor and shrink_factor must be at least 1, not {zoom_factor}, {shrink_factor}"
@@ -46,11 +73,11 @@ def interp(
     if height is not None and (zoom_factor, shrink_factor) != (1, 1):
         raise ValueError("give either height and width or the factors, not both")
 
-    cropped_height, cropped_width = (size + pad_beg + pad_end for size in x.shape[-2:])
-    if cropped_height < 1 or cropped_width < 1:
-        raise ValueError(f"pads {pad_beg}, {pad_end} leave nothing of a {x.shape[-2]}x{x.shape[-1]} input")
-    x = x[..., -pad_beg : -pad_beg + cropped_height, -pad_beg : -pad_beg + cropped_width]
-    if height is None or width is None:
-        height = interpolated_size(cropped_height, zoom_factor, shrink_factor)
-        width = interpolated_size(cropped_width, zoom_factor, shrink_factor)
-    return F.interpolate(x, size=(height, width), mode="bilinear", align_corners=True)
+    cropped = [size + pad_beg + pad_end for size in (rows, columns)]
+    if min(cropped) < 1:
+        raise ValueError(f"pads {pad_beg}, {pad_end} leave nothing of a {rows}x{columns} input")
+    if height is not None and width is not None:
+        return height, width
+    shrunk = [(size - 1) // shrink_factor + 1 for size in cropped]
+    high, wide = (size + (size - 1) * (zoom_factor - 1) for size in shrunk)
+    return high, wide

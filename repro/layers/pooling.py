@@ -20,7 +20,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-Pair = tuple[int, int]
+Pair = tuple[int, ...]  # rows and columns
 _FLT_MAX = torch.finfo(torch.float32).max
 
 

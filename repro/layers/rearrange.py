@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-Pair = tuple[int, int]
+Pair = tuple[int, ...]  # rows and columns
 
 
 def reshape(x: torch.Tensor, dims: Sequence[int], *, axis: int = 0, num_axes: int = -1) -> torch.Tensor:

@@ -21,6 +21,7 @@ import torch.nn as nn
 
 from repro.errors import InputError
 from repro.models.fillers import Scheme, fill_, fill_weight_
+from repro.models.in_place import Holder, is_in_place, overwritten
 from repro.models.registry import Bottom, DataLayer, Layer, describe, layer_class, meta
 from weights_conversion.caffe_pb2 import TEST, TRAIN, LayerParameter, NetParameter, NetStateRule, ParamSpec
 from weights_conversion.lift import lift
@@ -97,6 +98,7 @@ class CaffeNet(nn.Module):
         self._multipliers: dict[str, tuple[float, float]] = {}
         self._plans: dict[Any, _Plan] = {}
         self._sizes: dict[Any, dict[str, tuple[int, ...]]] = {}
+        self._overwritten: set[str] = set()
         _Builder(self).build()
         self.train(phase == "train")
 
@@ -351,7 +353,7 @@ class CaffeNet(nn.Module):
         return self._run_layers(given, plan)
 
     def _run_layers(self, given: Blobs, plan: _Plan) -> Blobs:
-        blobs, keeps_all = dict(given), not any(plan.frees)
+        blobs, keeps_all, holder = dict(given), not any(plan.frees), Holder()
         for layer, frees in zip(plan.layers, plan.frees, strict=True):
             module = self[layer.name]
             bottoms = [blobs[name] for name in layer.bottoms]
@@ -365,8 +367,12 @@ class CaffeNet(nn.Module):
                 result = tuple(top.to(self._device) for top in _tuple(module()))
             elif bottoms and bottoms[0].is_meta:
                 result = _tuple(module.infer(*bottoms))
+            elif layer.name in self._overwritten:
+                result = (holder.run(module, layer.tops[0], bottoms),)
             else:
                 result = _tuple(module(*bottoms))
+            if self._overwritten and layer.tops:
+                holder.wrote(layer.tops[0], result[0], is_in_place(layer))
             blobs.update(zip(layer.writes, result, strict=True))
             blobs.update(
                 {name: given[name] for name in layer.tops if name in given and name not in layer.bottoms}
@@ -471,6 +477,7 @@ class _Builder:
         for index, layer in enumerate(parameter.layer):
             self._add_layer(layer, copies[index])
         net.shapes = {name: tuple(blob.shape) for name, blob in self.blobs.items()}
+        net._overwritten = overwritten(net.layers, self.modules)
         self._materialise()
         net.fill()
 
@@ -549,7 +556,8 @@ class _Builder:
             raise self._fail(parameter, f"cannot take bottoms of {shapes}: {reason}") from error
         key = self._key(parameter, module)
         weights = self._loss_weights(parameter, module)
-        stops = tuple(not flag for flag in parameter.propagate_down)
+        # force_backward overrides it (net.cpp)
+        stops = tuple(not flag and not net.parameter.force_backward for flag in parameter.propagate_down)
         place = NetLayer(
             key,
             parameter.type,
@@ -606,7 +614,8 @@ class _Builder:
             owner = self.owners.setdefault(spec.name, (key, kind)) if spec.name else (key, kind)
             if owner == (key, kind):
                 learnt = kind not in module.not_learnt
-                module._parameters[kind].requires_grad_(learnt and spec.lr_mult != 0)  # type: ignore[union-attr]
+                wanted = spec.lr_mult != 0 or self.net.parameter.force_backward
+                module._parameters[kind].requires_grad_(learnt and wanted)  # type: ignore[union-attr]
                 self.net._multipliers[f"{key}.{kind}"] = (spec.lr_mult, spec.decay_mult)
                 self.stated |= {(f"{key}.{kind}", f) for f in ("lr_mult", "decay_mult") if spec.HasField(f)}
             else:
@@ -640,7 +649,8 @@ class _Builder:
             self.stated.add((place, field))
             values[index] = value
         self.net._multipliers[place] = (values[0], values[1])
-        first.requires_grad_(first.requires_grad and values[0] != 0)
+        wanted = values[0] != 0 or self.net.parameter.force_backward
+        first.requires_grad_(first.requires_grad and wanted)
         module._parameters[kind] = first
 
     def _materialise(self) -> None:

@@ -39,7 +39,9 @@ give their shapes themselves; the tests hold them to ``forward``.
 
 **Phases.** ``forward`` asks ``self.training``, as any PyTorch module; a net of phase TEST is in evaluation mode.
 Layers never work in-place on their bottoms. One that, like DSRG's CRF layer, edits a bottom which later layers read
-names its index in ``edits`` and returns the edited tensors behind its tops.
+names its index in ``edits`` and returns the edited tensors behind its tops. One whose backward pass in Caffe reads its
+bottom or its top says so (``reads_bottom``, ``reads_top``) and has ``caffe_gradient``, for blobs that later in-place
+layers overwrite; ``harmless_after`` are types that may follow without changing it.
 
 **Losses** set ``is_loss = True``: their first top then has loss_weight 1 unless the file says another.
 Tops that are only reported (Accuracy) need nothing: any other top has loss_weight 0.
@@ -109,6 +111,10 @@ class Layer(nn.Module):
     is_loss: ClassVar[bool] = False
     edits: ClassVar[tuple[int, ...]] = ()
     keeps_shape: ClassVar[bool] = False
+    reads_bottom: ClassVar[bool] = False
+    reads_top: ClassVar[bool] = False
+    overwrites_itself: ClassVar[bool] = False
+    harmless_after: ClassVar[frozenset[str]] = frozenset()
     weight: torch.Tensor
     bias: torch.Tensor | None
 
@@ -150,6 +156,10 @@ class Layer(nn.Module):
         finally:
             self._parameters = own
         return result
+
+    def caffe_gradient(self, top_diff: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
+        """The bottom's gradient where Caffe reads a blob that now holds other values (:mod:`repro.models.in_place`)."""
+        raise NotImplementedError
 
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
         raise InputError(f"{self}: has no form in ONNX here")

@@ -5,8 +5,12 @@ from repro.models.layer_types import (  # noqa: F401
     convolution,
     data,
     elementwise,
+    interp,
+    local_norms,
     losses,
     normalisation,
     pooling,
     python,
+    rearrange,
+    reductions,
 )

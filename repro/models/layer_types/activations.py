@@ -1,13 +1,18 @@
-"""Layers that change each value for itself: ReLU, Dropout, …"""
+"""Layers that change each value for itself: ReLU, Dropout, Sigmoid, PReLU, Power, …"""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
+from repro.layers.powers import exponential, logarithm, power
 from repro.models.registry import Layer, register
+from weights_conversion.caffe_pb2 import FillerParameter
 
 
 @register("ReLU")
@@ -15,13 +20,17 @@ class ReLU(Layer):
     """max(x, 0) + negative_slope · min(x, 0) (``relu_layer.cpp``)."""
 
     field = "relu_param"
-    keeps_shape = True
+    keeps_shape = reads_bottom = True
+    harmless_after = frozenset(("ReLU", "Dropout"))  # they keep the sign, or pass no gradient
 
     def setup(self) -> None:
         self.slope = self.p.negative_slope
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.leaky_relu(x, self.slope) if self.slope else F.relu(x)
+
+    def caffe_gradient(self, top_diff: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
+        return torch.where(held > 0, top_diff, self.slope * top_diff)
 
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
         if self.slope:
@@ -50,3 +59,264 @@ class Dropout(Layer):
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
         # a test-time identity; as a node it keeps the layer's and the blob's names
         graph.emit("Identity", bottoms, tops[0])
+
+
+class Unary(Layer):
+    """A function of each value, without settings, that ONNX has under a name of its own."""
+
+    function: ClassVar[Callable[[torch.Tensor], torch.Tensor]]
+    operator: ClassVar[str]
+    keeps_shape = True
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return type(self).function(x)
+
+    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        graph.emit(self.operator, bottoms, tops[0])
+
+
+@register("AbsVal")
+class AbsVal(Unary):
+    """abs x; Caffe has it with a top of its own alone (``absval_layer.cpp``)."""
+
+    function, operator = torch.abs, "Abs"
+
+    def setup(self) -> None:
+        if self.layer.top[0] == self.layer.bottom[0]:
+            self.fail("", "cannot be in-place")
+
+
+@register("BNLL")
+class BNLL(Unary):
+    """log(1 + e^x) (``bnll_layer.cpp``)."""
+
+    function, operator = F.softplus, "Softplus"
+    reads_bottom = overwrites_itself = True
+
+    def caffe_gradient(self, top_diff: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
+        return top_diff * torch.sigmoid(held.clamp_max(50))
+
+
+@register("Sigmoid")
+class Sigmoid(Unary):
+    """1 / (1 + e^-x) (``sigmoid_layer.cpp``)."""
+
+    function, operator = torch.sigmoid, "Sigmoid"
+    reads_top = True
+
+    def caffe_gradient(self, top_diff: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
+        return top_diff * held * (1 - held)
+
+
+@register("TanH")
+class TanH(Unary):
+    """tanh x (``tanh_layer.cpp``)."""
+
+    function, operator = torch.tanh, "Tanh"
+    reads_top = True
+
+    def caffe_gradient(self, top_diff: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
+        return top_diff * (1 - held * held)
+
+
+@register("ELU")
+class ELU(Layer):
+    """x above 0, alpha · (e^x - 1) below (``elu_layer.cpp``)."""
+
+    field = "elu_param"
+    keeps_shape = reads_bottom = True
+
+    def setup(self) -> None:
+        self.alpha = self.p.alpha
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.elu(x, self.alpha)
+
+    def caffe_gradient(self, top_diff: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
+        return torch.where(held > 0, top_diff, (self.alpha + held) * top_diff)
+
+    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        graph.emit("Elu", bottoms, tops[0], alpha=self.alpha)
+
+
+@register("PReLU")
+class PReLU(Layer):
+    """max(x, 0) + weight · min(x, 0), a weight per channel or one for all (``prelu_layer.cpp``)."""
+
+    field = "prelu_param"
+    keeps_shape = True
+
+    def setup(self) -> None:
+        filler = self.p.filler if self.p.HasField("filler") else FillerParameter(value=0.25)
+        self.blob("weight", () if self.p.channel_shared else self.shapes[0][1:2], filler)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.prelu(x, self.weight.reshape(-1))
+
+    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        slope = self.weight.reshape(-1, *[1] * (len(self.shapes[0]) - 2))
+        graph.emit("PRelu", [*bottoms, graph.constant(f"{self.caffe_name}.slope", slope)], tops[0])
+
+
+@register("Power")
+class Power(Layer):
+    """(shift + scale · x)^power (``power_layer.cpp``)."""
+
+    field = "power_param"
+    keeps_shape = reads_bottom = overwrites_itself = True
+
+    def setup(self) -> None:
+        self.arguments = {name: getattr(self.p, name) for name in ("power", "scale", "shift")}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return power(x, **self.arguments)
+
+    def caffe_gradient(self, top_diff: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
+        """The factor twice: Caffe writes it where the incoming gradient stood, then multiplies the two."""
+        exponent, scale, shift = self.arguments["power"], self.arguments["scale"], self.arguments["shift"]
+        if exponent * scale == 0 or exponent == 1:
+            return torch.full_like(top_diff, (exponent * scale) ** 2)
+        if exponent == 2:
+            return (2 * scale * (scale * held + shift)).square()
+        if shift == 0:
+            return (exponent * (held / held)).square()
+        return (exponent * scale * (held / (scale * held + shift))).square()
+
+    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        inner = linear(graph, bottoms[0], self.arguments["scale"], self.arguments["shift"])
+        graph.emit("Pow", [inner, number(graph, self.arguments["power"])], tops[0])
+
+
+@register("Exp")
+class Exp(Layer):
+    """base^(shift + scale · x), base -1 for e (``exp_layer.cpp``)."""
+
+    field = "exp_param"
+    keeps_shape = reads_top = True
+
+    def setup(self) -> None:
+        self.arguments = _base_scale_shift(self)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return exponential(x, **self.arguments)
+
+    def caffe_gradient(self, top_diff: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
+        return top_diff * held * (self.arguments["scale"] * _log_base(self))
+
+    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        _, scale, shift = self.arguments.values()
+        log_base = _log_base(self)
+        graph.emit("Exp", [linear(graph, bottoms[0], log_base * scale, log_base * shift)], tops[0])
+
+
+@register("Log")
+class Log(Layer):
+    """log_base(shift + scale · x), base -1 for e (``log_layer.cpp``)."""
+
+    field = "log_param"
+    keeps_shape = reads_bottom = overwrites_itself = True
+
+    def setup(self) -> None:
+        self.arguments = _base_scale_shift(self)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return logarithm(x, **self.arguments)
+
+    def caffe_gradient(self, top_diff: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
+        """The factor twice, as for Power."""
+        scale, shift = self.arguments["scale"], self.arguments["shift"]
+        return (scale / _log_base(self) / (scale * held + shift)).square()
+
+    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        _, scale, shift = self.arguments.values()
+        inner = graph.step("log", "Log", [linear(graph, bottoms[0], scale, shift)])
+        graph.emit("Div", [inner, number(graph, _log_base(self))], tops[0])
+
+
+def _log_base(layer: Exp | Log) -> float:
+    base = layer.arguments["base"]
+    return 1.0 if base == -1 else math.log(base)
+
+
+def _base_scale_shift(layer: Layer) -> dict[str, float]:
+    if layer.p.base != -1 and layer.p.base <= 0:
+        layer.fail("base", f"{layer.p.base:g}, expected more than 0, or -1 for e")
+    return {name: getattr(layer.p, name) for name in ("base", "scale", "shift")}
+
+
+@register("Threshold")
+class Threshold(Layer):
+    """1 above the threshold, else 0 (``threshold_layer.cpp``)."""
+
+    field = "threshold_param"
+    keeps_shape = True
+
+    def setup(self) -> None:
+        self.threshold = self.p.threshold
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x > self.threshold).to(x.dtype)
+
+    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        above = graph.step("above", "Greater", [*bottoms, number(graph, self.threshold)])
+        graph.emit("Cast", [above], tops[0], to=1)
+
+
+@register("Clip")
+class Clip(Layer):
+    """min(max(x, min), max); the gradient passes between the two, ends included (``clip_layer.cpp``)."""
+
+    field = "clip_param"
+    keeps_shape = True
+
+    def setup(self) -> None:
+        for name in ("min", "max"):
+            if not self.p.HasField(name):
+                self.fail(name, "missing")
+        self.limits = self.p.min, self.p.max
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.clamp(*self.limits)
+
+    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        graph.emit("Clip", [*bottoms, *(number(graph, limit) for limit in self.limits)], tops[0])
+
+
+@register("ReLU6")
+class ReLU6(Clip):
+    """min(max(x, 0), 6), of MobileNet's forks."""
+
+    field = "relu6_param"
+
+    def setup(self) -> None:
+        self.limits = 0.0, 6.0
+
+
+@register("Swish")
+class Swish(Layer):
+    """x · sigmoid(beta · x) (``swish_layer.cpp``)."""
+
+    field = "swish_param"
+    keeps_shape = True
+
+    def setup(self) -> None:
+        self.beta = self.p.beta
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.sigmoid(self.beta * x)
+
+    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        gate = graph.step("gate", "Sigmoid", [linear(graph, bottoms[0], self.beta, 0.0)])
+        graph.emit("Mul", [bottoms[0], gate], tops[0])
+
+
+def number(graph: Any, value: float) -> str:
+    """A float32 scalar in an ONNX graph."""
+    return graph.constant(f"number_{value!r}", np.array(value, np.float32))
+
+
+def linear(graph: Any, x: str, scale: float, shift: float) -> str:
+    """Nodes for scale · x + shift, none where it is x."""
+    if scale != 1:
+        x = graph.step("scale", "Mul", [x, number(graph, scale)])
+    return x if shift == 0 else graph.step("shift", "Add", [x, number(graph, shift)])

@@ -1,4 +1,4 @@
-"""Convolution and InnerProduct (``conv_layer.cpp``, ``inner_product_layer.cpp``)."""
+"""Convolution, Deconvolution, InnerProduct, Embed and Im2col, in Caffe's files of these names."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from repro.layers.rearrange import embed, im2col
 from repro.models.layer_types.spatial import spatial
 from repro.models.registry import Layer, meta, register
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_DECONVOLUTIONS = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
 class ConvolutionBase(Layer):
@@ -68,6 +70,20 @@ class ConvolutionBase(Layer):
                     f"{kernel} with dilation {dilation} does not fit into {size}+2*{pad} cells",
                 )
 
+    def convolve(self, operator: str, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        parameters = [graph.parameter(self, name) for name in self.fillers]
+        for bottom, top in zip(bottoms, tops, strict=True):
+            graph.emit(
+                operator,
+                [bottom, *parameters],
+                top,
+                kernel_shape=self.kernel,
+                strides=self.stride,
+                pads=[*self.pad, *self.pad],
+                dilations=self.dilation,
+                **({"group": self.group} if self.group > 1 else {}),
+            )
+
 
 @register("Convolution")
 class Convolution(ConvolutionBase):
@@ -93,18 +109,36 @@ class Convolution(ConvolutionBase):
         return tops if len(tops) > 1 else tops[0]
 
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
-        parameters = [graph.parameter(self, name) for name in self.fillers]
-        for bottom, top in zip(bottoms, tops, strict=True):
-            graph.emit(
-                "Conv",
-                [bottom, *parameters],
-                top,
-                kernel_shape=self.kernel,
-                strides=self.stride,
-                pads=[*self.pad, *self.pad],
-                dilations=self.dilation,
-                **({"group": self.group} if self.group > 1 else {}),
-            )
+        self.convolve("Conv", graph, bottoms, tops)
+
+
+@register("Deconvolution")
+class Deconvolution(ConvolutionBase):
+    """A convolution's backward pass: a size becomes stride · (size - 1) + dilation · (kernel - 1) + 1 - 2 · pad."""
+
+    transposed = True
+
+    def setup(self) -> None:
+        super().setup()
+        self.function = _DECONVOLUTIONS[len(self.kernel)]
+
+    def infer(self, *bottoms: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        sizes = zip(bottoms[0].shape[2:], self.kernel, self.stride, self.pad, self.dilation, strict=True)
+        spatial = [
+            stride * (size - 1) + hole * (kernel - 1) + 1 - 2 * pad
+            for size, kernel, stride, pad, hole in sizes
+        ]
+        return tuple(meta((len(x), self.outputs, *spatial)) for x in bottoms)
+
+    def forward(self, *bottoms: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        tops = tuple(
+            self.function(x, self.weight, self.bias, self.stride, self.pad, 0, self.group, self.dilation)
+            for x in bottoms
+        )
+        return tops if len(tops) > 1 else tops[0]
+
+    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        self.convolve("ConvTranspose", graph, bottoms, tops)
 
 
 @register("InnerProduct")
@@ -144,3 +178,43 @@ class InnerProduct(Layer):
         flat = graph.step("flat", "Flatten", bottoms, axis=1)
         parameters = [graph.parameter(self, name) for name in self.fillers]
         graph.emit("Gemm", [flat, *parameters], tops[0], transB=0 if self.transpose else 1)
+
+
+@register("Embed")
+class Embed(Layer):
+    """The rows of weight that the bottom's numbers name, and bias."""
+
+    field = "embed_param"
+
+    def setup(self) -> None:
+        p = self.p
+        for name in ("num_output", "input_dim"):
+            if not getattr(p, name):
+                self.fail(name, "missing")
+        self.blob("weight", (p.input_dim, p.num_output), p.weight_filler)
+        if p.bias_term:
+            self.blob("bias", (p.num_output,), p.bias_filler)
+        else:
+            self.bias = None
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return embed(ids, self.weight, self.bias)
+
+
+@register("Im2col")
+class Im2col(Layer):
+    """The windows of a convolution as channels."""
+
+    field = "convolution_param"
+
+    def setup(self) -> None:
+        if len(self.shapes[0]) != 4:
+            self.fail("", f"a bottom of {len(self.shapes[0])} axes, expected 4")
+        self.kernel = spatial(self, "kernel_size", 2)
+        self.others = {
+            name: spatial(self, name, 2, default)
+            for name, default in (("stride", 1), ("pad", 0), ("dilation", 1))
+        }
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return im2col(x, self.kernel, **self.others)

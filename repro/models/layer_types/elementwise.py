@@ -1,14 +1,14 @@
-"""Layers that join blobs of one shape: Eltwise, …"""
+"""Layers that join blobs value by value: Eltwise, Axpy, SpatialProduct, BiasChannel."""
 
 from __future__ import annotations
 
-from functools import reduce
 from typing import Any
 
 import torch
 
+from repro.layers.elementwise import axpy, bias_channel, eltwise_max, eltwise_product, eltwise_sum
 from repro.models.registry import Layer, register
-from weights_conversion.caffe_pb2 import EltwiseParameter
+from weights_conversion.caffe_pb2 import BiasChannelParameter, EltwiseParameter
 
 
 @register("Eltwise")
@@ -16,11 +16,12 @@ class Eltwise(Layer):
     """SUM with a coefficient a bottom, PROD or MAX, from left to right (``eltwise_layer.cpp``)."""
 
     field = "eltwise_param"
-    keeps_shape = True
     counts = (2, None)
+    keeps_shape = True
 
     def setup(self) -> None:
         self.operation, self.coefficients = self.p.operation, list(self.p.coeff)
+        self.stable = self.p.stable_prod_grad
         if any(shape != self.shapes[0] for shape in self.shapes):
             self.fail("", f"bottoms of the shapes {', '.join(map(str, self.shapes))}, expected equal ones")
         if self.coefficients and self.operation != EltwiseParameter.SUM:
@@ -30,12 +31,10 @@ class Eltwise(Layer):
 
     def forward(self, *bottoms: torch.Tensor) -> torch.Tensor:
         if self.operation == EltwiseParameter.PROD:
-            return reduce(torch.mul, bottoms)
+            return eltwise_product(bottoms, stable_gradient=self.stable)
         if self.operation == EltwiseParameter.MAX:
-            return reduce(torch.maximum, bottoms)
-        if any(value != 1 for value in self.coefficients):
-            bottoms = tuple(value * x for value, x in zip(self.coefficients, bottoms, strict=True))
-        return reduce(torch.add, bottoms)
+            return eltwise_max(bottoms)
+        return eltwise_sum(bottoms, self.coefficients)
 
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
         operator = {EltwiseParameter.PROD: "Mul", EltwiseParameter.SUM: "Add", EltwiseParameter.MAX: "Max"}
@@ -45,3 +44,67 @@ class Eltwise(Layer):
         for index, bottom in enumerate(bottoms[1:-1], start=1):
             total = graph.step(str(index), operator[self.operation], [total, bottom])
         graph.emit(operator[self.operation], [total, bottoms[-1]], tops[0])
+
+
+@register("Axpy")
+class Axpy(Layer):
+    """a · x + y with a number per image and channel (SENet's ``axpy_layer.cpp``)."""
+
+    counts = 3
+
+    def setup(self) -> None:
+        a, x, y = self.shapes
+        if x != y or a[:2] != x[:2] or any(size != 1 for size in a[2:]) or len(x) != 4:
+            self.fail(
+                "", f"bottoms of the shapes {a}, {x}, {y}, expected (N, C, 1, 1) and twice (N, C, H, W)"
+            )
+
+    def forward(self, a: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return axpy(a, x, y)
+
+    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        if len(self.shapes[0]) != 4:
+            super().onnx(graph, bottoms, tops)
+        graph.emit("Add", [graph.step("scaled", "Mul", bottoms[:2]), bottoms[2]], tops[0])
+
+
+@register("SpatialProduct")
+class SpatialProduct(Layer):
+    """x · m, one map (N, 1, H, W) for all channels (DeepLab-v2's ``spatial_product_layer.cpp``)."""
+
+    counts = 2
+    keeps_shape = True
+
+    def setup(self) -> None:
+        x, m = self.shapes
+        if len(x) != 4 or m != (x[0], 1, *x[2:]):
+            self.fail("", f"bottoms of the shapes {x} and {m}, expected (N, C, H, W) and (N, 1, H, W)")
+
+    def forward(self, x: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
+        return x * m
+
+    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        graph.emit("Mul", bottoms, tops[0])
+
+
+@register("BiasChannel")
+class BiasChannel(Layer):
+    """Raises the channels that an image's labels name (DeepLab-v2's ``bias_channel_layer.cpp``)."""
+
+    field = "bias_channel_param"
+    counts = 2
+    keeps_shape = True
+
+    def setup(self) -> None:
+        p = self.p
+        if p.label_type != BiasChannelParameter.IMAGE:
+            self.fail("label_type", "PIXEL is not supported")
+        for name in ("bg_bias", "fg_bias"):
+            if getattr(p, name) < 0:
+                self.fail(name, f"{getattr(p, name):g}, expected 0 or more")
+        self.background, self.foreground, self.ignored = p.bg_bias, p.fg_bias, list(p.ignore_label)
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return bias_channel(
+            x, labels, bg_bias=self.background, fg_bias=self.foreground, ignore_labels=self.ignored
+        )

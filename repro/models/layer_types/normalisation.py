@@ -1,4 +1,4 @@
-"""BatchNorm and Scale (``batch_norm_layer.cpp``, ``scale_layer.cpp``).
+"""BatchNorm, Scale and Bias (``batch_norm_layer.cpp``, ``scale_layer.cpp``, ``bias_layer.cpp``).
 
 BatchNorm keeps three blobs: mean and variance, both multiplied by a factor, and the factor. With global statistics
 
@@ -69,6 +69,8 @@ class BatchNorm(Layer):
     @torch.no_grad()
     def _remember(self, mean: torch.Tensor, variance: torch.Tensor, count: int) -> None:
         """Move the averages; the variance counts with m/(m - 1)."""
+        if mean.is_meta:
+            return
         self.factor.mul_(self.fraction).add_(1)
         self.mean.mul_(self.fraction).add_(mean)
         self.variance.mul_(self.fraction).add_(variance, alpha=count / (count - 1) if count > 1 else 1)
@@ -89,24 +91,14 @@ class Scale(Layer):
     """weight·x + bias over axes from ``axis`` on; with two bottoms the second one is the weight."""
 
     field = "scale_param"
-    keeps_shape = True
     counts = (1, 2)
+    keeps_shape = True
 
     def setup(self) -> None:
-        p, shape = self.p, self.shapes[0]
-        self.first = self.axis(p.axis)
+        p = self.p
+        self.first, factors = covered_axes(self)
         if len(self.bottoms) == 1:
-            axes = len(shape) - self.first if p.num_axes < 0 else p.num_axes
-            if self.first + axes > len(shape):
-                self.fail("num_axes", f"{axes} from axis {self.first} in a blob of {len(shape)} axes")
-            factors = shape[self.first : self.first + axes]
             self.blob("weight", factors, p.filler if p.HasField("filler") else ONE)
-        else:
-            factors = self.shapes[1]
-            if shape[self.first : self.first + len(factors)] != factors:
-                self.fail(
-                    "", f"a second bottom of shape {factors} does not fit {shape} from axis {self.first}"
-                )
         if p.bias_term:
             self.blob("bias", factors, p.bias_filler)
         else:
@@ -129,6 +121,45 @@ class Scale(Layer):
             graph.emit("Mul", [bottoms[0], values[0]], tops[0])
         else:
             graph.emit("Add", [graph.step("weight", "Mul", [bottoms[0], values[0]]), values[1]], tops[0])
+
+
+@register("Bias")
+class Bias(Layer):
+    """x + bias over axes from ``axis`` on; with two bottoms the second one is the bias."""
+
+    field = "bias_param"
+    counts = (1, 2)
+    keeps_shape = True
+    bias: torch.Tensor
+
+    def setup(self) -> None:
+        self.first, factors = covered_axes(self)
+        if len(self.bottoms) == 1:
+            self.blob("bias", factors, self.p.filler)
+
+    def forward(self, x: torch.Tensor, values: torch.Tensor | None = None) -> torch.Tensor:
+        return x + expanded(self.bias if values is None else values, x, self.first)
+
+    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        if len(bottoms) > 1:
+            super().onnx(graph, bottoms, tops)
+        after = len(self.shapes[0]) - self.first - self.bias.ndim
+        shaped = self.bias.reshape(*self.bias.shape, *[1] * after)
+        graph.emit("Add", [bottoms[0], graph.constant(f"{self.caffe_name}.bias", shaped)], tops[0])
+
+
+def covered_axes(layer: Layer) -> tuple[int, tuple[int, ...]]:
+    """``axis`` of a Scale or Bias layer, and the sizes of the axes that its factors or its second bottom cover."""
+    shape, first = layer.shapes[0], layer.axis(layer.p.axis)
+    if len(layer.bottoms) > 1:
+        factors = layer.shapes[1]
+        if shape[first : first + len(factors)] != factors:
+            layer.fail("", f"a second bottom of shape {factors} does not fit {shape} from axis {first}")
+        return first, factors
+    axes = len(shape) - first if layer.p.num_axes < 0 else layer.p.num_axes
+    if first + axes > len(shape):
+        layer.fail("num_axes", f"{axes} from axis {first} in a blob of {len(shape)} axes")
+    return first, shape[first : first + axes]
 
 
 def expanded(values: torch.Tensor, x: torch.Tensor, axis: int) -> torch.Tensor:

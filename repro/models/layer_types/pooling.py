@@ -1,30 +1,32 @@
-"""Caffe's pooling (``pooling_layer.cpp``).
-
-Sizes are rounded up, and a last window that would start in the right or bottom padding is dropped:
-
-    out = ceil((in + 2·pad - kernel) / stride) + 1;   if pad and (out - 1)·stride >= in + pad: out -= 1
-
-PyTorch's ``ceil_mode=True`` states the same rule. AVE divides by the window's size clipped to the *padded* input, so
-border windows of a 3x3 kernel with pad 1 still divide by 9: ``count_include_pad=True``. MAX never sees the padding.
-"""
+"""Pooling, SPP and SegNet's Upsample, as ``repro.layers.pooling`` computes them."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
+from repro.layers.pooling import (
+    average_pool,
+    max_pool,
+    max_pool_with_mask,
+    pooled_size,
+    spatial_pyramid,
+    stochastic_pool,
+    unpool,
+)
 from repro.models.layer_types.spatial import spatial
 from repro.models.registry import Layer, meta, register
-from weights_conversion.caffe_pb2 import PoolingParameter
+from weights_conversion.caffe_pb2 import PoolingParameter, SPPParameter
+
+_METHODS = PoolingParameter.PoolMethod
 
 
 @register("Pooling")
 class Pooling(Layer):
-    """MAX and AVE over windows of the last two axes, or over all of them (``global_pooling``).
+    """MAX, AVE or STOCHASTIC over windows of the last two axes, or over all of them (``global_pooling``).
 
-    A second top of MAX is where each maximum stands in its plane, counted row by row.
+    MAX may have a second top: where in the bottom's plane each value stands.
     """
 
     field = "pooling_param"
@@ -34,20 +36,16 @@ class Pooling(Layer):
         p, shape = self.p, self.shapes[0]
         if len(shape) != 4:
             self.fail("", f"a bottom of {len(shape)} axes, expected 4")
-        if p.pool == PoolingParameter.STOCHASTIC:
-            self.fail("pool", "STOCHASTIC is not supported")
-        self.maximum, self.whole = p.pool == PoolingParameter.MAX, p.global_pooling
-        self.ceil = p.round_mode == PoolingParameter.CEIL
-        self.masks = len(self.layer.top) > 1
-        if self.masks and (not self.maximum or self.whole):
-            self.fail("pool", "a second top is for MAX over windows")
-        if self.whole:
-            self.kernel: tuple[int, ...] = ()
-            return
-        self.kernel, self.stride, self.pad = (
-            spatial(self, field, 2, default)
-            for field, default in (("kernel_size", None), ("stride", 1), ("pad", 0))
-        )
+        self.method, self.whole, self.mask = p.pool, p.global_pooling, len(self.layer.top) > 1
+        self.floor = p.round_mode == PoolingParameter.FLOOR
+        if self.mask and self.method != PoolingParameter.MAX:
+            self.fail("pool", f"{_METHODS.Name(self.method)} gives no mask, which the second top asks for")
+        self.stride, self.pad = spatial(self, "stride", 2, 1), spatial(self, "pad", 2, 0)
+        self.kernel = shape[2:] if self.whole else spatial(self, "kernel_size", 2)
+        if self.whole and (self.stride, self.pad) != ((1, 1), (0, 0)):
+            self.fail("global_pooling", "goes with no other stride than 1 and no pad")
+        if self.method == PoolingParameter.STOCHASTIC and self.pad != (0, 0):
+            self.fail("pad", "STOCHASTIC pooling knows none")
         for size, kernel, stride, pad in zip(shape[2:], self.kernel, self.stride, self.pad, strict=True):
             if min(kernel, stride) < 1:
                 self.fail("kernel_size" if kernel < 1 else "stride", "0, expected 1 or more")
@@ -58,44 +56,39 @@ class Pooling(Layer):
 
     def infer(self, *bottoms: torch.Tensor) -> tuple[torch.Tensor, ...]:
         shape = bottoms[0].shape
-        spatial = (1, 1) if self.whole else tuple(self._pooled(shape[axis], axis - 2) for axis in (2, 3))
-        return tuple(meta((*shape[:2], *spatial)) for _ in self.layer.top)
-
-    def _pooled(self, size: int, axis: int) -> int:
-        kernel, stride, pad = self.kernel[axis], self.stride[axis], self.pad[axis]
-        if not self.ceil:
-            return (size + 2 * pad - kernel) // stride + 1
-        pooled = -((size + 2 * pad - kernel) // -stride) + 1
-        return pooled - 1 if pad and (pooled - 1) * stride >= size + pad else pooled
+        kernel = shape[2:] if self.whole else self.kernel
+        sizes = zip(shape[2:], kernel, self.stride, self.pad, strict=True)
+        pooled = [pooled_size(size, k, stride, pad, floor=self.floor) for size, k, stride, pad in sizes]
+        return tuple(meta((*shape[:2], *pooled)) for _ in self.layer.top)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        kernel = x.shape[2:] if self.whole else self.kernel
+        if self.mask:
+            values, places = max_pool_with_mask(x, kernel, self.stride, self.pad, floor=self.floor)
+            return values, places.to(x.dtype)
+        if self.method == PoolingParameter.MAX:
+            return max_pool(x, kernel, self.stride, self.pad, floor=self.floor)
+        if self.method == PoolingParameter.STOCHASTIC:
+            return stochastic_pool(x, kernel, self.stride, training=self.training, floor=self.floor)
         if self.whole:
-            return x.amax((2, 3), keepdim=True) if self.maximum else x.mean((2, 3), keepdim=True)
-        if self.masks:
-            top, places = F.max_pool2d(
-                x, self.kernel, self.stride, self.pad, ceil_mode=self.ceil, return_indices=True
-            )
-            return top, places.to(x.dtype)
-        if self.maximum:
-            return F.max_pool2d(x, self.kernel, self.stride, self.pad, ceil_mode=self.ceil)
-        return F.avg_pool2d(
-            x, self.kernel, self.stride, self.pad, ceil_mode=self.ceil, count_include_pad=True
-        )
+            return x.mean((2, 3), keepdim=True)
+        return average_pool(x, kernel, self.stride, self.pad, floor=self.floor)
 
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
-        if self.masks:
+        maximum = self.method == PoolingParameter.MAX
+        if self.mask or self.method == PoolingParameter.STOCHASTIC:
             super().onnx(graph, bottoms, tops)
         if self.whole:
-            graph.emit("GlobalMaxPool" if self.maximum else "GlobalAveragePool", bottoms, tops[0])
+            graph.emit("GlobalMaxPool" if maximum else "GlobalAveragePool", bottoms, tops[0])
             return
         common: dict[str, Any] = {"kernel_shape": self.kernel, "strides": self.stride}
         sizes = list(zip(self.kernel, self.stride, self.pad, strict=True))
         # With p cells of padding before and p + stride - 1 behind, ONNX's rounding down gives Caffe's windows for
         # every input size where p + stride <= kernel: then no window starts in the padding that Caffe would drop.
-        if self.maximum and self.ceil and all(pad + stride <= kernel for kernel, stride, pad in sizes):
+        if maximum and not self.floor and all(pad + stride <= kernel for kernel, stride, pad in sizes):
             behind = [pad + stride - 1 for _, stride, pad in sizes]
             graph.emit("MaxPool", bottoms, tops[0], pads=[*self.pad, *behind], **common)
-        elif not self.maximum and set(self.stride) == {1}:  # nothing to round; the divisor counts the padding
+        elif not maximum and set(self.stride) == {1}:  # nothing to round; the divisor counts the padding
             pads = [*self.pad, *self.pad]
             graph.emit("AveragePool", bottoms, tops[0], pads=pads, count_include_pad=1, **common)
         else:
@@ -103,3 +96,54 @@ class Pooling(Layer):
                 "",
                 f"kernel {self.kernel}, stride {self.stride}, pad {self.pad} has no exact form in ONNX here",
             )
+
+
+@register("SPP")
+class SPP(Layer):
+    """Pooling into 1, 4, 16, … cells, side by side (``spp_layer.cpp``)."""
+
+    field = "spp_param"
+
+    def setup(self) -> None:
+        if len(self.shapes[0]) != 4:
+            self.fail("", f"a bottom of {len(self.shapes[0])} axes, expected 4")
+        self.height = self.p.pyramid_height
+        if self.height < 1:
+            self.fail("pyramid_height", "missing")
+        methods = {SPPParameter.MAX: max_pool, SPPParameter.AVE: average_pool}
+        if self.p.pool not in methods:
+            self.fail("pool", "STOCHASTIC is not supported")
+        self.pool = methods[self.p.pool]
+        if 2 ** (self.height - 1) > min(self.shapes[0][2:]):
+            self.fail("pyramid_height", f"{self.height} levels do not fit into {self.shapes[0][2:]} cells")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return spatial_pyramid(x, self.height, self.pool)
+
+
+@register("Upsample")
+class Upsample(Layer):
+    """Values back to where a Pooling layer's mask, the second bottom, says they came from (SegNet)."""
+
+    field = "upsample_param"
+    counts = 2
+
+    def setup(self) -> None:
+        p = self.p
+        if len(self.shapes[0]) != 4 or self.shapes[0] != self.shapes[1]:
+            self.fail(
+                "",
+                f"bottoms of the shapes {self.shapes[0]} and {self.shapes[1]}, expected equal ones of 4 axes",
+            )
+        self.size = (p.upsample_h, p.upsample_w) if p.upsample_h and p.upsample_w else None
+        self.scale = (p.scale_h, p.scale_w) if p.HasField("scale_h") else (p.scale, p.scale)
+        self.missing = (int(p.pad_out_h), int(p.pad_out_w))
+        if self.size is None and min(self.scale) < 1:
+            self.fail("scale", f"{self.scale}, expected 1 or more")
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        high, wide = (
+            size * scale - missing
+            for size, scale, missing in zip(x.shape[2:], self.scale, self.missing, strict=True)
+        )
+        return unpool(x, mask, self.size or (high, wide))

@@ -1,0 +1,77 @@
+"""156 layers and small nets of Caffe against golden/layers_caffe.h5: what the forward pass leaves in every blob, the
+gradients of inputs and parameters, and the parameters after it (BatchNorm's moving averages)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from parity_tests.conftest import GOLDEN, assert_close
+from parity_tests.tolerances import CAFFE_LAYER_REL
+from repro.models.net import load_net
+
+
+def recordings() -> list[str]:
+    """``type/setting`` of every recording."""
+    with h5py.File(GOLDEN / "layers_caffe.h5", "r") as file:
+        return [f"{kind}/{setting}" for kind in file for setting in file[kind]]
+
+
+@pytest.mark.parametrize("name", recordings())
+def test_recorded_layer(golden, name, tmp_path):
+    recorded = golden("layers_caffe")[name]
+    (tmp_path / "net.prototxt").write_text(recorded.attrs["prototxt"])
+    net = load_net(tmp_path / "net.prototxt", phase=recorded.attrs["phase"].lower())
+    with torch.no_grad():
+        for layer, index, values in parameters(recorded, "params"):
+            net.params[layer][index].copy_(torch.from_numpy(values))
+
+    inputs = {blob: tensor(values).requires_grad_() for blob, values in recorded["inputs"].items()}
+    blobs = net.forward_blobs(inputs if len(inputs) > 1 else next(iter(inputs.values())))
+    for blob, values in recorded["blobs"].items():
+        assert net.shapes[blob] == shape_as_built(name, values), blob
+        close(blobs[blob], values, f"{name}: blob {blob}")
+    for layer, index, values in parameters(recorded, "params_after"):
+        close(
+            net.params[layer][index], values, f"{name}: parameter {index} of {layer} after the forward pass"
+        )
+
+    terms = [(blobs[blob] * tensor(diff)).sum() for blob, diff in recorded.get("top_diff", {}).items()]
+    if any(weight for layer in net.layers for weight in layer.loss_weights):
+        terms.append(net.total_loss(blobs))
+    objective = torch.stack(terms).sum()
+    if objective.requires_grad:
+        objective.backward()
+    for blob, values in recorded.get("input_diff", {}).items():
+        close(gradient(inputs[blob]), values, f"{name}: gradient of input {blob}")
+    for layer, index, values in parameters(recorded, "param_diff"):
+        close(gradient(net.params[layer][index]), values, f"{name}: gradient of parameter {index} of {layer}")
+
+
+def shape_as_built(name: str, values: h5py.Dataset) -> tuple[int, ...]:
+    """What the net says before it runs: Filter counts on all items, as Caffe does."""
+    return (5, *values.shape[1:]) if name == "Filter/sel" else values.shape
+
+
+def parameters(recorded: h5py.Group, group: str) -> Iterator[tuple[str, int, np.ndarray]]:
+    """Layer, index and values of each array of ``params``, ``params_after`` or ``param_diff``."""
+    for layer, blobs in recorded.get(group, {}).items():
+        for index, values in blobs.items():
+            yield layer, int(index), np.asarray(values[()])
+
+
+def tensor(values: h5py.Dataset) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(values[()]))
+
+
+def gradient(leaf: torch.Tensor) -> torch.Tensor:
+    """Zeros where nothing came back, as Caffe's diff is."""
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+
+
+def close(got: torch.Tensor, want, what: str) -> None:
+    assert_close(got, want, CAFFE_LAYER_REL, what, relative_to_max=True)

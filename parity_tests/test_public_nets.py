@@ -1,0 +1,85 @@
+"""Published nets, whole, beside OpenCV's Caffe importer: every blob, from the same prototxt and weight file.
+
+The weights are the fillers' (``public_nets.py``). OpenCV knows no ``Upsample``, so SegNet runs beside a few lines of
+PyTorch that know nothing of Caffe.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from parity_tests.conftest import assert_close
+from parity_tests.public_nets import PUBLIC_NETS
+from parity_tests.tolerances import IMPORTER_REL
+from repro.models.net import CaffeNet, load_net
+from weights_conversion import write_caffemodel
+
+SLOW = ("DeepLab-v2-ResNet-101-MSc",)  # 1,358 layers
+BESIDE_OPENCV = [
+    pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+    for name in PUBLIC_NETS
+    if name != "SegNet"
+]
+
+
+def build(name: str, folder) -> tuple[CaffeNet, np.ndarray]:
+    """The net ``name`` with its fillers' values, BatchNorm with statistics of some size, and an input."""
+    torch.manual_seed(0)
+    prototxt = folder / "net.prototxt"
+    prototxt.write_text(PUBLIC_NETS[name]())
+    net = load_net(prototxt)
+    with torch.no_grad():
+        for layer in net.layers:
+            if layer.type == "BatchNorm":
+                mean, variance, _ = net.params[layer.name]
+                mean.normal_(0, 0.3)
+                variance.uniform_(0.5, 2)
+    shape = next(iter(net.inputs.values()))
+    return net, np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", BESIDE_OPENCV)
+def test_every_blob_is_opencvs(name, tmp_path):
+    cv2 = pytest.importorskip("cv2")
+    if not hasattr(cv2.dnn, "readNetFromCaffe"):
+        pytest.skip("OpenCV 5 has no Caffe importer")
+    net, image = build(name, tmp_path)
+    write_caffemodel(net, tmp_path / "net.caffemodel")
+    with torch.no_grad():
+        blobs = net.forward_blobs(torch.from_numpy(image))
+
+    imported = cv2.dnn.readNetFromCaffe(str(tmp_path / "net.prototxt"), str(tmp_path / "net.caffemodel"))
+    imported.setPreferableBackend(cv2.dnn.DNN_BACKEND_OPENCV)
+    imported.enableFusion(False)
+    imported.enableWinograd(False)  # its own rounding, of up to 1e-5
+    imported.setInput(image)
+    writers = {layer.tops[0]: layer.name for layer in net.layers}
+    for blob, theirs in zip(writers, imported.forward(list(writers.values())), strict=True):
+        assert_close(blobs[blob], theirs, IMPORTER_REL, f"{name}: {writers[blob]}", relative_to_max=True)
+
+
+def test_segnet_puts_values_back_where_they_came_from(tmp_path):
+    net, image = build("SegNet", tmp_path)
+    with torch.no_grad():
+        blobs = net.forward_blobs(torch.from_numpy(image))
+        x, places = F.local_response_norm(torch.from_numpy(image), 5, 1e-4, 0.75, 1.0), []
+
+        def block(x, name, *, relu):
+            x = F.conv2d(x, *net.params[name], padding=3)
+            mean, variance, factor = net.params[f"{name}_bn"]
+            x = F.batch_norm(x, mean / factor, variance / factor, *net.params[f"{name}_scale"], eps=1e-5)
+            return F.relu(x) if relu else x
+
+        for index in range(1, 5):
+            x, place = F.max_pool2d(block(x, f"conv{index}", relu=True), 2, return_indices=True)
+            places.append(place)
+            assert_close(blobs[f"pool{index}_mask"], place.float(), 0, f"places of pool{index}")
+        for index in range(4, 0, -1):
+            x = F.max_unpool2d(x, places[index - 1], 2)
+            assert_close(blobs[f"upsample{index}"], x, IMPORTER_REL, f"upsample{index}", relative_to_max=True)
+            x = block(x, f"conv_decode{index}", relu=False)
+        x = F.conv2d(x, *net.params["conv_classifier"], padding=0).softmax(1)
+    assert_close(blobs["prob"], x, IMPORTER_REL, "prob", relative_to_max=True)

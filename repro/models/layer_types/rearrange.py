@@ -1,0 +1,256 @@
+"""Layers that move, cut, join or repeat values: Concat, Slice, Reshape, Flatten, Permute, Crop, Tile, Split, …"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from repro.layers.rearrange import batch_reindex, crop, filter_batch, reshape, slices, tile
+from repro.models.registry import Layer, meta, register
+
+
+@register("Concat")
+class Concat(Layer):
+    """Blobs one behind the other along ``axis``, or the old ``concat_dim`` (``concat_layer.cpp``)."""
+
+    field = "concat_param"
+    counts = (1, None)
+
+    def setup(self) -> None:
+        p = self.p
+        self.along = self.axis(p.concat_dim, "concat_dim") if p.HasField("concat_dim") else self.axis(p.axis)
+        rest = [shape[: self.along] + shape[self.along + 1 :] for shape in self.shapes]
+        if any(other != rest[0] for other in rest):
+            shapes = ", ".join(map(str, self.shapes))
+            self.fail(
+                "", f"bottoms of the shapes {shapes}, expected them to differ in axis {self.along} alone"
+            )
+
+    def infer(self, *bottoms: torch.Tensor) -> torch.Tensor:
+        shape = list(bottoms[0].shape)
+        shape[self.along] = sum(x.shape[self.along] for x in bottoms)
+        return meta(shape)
+
+    def forward(self, *bottoms: torch.Tensor) -> torch.Tensor:
+        return torch.cat(bottoms, dim=self.along)
+
+    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        graph.emit("Concat", bottoms, tops[0], axis=self.along)
+
+
+@register("Slice")
+class Slice(Layer):
+    """A blob cut along ``axis``, or the old ``slice_dim``, at points or into equal parts (``slice_layer.cpp``)."""
+
+    field = "slice_param"
+    top_counts = (1, None)
+
+    def setup(self) -> None:
+        p = self.p
+        self.along = self.axis(p.slice_dim, "slice_dim") if p.HasField("slice_dim") else self.axis(p.axis)
+        self.points = list(p.slice_point)
+        self._cut(meta(self.shapes[0]))
+
+    def _cut(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        try:
+            return slices(x, len(self.layer.top), axis=self.along, points=self.points)
+        except ValueError as error:
+            self.fail("slice_point" if self.points else "axis", str(error))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        tops = slices(x, len(self.layer.top), axis=self.along, points=self.points)
+        return tops if len(tops) > 1 else tops[0]
+
+    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        edges = [0, *self.points, self.shapes[0][self.along]]
+        if not self.points:
+            edges = list(np.linspace(0, edges[-1], len(tops) + 1).astype(int))
+        axis = graph.constant(f"axis_{self.along}", np.array([self.along], np.int64))
+        for low, high, top in zip(edges, edges[1:], tops, strict=False):
+            ends = [graph.constant(f"edge_{edge}", np.array([edge], np.int64)) for edge in (low, high)]
+            graph.emit("Slice", [*bottoms, *ends, axis], top)
+
+
+@register("Flatten")
+class Flatten(Layer):
+    """Axes ``axis`` to ``end_axis`` as one (``flatten_layer.cpp``)."""
+
+    field = "flatten_param"
+
+    def setup(self) -> None:
+        self.first, self.last = self.axis(self.p.axis), self.axis(self.p.end_axis, "end_axis")
+        if self.last < self.first:
+            self.fail("end_axis", f"{self.last} comes before axis {self.first}")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(self.first, self.last)
+
+    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        after = len(self.shapes[0]) - 1 - self.last
+        if after:  # sizes behind are taken from the net as built
+            super().onnx(graph, bottoms, tops)
+        dims = np.array([0] * self.first + [-1], np.int64)
+        graph.emit("Reshape", [*bottoms, graph.constant(f"{self.caffe_name}.dims", dims)], tops[0])
+
+
+@register("Reshape")
+class Reshape(Layer):
+    """A range of axes replaced by ``shape``: 0 copies an axis, -1 is what is left (``reshape_layer.cpp``)."""
+
+    field = "reshape_param"
+
+    def setup(self) -> None:
+        p = self.p
+        self.dims, self.first, self.axes = list(p.shape.dim), p.axis, p.num_axes
+        try:
+            self.result = tuple(self(meta(self.shapes[0])).shape)
+        except ValueError as error:
+            self.fail("shape", str(error))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return reshape(x, self.dims, axis=self.first, num_axes=self.axes)
+
+    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        if self.first != 0 or self.axes != -1:
+            super().onnx(graph, bottoms, tops)
+        dims = graph.constant(f"{self.caffe_name}.dims", np.array(self.dims, np.int64))
+        graph.emit("Reshape", [*bottoms, dims], tops[0])
+
+
+@register("Permute")
+class Permute(Layer):
+    """Axes in another order; those that ``order`` leaves out follow as they are (SSD's ``permute_layer.cpp``)."""
+
+    field = "permute_param"
+
+    def setup(self) -> None:
+        axes = range(len(self.shapes[0]))
+        order = [self.axis(axis, "order") for axis in self.p.order]
+        if len(set(order)) != len(order):
+            self.fail("order", f"{order} names an axis twice")
+        self.order = order + [axis for axis in axes if axis not in order]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.permute(self.order)
+
+    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        graph.emit("Transpose", bottoms, tops[0], perm=self.order)
+
+
+@register("Crop")
+class Crop(Layer):
+    """The first bottom cut to the size of the second from ``axis`` on (``crop_layer.cpp``)."""
+
+    field = "crop_param"
+    counts = 2
+
+    def setup(self) -> None:
+        self.first, self.offsets = self.axis(self.p.axis), list(self.p.offset)
+        if len(self.shapes[0]) != len(self.shapes[1]):
+            self.fail(
+                "", f"bottoms of the shapes {self.shapes[0]} and {self.shapes[1]}, expected as many axes"
+            )
+        try:
+            self(*(meta(shape) for shape in self.shapes))
+        except ValueError as error:
+            self.fail("offset", str(error))
+
+    def forward(self, x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        return crop(x, like, axis=self.first, offsets=self.offsets)
+
+    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        axes = np.arange(self.first, len(self.shapes[0]), dtype=np.int64)
+        offsets = np.array(self.offsets or [0], np.int64)
+        starts = graph.constant(f"{self.caffe_name}.starts", np.broadcast_to(offsets, axes.shape).copy())
+        named = graph.constant(f"{self.caffe_name}.axes", axes)
+        sizes = graph.step("sizes", "Gather", [graph.step("like", "Shape", [bottoms[1]]), named])
+        ends = graph.step("ends", "Add", [starts, sizes])
+        graph.emit("Slice", [bottoms[0], starts, ends, named], tops[0])
+
+
+@register("Tile")
+class Tile(Layer):
+    """A blob ``tiles`` times along ``axis`` (``tile_layer.cpp``)."""
+
+    field = "tile_param"
+
+    def setup(self) -> None:
+        self.along, self.tiles = self.axis(self.p.axis), self.p.tiles
+        if self.tiles < 1:
+            self.fail("tiles", f"{self.tiles}, expected 1 or more")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return tile(x, self.tiles, axis=self.along)
+
+    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        graph.emit("Concat", bottoms * self.tiles, tops[0], axis=self.along)
+
+
+@register("BatchReindex")
+class BatchReindex(Layer):
+    """The items of a batch that the second bottom names (``batch_reindex_layer.cpp``)."""
+
+    counts = 2
+
+    def setup(self) -> None:
+        if len(self.shapes[1]) != 1:
+            self.fail("", f"a second bottom of shape {self.shapes[1]}, expected one axis")
+
+    def forward(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return batch_reindex(x, index)
+
+
+@register("Filter")
+class Filter(Layer):
+    """The items of each bottom where the last bottom is not 0 (``filter_layer.cpp``)."""
+
+    counts = (2, None)
+    top_counts = (1, None)
+
+    def setup(self) -> None:
+        if len(self.layer.top) != len(self.bottoms) - 1:
+            self.fail("", f"{len(self.layer.top)} tops for {len(self.bottoms)} bottoms, expected one less")
+        items = self.shapes[-1][0]
+        if np.prod(self.shapes[-1]) != items or any(shape[0] != items for shape in self.shapes):
+            self.fail(
+                "", f"bottoms of the shapes {', '.join(map(str, self.shapes))}, expected one selector an item"
+            )
+
+    def infer(self, *bottoms: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """As if all were selected, as Caffe begins."""
+        return bottoms[:-1] if len(bottoms) > 2 else bottoms[0]
+
+    def forward(self, *bottoms: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        tops = tuple(filter_batch(bottoms[:-1], bottoms[-1]))
+        return tops if len(tops) > 1 else tops[0]
+
+
+@register("Split")
+class Split(Layer):
+    """The bottom again under other names; gradients add (``split_layer.cpp``)."""
+
+    top_counts = (1, None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        tops = tuple(x.view_as(x) for _ in self.layer.top)
+        return tops if len(tops) > 1 else tops[0]
+
+    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        for top in tops:
+            graph.emit("Identity", bottoms, top)
+
+
+@register("Silence")
+class Silence(Layer):
+    """Takes blobs that nothing else reads (``silence_layer.cpp``)."""
+
+    counts = (1, None)
+    top_counts = 0
+
+    def forward(self, *bottoms: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return ()
+
+    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        """Nothing."""

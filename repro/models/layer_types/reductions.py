@@ -1,0 +1,115 @@
+"""Softmax, and layers that sum up: Reduction, ArgMax, Accuracy, SegAccuracy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from repro.layers.reductions import accuracy, argmax, reduction, seg_accuracy
+from repro.models.registry import Layer, register
+from weights_conversion.caffe_pb2 import ReductionParameter
+
+
+@register("Softmax")
+class Softmax(Layer):
+    """e^x / Σ e^x along ``axis`` (``softmax_layer.cpp``)."""
+
+    field = "softmax_param"
+    keeps_shape = True
+
+    def setup(self) -> None:
+        self.along = self.axis(self.p.axis)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.softmax(self.along)
+
+    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        graph.emit("Softmax", bottoms, tops[0], axis=self.along)
+
+
+@register("Reduction")
+class Reduction(Layer):
+    """All axes from ``axis`` on as one number: SUM, ASUM, SUMSQ or MEAN, times coeff (``reduction_layer.cpp``)."""
+
+    field = "reduction_param"
+
+    def setup(self) -> None:
+        self.first, self.coeff = self.axis(self.p.axis), self.p.coeff
+        self.operation = ReductionParameter.ReductionOp.Name(self.p.operation)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return reduction(x, self.operation, axis=self.first, coeff=self.coeff)
+
+
+@register("ArgMax")
+class ArgMax(Layer):
+    """The indices, or the values, of the largest (``argmax_layer.cpp``)."""
+
+    field = "argmax_param"
+
+    def setup(self) -> None:
+        p, shape = self.p, self.shapes[0]
+        self.along = self.axis(p.axis) if p.HasField("axis") else None
+        self.top_k, self.values = p.top_k, p.out_max_val
+        size = torch.Size(shape[1:]).numel() if self.along is None else shape[self.along]
+        if not 1 <= self.top_k <= size:
+            self.fail("top_k", f"{self.top_k} of {size} values")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return argmax(x, top_k=self.top_k, out_max_val=self.values, axis=self.along)
+
+    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        if self.along is None or self.top_k > 1 or self.values:
+            super().onnx(graph, bottoms, tops)
+        index = graph.step("index", "ArgMax", bottoms, axis=self.along, keepdims=1, select_last_index=1)
+        graph.emit("Cast", [index], tops[0], to=1)
+
+
+@register("Accuracy")
+class Accuracy(Layer):
+    """The share of cells whose label is among the ``top_k`` scores; a second top has it by class
+    (``accuracy_layer.cpp``)."""
+
+    field = "accuracy_param"
+    counts = 2
+    top_counts = (1, 2)
+
+    def setup(self) -> None:
+        p = self.p
+        self.along, self.top_k = self.axis(p.axis), p.top_k
+        self.ignored = p.ignore_label if p.HasField("ignore_label") else None
+        check_labels(self, self.along)
+        if not 1 <= self.top_k <= self.shapes[0][self.along]:
+            self.fail("top_k", f"{self.top_k} of {self.shapes[0][self.along]} classes")
+
+    def forward(self, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        tops = accuracy(scores, labels, axis=self.along, top_k=self.top_k, ignore_label=self.ignored)
+        return tops if len(self.layer.top) > 1 else tops[0]
+
+
+@register("SegAccuracy")
+class SegAccuracy(Layer):
+    """Share of right cells, mean recall and mean intersection over union (DeepLab-v2's ``seg_accuracy_layer.cpp``)."""
+
+    field = "seg_accuracy_param"
+    counts = 2
+
+    def setup(self) -> None:
+        if not self.p.reset:
+            self.fail("reset", "false is not supported")
+        self.ignored = list(self.p.ignore_label)
+        if len(self.shapes[0]) != 4:
+            self.fail("", f"scores of {len(self.shapes[0])} axes, expected 4")
+        check_labels(self, 1)
+
+    def forward(self, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return seg_accuracy(scores, labels, ignore_labels=self.ignored)
+
+
+def check_labels(layer: Layer, along: int) -> None:
+    """Refuse a layer whose second bottom does not hold one label a cell, classes being along that axis."""
+    scores, labels = layer.shapes[:2]
+    cells = torch.Size(scores[:along] + scores[along + 1 :]).numel()
+    if torch.Size(labels).numel() != cells:
+        layer.fail("", f"labels of shape {labels} for scores of shape {scores}, expected {cells} labels")
