@@ -34,6 +34,17 @@ def golden():
 
 
 @pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with ImageNet's convolutions, real images and recordings at full width; not part of the repository."""
+    folder = Path(os.environ.get("REPRO_SHARED", HERE.parent.parent / "shared"))
+    if not (folder / "weights" / "vgg16_conv.caffemodel").is_file():
+        pytest.skip(
+            f"no weights/vgg16_conv.caffemodel in {folder} (set REPRO_SHARED to the folder that holds it)"
+        )
+    return folder
+
+
+@pytest.fixture(scope="session")
 def voc_sample() -> Path:
     """The folder ``voc-sample`` with real VOC images and the SEC authors' cues; not part of the repository."""
     shared = Path(os.environ.get("REPRO_SHARED", HERE.parent.parent / "shared"))

@@ -60,13 +60,17 @@ def read_hdf5(
     return _read({"reader": "hdf5", "path": os.fspath(path), "wanted": names, "packed": packed})
 
 
-def read_pickle(path: str | os.PathLike[str], *, most: int, expected: str) -> Content:
+def read_pickle(path: str | os.PathLike[str], *, most: int, expected: str, nested: bool = False) -> Content:
     """Read a pickle (also ``.gz``, or in a ``.npy``) of a dict of text to arrays, or lists, of numbers.
+
+    With ``nested`` to dicts of them, whose arrays are named ``key/key``.
 
     Nothing but NumPy arrays and plain containers is unpickled, and at most ``most`` bytes. ``expected`` is said where
     it holds no dict. Raises ``InputError`` as `read_hdf5` does.
     """
-    return _read({"reader": "pickle", "path": os.fspath(path), "most": most, "expected": expected})
+    return _read(
+        {"reader": "pickle", "path": os.fspath(path), "most": most, "expected": expected, "nested": nested}
+    )
 
 
 def _read(request: dict[str, Any]) -> Content:

@@ -262,7 +262,7 @@ def read_pickle(request: dict[str, Any], out: BinaryIO) -> None:
     with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as stream:
         counted = io.BufferedReader(_Counted(stream, request["most"]), MIB)
         try:
-            if path.endswith(".npy"):
+            if counted.peek(6)[:6] == b"\x93NUMPY":
                 _skip_npy_header(counted)
             content = _Unpickler(counted, encoding="latin1").load()  # nosec B301
         except RefusedError:
@@ -285,6 +285,8 @@ def read_pickle(request: dict[str, Any], out: BinaryIO) -> None:
         content = content.wrapped
     if not isinstance(content, dict):
         raise RefusedError("", f"holds a {type(content).__name__}, {request['expected']} expected")
+    if request["nested"]:
+        content = _flattened(content)
     arrays = dict(_arrays(content))
     listed = {
         key: {"dtype": str(array.dtype), "shape": array.shape, "bytes": array.nbytes, "code": array.dtype.str}
@@ -301,6 +303,17 @@ def _skip_npy_header(stream: BinaryIO) -> None:
     shape, _, dtype = reader(stream)
     if shape != () or dtype.kind != "O":
         raise RefusedError("", f"an array of {dtype} {shape}, a dict of names to labels (np.save) expected")
+
+
+def _flattened(content: dict[Any, Any]) -> dict[Any, Any]:
+    """A dict of dicts as one, with the keys joined by a slash; a value that is no dict stays."""
+    flat: dict[Any, Any] = {}
+    for key, value in content.items():
+        if isinstance(key, str) and isinstance(value, dict):
+            flat |= {f"{key}/{inner}" if isinstance(inner, str) else inner: v for inner, v in value.items()}
+        else:
+            flat[key] = value
+    return flat
 
 
 def _arrays(content: dict[Any, Any]) -> Iterator[tuple[str, np.ndarray]]:

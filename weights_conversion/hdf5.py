@@ -40,7 +40,7 @@ class HDF5Reader:
         expected = [str(index) for index in range(len(names))]
         if set(names) != set(expected):
             raise self.error(where, f"its datasets are {sorted(names)[:8]}, expected 0 to {len(names) - 1}")
-        return [self._floats(f"{where}/{name}") for name in expected]
+        return [self.floats(f"{where}/{name}") for name in expected]
 
     def integer(self, name: str) -> int:
         array = self._array(f"/{name}")
@@ -68,7 +68,13 @@ class HDF5Reader:
             where, "is a Group, expected a Dataset" if where in self._content.groups else "missing"
         )
 
-    def _floats(self, where: str) -> np.ndarray:
+    def float_arrays(self) -> list[str]:
+        """The paths of all datasets of floating-point numbers."""
+        arrays = self._content.arrays.items()
+        return [path for path, array in arrays if array.values is not None and array.values.dtype.kind == "f"]
+
+    def floats(self, where: str) -> np.ndarray:
+        """A dataset as float32."""
         array = self._array(where)
         if array.values is None or array.values.dtype.kind != "f" or array.values.dtype.itemsize < 4:
             raise self.error(where, f"{array.dtype} of shape {array.shape}, expected float32 or float64")

@@ -20,7 +20,7 @@ from weights_conversion.mapping import read_safetensors
 from weights_conversion.prototxt_inspection import describe_prototxt
 from weights_conversion.pth import read_pth
 from weights_conversion.solverstate import SolverState, read_solverstate
-from weights_conversion.sources import read_torch_layers
+from weights_conversion.sources import READERS
 
 
 def describe_file(path: str | os.PathLike[str]) -> list[str]:
@@ -47,9 +47,10 @@ def describe_file(path: str | os.PathLike[str]) -> list[str]:
         content = read_pth(path)
         if isinstance(content, dict) and "history" in content:
             return [f"{name}: snapshot of training", *_state(read_snapshot(path))]
-        torch_layers = read_torch_layers(path)
-        arrays = {n: {b: _array(t) for b, t in blobs.items()} for n, blobs in torch_layers.layers.items()}
-        return [f"{name}: {torch_layers.form}", *torch_layers.changes, *_layers(arrays, {})]
+    if kind in READERS:
+        foreign = READERS[kind](path)
+        arrays = {n: {b: _array(t) for b, t in blobs.items()} for n, blobs in foreign.layers.items()}
+        return [f"{name}: {foreign.form}", *foreign.changes, *_layers(arrays, {})]
     model = read_caffemodel(path)
     arrays = {n: {str(i): b for i, b in enumerate(layer.blobs)} for n, layer in model.layers.items()}
     types = {n: layer.type for n, layer in model.layers.items()}

@@ -18,7 +18,8 @@ from weights_conversion.caffemodel import read_caffemodel
 from weights_conversion.errors import CaffeFileError
 from weights_conversion.kinds import file_kind
 from weights_conversion.model_layers import CaffeLayerView, caffe_layers, detached
-from weights_conversion.sources import read_torch_layers
+from weights_conversion.sources import READERS, recognised
+from weights_conversion.vgg16_files import ForeignLayers
 from weights_conversion.wire import open_wire
 
 # Bytes of a safetensors' header; ResNet-101's has 50 kB. Every tensor that it names costs memory, empty or not.
@@ -100,25 +101,31 @@ def load_caffe_weights(
 def load_weights(
     model: nn.Module, path: str | os.PathLike[str], *, spread_branches: bool = False
 ) -> LoadReport:
-    """Copy any weight file into ``model``: Caffe's, safetensors (keys ``conv1_1.weight``, …), or a ``.pth`` that
-    :mod:`weights_conversion.sources` knows.
+    """Copy any weight file into ``model``: Caffe's, safetensors (keys ``conv1_1.weight``, …), or one of the files of
+    PyTorch, Keras, ONNX and caffe-tensorflow that :mod:`weights_conversion.sources` knows.
 
     The rules, the report and the errors are those of ``load_caffe_weights``. The form is told from the file's
-    first bytes, or by the suffix ``.safetensors``.
+    content, or by the suffix ``.safetensors``.
     """
     kind = file_kind(path)
     if kind == "safetensors":
-        layers, form, changes = read_safetensors(path), "safetensors", []
-    elif kind == "pth":
-        torch_layers = read_torch_layers(path)
-        layers = {
-            name: {blob: _FileBlob(tensor, legacy=False) for blob, tensor in blobs.items()}
-            for name, blobs in torch_layers.layers.items()
-        }
-        form, changes = torch_layers.form, torch_layers.changes
+        layers, form, changes = read_safetensors(path), "safetensors", list[str]()
+        named = {name: {blob: each.values for blob, each in blobs.items()} for name, blobs in layers.items()}
+        if foreign := recognised(named, os.fspath(path)):
+            layers, form, changes = _blobs(foreign), f"safetensors, {foreign.form}", foreign.changes
+    elif kind in READERS:
+        foreign = READERS[kind](path)
+        layers, form, changes = _blobs(foreign), foreign.form, foreign.changes
     else:
         return load_caffe_weights(model, path, spread_branches=spread_branches)
     return _copy(model, path, layers, spread_branches, lambda view: list(view.tensors), form, changes)
+
+
+def _blobs(foreign: ForeignLayers) -> _FileLayers:
+    return {
+        name: {blob: _FileBlob(tensor, legacy=False) for blob, tensor in blobs.items()}
+        for name, blobs in foreign.layers.items()
+    }
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> _FileLayers:

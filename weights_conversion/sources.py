@@ -1,13 +1,15 @@
-"""Initial weights: the files that people have, where they come from, and PyTorch's VGG16 files as Caffe layers.
+"""Initial weights: the files that people have, what they are, and their layers under Caffe's names.
 
-The papers start from ImageNet weights that Caffe wrote. Their links die; two files of the PyTorch world hold the
-same network and still live:
+What a file is shows in its content alone: :mod:`weights_conversion.vgg16_files` and
+:mod:`weights_conversion.resnet101_files` know the names. Of the PyTorch world these are
 
 - torchvision's ``VGG16_Weights.IMAGENET1K_FEATURES``, layers ``features.0`` to ``features.28``; its ``classifier``
   is filled with NaN.
 - the SSD project's ``vgg16_reducedfc.pth``, layers ``0`` to ``28`` and the fc-reduced fc6 and fc7 as ``31``, ``33``.
+- kazuto1011's and isht7's DeepLab-v2 ResNet-101.
+- state dicts with Caffe's layer names.
 
-Both were ported from Caffe for RGB input: conv1_1's input channels stand in the opposite order, and that is all.
+Both VGG16 were ported from Caffe for RGB input: conv1_1's input channels stand in the opposite order, and that is all.
 The scale is Caffe's, too: torchvision documents mean (0.48235, 0.45882, 0.40784) and std 1/255 on images in 0–1,
 so that the net sees (x/255 − mean) / (1/255) = x − 255·mean, colours of 0–255 less (123, 117, 104); the SSD
 project subtracts these means from 0–255 and then turns BGR into RGB. Nothing is to be divided, so a conversion
@@ -18,14 +20,21 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from weights_conversion.errors import CaffeFileError
+from weights_conversion.keras_files import read_keras
+from weights_conversion.kinds import Kind
+from weights_conversion.npy_files import read_npy
+from weights_conversion.onnx_files import read_onnx
 from weights_conversion.pth import read_pth
+from weights_conversion.resnet101_files import deeplab_layers
+from weights_conversion.vgg16_files import FEATURES, REDUCED_FC, ForeignLayers, Layers, as_caffe
 
 # By the file's name: what is known of it. Nobody published hashes of the Caffe files.
 KNOWN_FILES = {
@@ -36,68 +45,73 @@ KNOWN_FILES = {
     "vgg16_reducedfc.pth": "the SSD project (amdegroot/ssd.pytorch), VGG16 with fc6, fc7 of 1024 outputs",
 }
 
-# index in `features` (a ReLU follows each convolution, a pooling each stage) -> Caffe's name
-_FEATURES = {
-    index: f"conv{stage}_{position}"
-    for stage, indices in enumerate(((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28)), start=1)
-    for position, index in enumerate(indices, start=1)
-}
-_REDUCED_FC = {31: "fc6", 33: "fc7"}
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8})\.pth")
 
 
-@dataclass(frozen=True)
-class TorchLayers:
-    """Layers of a ``.pth`` under Caffe's names, tensors by name; what the file is; what was done to its values."""
-
-    layers: dict[str, dict[str, Tensor]]
-    form: str
-    changes: list[str]
+_WRAPPERS = ("state_dict", "model")  # the entry of a checkpoint that holds the weights
 
 
-def read_torch_layers(path: str | os.PathLike[str]) -> TorchLayers:
-    """Read a state dict that ``torch.save`` wrote: one of the two VGG16 files, or of a model of ours.
+def read_pth_layers(path: str | os.PathLike[str]) -> ForeignLayers:
+    """Read a state dict that ``torch.save`` wrote: one of the files named above, or of a model of ours.
+
+    It may be an entry ``state_dict`` or ``model`` of a checkpoint, and its keys may begin with ``module.``, as
+    DataParallel has them.
 
     Raises ``CaffeFileError`` (a ``ValueError``) for what ``read_pth`` refuses, for anything but a flat dict of
-    tensors, for keys of another net, and for torchvision's VGG16 weights of its own training
-    (``IMAGENET1K_V1``), which expect images on another scale.
+    tensors, for keys of another net, and for VGG16 weights that are not those of the original, such as
+    torchvision's own training (``IMAGENET1K_V1``), which expects images on another scale.
     """
-    content = read_pth(path)
-    where = os.fspath(path)
+    content, where = read_pth(path), os.fspath(path)
+    changes = []
+    if isinstance(content, dict):
+        for entry in _WRAPPERS:
+            if isinstance(content.get(entry), dict):
+                content = content[entry]
+                changes.append(f"taken from the checkpoint's entry {entry!r}")
+                break
     if not isinstance(content, dict) or not content:
         raise CaffeFileError(f"{where}: holds a {type(content).__name__}, expected a state dict of tensors")
-    named: dict[str, dict[str, Tensor]] = {}
+    named: Layers = {}
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise CaffeFileError(
                 f"{where}: {str(key)[:60]!r} is a {type(value).__name__}, expected a state dict of tensors"
             )
-        layer, _, blob = key.rpartition(".")
+        layer, _, blob = key.removeprefix("module.").rpartition(".")
         named.setdefault(layer, {})[blob] = value
-    if "conv1_1" in named or "fc1_voc12_c0" in named:
-        return TorchLayers(named, "PyTorch state dict with Caffe's layer names", [])
-    if "features.0" in named:
-        _refuse_other_training(named, where)
-        names = {f"features.{index}": name for index, name in _FEATURES.items()}
-        form = "torchvision VGG16, features (RGB)"
-    elif "0" in named and "31" in named:
-        names = {str(index): name for index, name in (_FEATURES | _REDUCED_FC).items()}
-        form = "SSD's vgg16_reducedfc (RGB)"
-    else:
+    found = recognised(named, where)
+    if found is None and ("conv1_1" in named or "fc1_voc12_c0" in named):
+        found = ForeignLayers(named, "PyTorch state dict with Caffe's layer names", [])
+    if found is None:
         raise CaffeFileError(
-            f"{where}: neither torchvision's VGG16 features, nor SSD's vgg16_reducedfc, nor Caffe's layer names; "
-            f"its keys are {', '.join(map(repr, list(content)[:3]))}, …"
+            f"{where}: neither torchvision's VGG16 features, nor SSD's vgg16_reducedfc, nor a DeepLab-v2 of kazuto1011 "
+            f"or isht7, nor Caffe's layer names; its keys are {', '.join(map(repr, list(content)[:3]))}, …"
         )
-    layers = {names.get(name, name): blobs for name, blobs in named.items()}
-    first = layers["conv1_1"]
-    weight = first.get("weight")
-    if weight is None or weight.dim() != 4 or weight.shape[1] != 3:
-        raise CaffeFileError(f"{where}: the first convolution does not read three channels")
-    layers["conv1_1"] = {**first, "weight": weight.flip(1)}
-    renamed = ", ".join(f"{name} -> {names[name]}" for name in named if name in names)
-    return TorchLayers(
-        layers, form, [f"named as in Caffe: {renamed}", "conv1_1: input channels from RGB to BGR"]
-    )
+    return ForeignLayers(found.layers, found.form, [*changes, *found.changes])
+
+
+def recognised(named: Layers, where: str) -> ForeignLayers | None:
+    """The layers under Caffe's names, where their own are those of a PyTorch project; None for all other names.
+
+    Raises ``CaffeFileError`` for a file of a known form that is not the net it looks like.
+    """
+    if "features.0" in named and "weight" in named["features.0"]:
+        _refuse_other_training(named, where)
+        names = {f"features.{index}": name for index, name in FEATURES.items()}
+        return as_caffe(named, names, form="torchvision VGG16, features (RGB)", order="RGB", where=where)
+    if "0" in named and "31" in named:
+        names = {str(index): name for index, name in (FEATURES | REDUCED_FC).items()}
+        return as_caffe(named, names, form="SSD's vgg16_reducedfc (RGB)", order="RGB", where=where)
+    return deeplab_layers(named, where)
+
+
+READERS: dict[Kind, Callable[[Any], ForeignLayers]] = {
+    "pth": read_pth_layers,
+    "keras": read_keras,
+    "onnx": read_onnx,
+    "npy": read_npy,
+}
+"""By the kind of file, the reader of layers that are not Caffe's own."""
 
 
 def _refuse_other_training(named: dict[str, dict[str, Tensor]], where: str) -> None:

@@ -124,6 +124,28 @@ class WireFile:
             raise self.error(what, f"cannot read bytes {start} to {stop}")
         return data
 
+    def number(self, field: Field, what: str) -> int:
+        """The value of a field that is a number."""
+        self.expect(field, VARINT, what)
+        raw = self.read(field.tag_at, field.stop, what)
+        _, used = _varint(raw, 0)
+        return _varint(raw, used)[0]
+
+    def numbers(self, field: Field, what: str) -> list[int]:
+        """The values of a field of repeated numbers: one, or several that are packed."""
+        if field.wire_type == VARINT:
+            return [self.number(field, what)]
+        self.expect(field, LEN, what)
+        if field.stop - field.start > 10 * MAX_AXES:
+            raise self.error(what, f"{field.stop - field.start} bytes of numbers")
+        raw, at, values = self.read(field.start, field.stop, what), 0, []
+        while at < len(raw):
+            value, at = _varint(raw, at)
+            if not at:
+                raise self.error(what, "a number breaks off")
+            values.append(value)
+        return values
+
     def header(self, kind: type[_MessageT], fields: list[Field], what: str) -> _MessageT:
         """Parse the given (small) fields of a message as ``kind``."""
         size = sum(field.stop - field.tag_at for field in fields)

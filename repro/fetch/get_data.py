@@ -27,7 +27,7 @@ from repro.fetch.download import Patience, download, require_space
 from repro.fetch.sbd import build_train_aug, find_sbd
 from repro.files import atomic_path, lock_folder, make_folder
 from weights_conversion import read_caffemodel
-from weights_conversion.sources import read_torch_layers
+from weights_conversion.sources import read_pth_layers
 
 State = Literal["there", "fetched", "taken", "missing"]
 
@@ -237,4 +237,4 @@ def _check_content(file: Path, source: Source) -> None:
     elif source.kind == "list":
         read_pairs_list(file)
     elif source.kind == "weights":
-        read_torch_layers(file) if file.suffix == ".pth" else read_caffemodel(file)
+        read_pth_layers(file) if file.suffix == ".pth" else read_caffemodel(file)

@@ -1,0 +1,159 @@
+"""VGG16 as an ONNX file: the initializers, read off the protobuf's wire without the onnx package.
+
+Layers are told by the initializers' names, torchvision's (``features.0.weight``) or those of MXNet in the ONNX model
+zoo (``vgg0_conv0_weight``); under other names by the order of the 13 ``Conv`` nodes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weights_conversion.errors import CaffeFileError
+from weights_conversion.vgg16_files import CONVOLUTIONS, FEATURES, ForeignLayers, Layers, as_caffe
+from weights_conversion.wire import LEN, MAX_AXES, Field, WireFile, open_wire
+
+# onnx.proto: ModelProto, GraphProto, NodeProto, TensorProto
+_GRAPH, _OPSET = 7, 8
+_NODE, _INITIALIZER = 1, 5
+_INPUT, _OP_TYPE = 1, 4
+_DIMS, _DATA_TYPE, _FLOAT_DATA, _NAME, _RAW_DATA, _DOUBLE_DATA, _EXTERNAL, _LOCATION = (
+    1,
+    2,
+    4,
+    8,
+    9,
+    10,
+    13,
+    14,
+)
+_DTYPES = {1: "<f4", 10: "<f2", 11: "<f8"}  # FLOAT, FLOAT16, DOUBLE
+_MOST_NODE = 1 << 16
+
+_ZOO = re.compile(r"vgg\d+_conv(\d+)")
+
+
+@dataclass
+class _Graph:
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    convolutions: list[list[str]] = field(default_factory=list)  # inputs of each Conv node
+
+
+def is_onnx(file: WireFile) -> bool:
+    """Whether a file is a ModelProto: like a Caffe solver state it opens with a number, but it has a graph."""
+    try:
+        numbers = {part.number for part in file.fields(0, file.size, "") if part.wire_type == LEN}
+    except CaffeFileError:
+        return False
+    return _GRAPH in numbers
+
+
+def read_onnx(path: str | os.PathLike[str]) -> ForeignLayers:
+    """The layers of a VGG16 of ONNX under Caffe's names.
+
+    Raises ``CaffeFileError`` for what cannot be read, for values in another file, and for another net.
+    """
+    graph, where = _Graph(), os.fspath(path)
+    with open_wire(path) as file:
+        for part in file.fields(0, file.size, "ONNX model"):
+            if part.number == _GRAPH:
+                file.expect(part, LEN, "graph")
+                _read_graph(file, part, graph)
+    layers: Layers = {}
+    for name, tensor in graph.tensors.items():
+        layer, kind = _split(name)
+        layers.setdefault(layer, {})[kind] = tensor
+    names = {f"features.{index}": name for index, name in FEATURES.items()}
+    if "features.0" in layers:
+        return as_caffe(layers, names, form="torchvision VGG16 as ONNX (RGB)", order="RGB", where=where)
+    zoo = {
+        name: CONVOLUTIONS[int(match[1])]
+        for name in layers
+        if (match := _ZOO.fullmatch(name)) and int(match[1]) < 13
+    }
+    if zoo:
+        return as_caffe(layers, zoo, form="VGG16 of the ONNX model zoo (RGB)", order="RGB", where=where)
+    if len(graph.convolutions) != len(CONVOLUTIONS):
+        raise CaffeFileError(
+            f"{where}: an ONNX file with {len(graph.convolutions)} convolutions and none of torchvision's or the model "
+            "zoo's names; expected VGG16, which has 13"
+        )
+    named, layers = {}, {}
+    for caffe, (_, *parameters) in zip(CONVOLUTIONS, graph.convolutions, strict=True):
+        name = parameters[0] if parameters else caffe
+        named[name] = caffe
+        layers[name] = {
+            blob: graph.tensors[tensor]
+            for blob, tensor in zip(("weight", "bias"), parameters, strict=False)
+            if tensor in graph.tensors
+        }
+    return as_caffe(
+        layers, named, form="VGG16 as ONNX, by the order of its convolutions (RGB)", order="RGB", where=where
+    )
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Layer and blob of an initializer: ``features.0.weight``, ``vgg0_conv0_weight``."""
+    match = re.fullmatch(r"(.*)[._](weight|bias)", name)
+    return (match[1], match[2]) if match else (name, "values")
+
+
+def _read_graph(file: WireFile, graph: Field, into: _Graph) -> None:
+    for part in file.fields(graph.start, graph.stop, "graph"):
+        if part.number == _NODE and part.wire_type == LEN and part.stop - part.start <= _MOST_NODE:
+            fields = list(file.fields(part.start, part.stop, "node"))
+            texts = {
+                number: [_text(file, each) for each in fields if each.number == number]
+                for number in (_INPUT, _OP_TYPE)
+            }
+            if texts[_OP_TYPE] == ["Conv"]:
+                into.convolutions.append(texts[_INPUT])
+        elif part.number == _INITIALIZER:
+            file.expect(part, LEN, "initializer")
+            _read_tensor(file, part, into.tensors)
+
+
+def _text(file: WireFile, part: Field) -> str:
+    file.expect(part, LEN, "name")
+    if part.stop - part.start > _MOST_NODE:
+        raise file.error("", f"a name of {part.stop - part.start} bytes")
+    return file.text(file.read(part.start, part.stop, "name"), "name")
+
+
+def _read_tensor(file: WireFile, tensor: Field, into: dict[str, Tensor]) -> None:
+    """Add a tensor of floats; those of other types hold no weights."""
+    name, kind, dims = "", 0, list[int]()
+    values: list[Field] = []
+    for part in file.fields(tensor.start, tensor.stop, "initializer"):
+        if part.number == _NAME:
+            name = _text(file, part)
+        elif part.number == _DATA_TYPE:
+            kind = file.number(part, "initializer")
+        elif part.number == _DIMS:
+            dims += file.numbers(part, f"initializer {name!r}")
+        elif part.number in (_RAW_DATA, _FLOAT_DATA, _DOUBLE_DATA):
+            values.append(part)
+        elif part.number == _EXTERNAL or (part.number == _LOCATION and file.number(part, "initializer")):
+            raise file.error(
+                f"initializer {name!r}", "its values are in another file; expected them in this one"
+            )
+    what = f"initializer {name!r}"
+    if kind not in _DTYPES:
+        return
+    dtype = np.dtype(_DTYPES[kind])
+    if len(values) > 1 or any(part.wire_type != LEN for part in values):
+        raise file.error(what, "its values are not in one piece")
+    size = sum(part.stop - part.start for part in values)
+    if len(dims) > MAX_AXES or math.prod(dims) * dtype.itemsize != size:
+        raise file.error(what, f"shape {tuple(dims[:8])} does not fit its {size} bytes of {dtype}")
+    raw = bytearray(
+        file.read(values[0].start, values[0].stop, what) if values else b""
+    )  # writable, as tensors are
+    array = np.frombuffer(raw, dtype).reshape(dims)
+    into[name] = torch.from_numpy(array.astype(dtype.newbyteorder("="), copy=False))
