@@ -225,6 +225,10 @@ def contents(folder: Path) -> dict[str, Any]:
                 key: (tensor.dtype, tensor.shape, tensor.numpy().tobytes())
                 for key, tensor in safetensors.torch.load_file(path).items()
             }
-        elif path.is_file() and path.name not in ("manifest.json", "done.json", "config.yaml", ".lock"):
+        elif (
+            path.is_file()
+            and path.name not in ("manifest.json", "done.json", "config.yaml")
+            and not path.name.startswith(".sec-dsrg-")
+        ):
             found[name] = path.read_bytes()
     return found

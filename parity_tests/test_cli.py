@@ -118,7 +118,7 @@ def test_two_runs_in_one_folder(inputs, capsys):
         assert other.stdout.readline() == b"held\n"
         line = refused(capsys, *train_arguments(inputs))
         assert f"{inputs}/run: in use by process {other.pid} on " in line
-        assert [path.name for path in (inputs / "run").iterdir()] == [".lock"]
+        assert [path.name for path in (inputs / "run").iterdir()] == [".sec-dsrg-lock"]
     finally:
         other.communicate()
     assert run(capsys, *train_arguments(inputs))[0] == 0

@@ -22,6 +22,7 @@ from repro.cli import run_command
 from repro.errors import InputError
 from repro.fetch.catalogue import read_catalogue
 from repro.fetch.get_data import Fetcher
+from repro.files import temporary_name
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +143,7 @@ def test_everything_from_nothing(place, capsys):
         f'next: make reproduce-voc VOC_ROOT={place.root} ARGS="stage1.init.weights={weights}"'
     )
     assert sorted(path.name for path in place.data.iterdir()) == [
-        *(".lock", "VOCdevkit", "fetch.lock.json", "input_list.txt"),
+        *(".sec-dsrg-lock", "VOCdevkit", "fetch.lock.json", "input_list.txt"),
         *("localization_cues.pickle.gz", "vgg16_20M.caffemodel"),
     ]
     assert (place.root / "ImageSets/Segmentation/train_aug.txt").read_text().split() == TRAIN_AUG
@@ -263,7 +264,7 @@ def test_an_incomplete_archive_leaves_nothing(place, capsys):
     status, out, _ = place.fetch(capsys, "voc2012")
     assert status == 2
     assert f"VOCdevkit/VOC2012 is incomplete: {len(CLASS)} of 17125 files in JPEGImages" in out
-    assert sorted(path.name for path in place.data.iterdir()) == [".lock", "downloads"]
+    assert sorted(path.name for path in place.data.iterdir()) == [".sec-dsrg-lock", "downloads"]
 
 
 def test_archives_can_be_kept(place, capsys):
@@ -300,13 +301,16 @@ def test_disk_space_is_asked_for_first(place, capsys, monkeypatch):
 
 
 def test_what_a_killed_call_left_is_cleared(place, capsys):
-    (place.data / ".unpacking-x").mkdir(parents=True)
+    left = place.data / temporary_name()
+    (left / "VOCdevkit").mkdir(parents=True)
+    (place.data / ".unpacking-mine").mkdir()
     (place.data / "downloads").mkdir()
     part = place.data / "downloads" / "voc.tar.part"
     part.write_bytes(place.server.files["voc.tar"][:5000])
     assert place.fetch(capsys, "voc2012")[0] == 0
     assert place.server.ranges == ["bytes=5000-"]
-    assert not (place.data / ".unpacking-x").exists()
+    assert not left.exists()
+    assert (place.data / ".unpacking-mine").exists()
 
 
 def test_two_calls_at_once(place, capsys):

@@ -17,6 +17,7 @@ from PIL import Image
 
 from repro.cli import run_command
 from repro.data.mini import build_mini
+from repro.files import temporary_name
 from repro.report import figures, report_runs
 from repro.report.scores import Scores
 
@@ -181,13 +182,14 @@ def test_a_class_that_does_not_occur_is_not_the_lowest(monkeypatch):
 def test_what_is_no_longer_made_goes_and_what_is_not_ours_stays(runs, tmp_path):
     out = report_runs(runs, tmp_path / "out")
     (out / "notes.txt").write_text("mine")
-    leftover = tmp_path / ".out.new" / "half"
+    leftover = out / temporary_name() / "half"
     leftover.parent.mkdir()
     leftover.write_text("of a call that was cut off")
     report_runs([runs[1]], out)
     assert not (out / "figures/growth.png").exists()
     assert (out / "figures/per_class.png").exists()
     assert (out / "notes.txt").read_text() == "mine"
+    assert not leftover.exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 

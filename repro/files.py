@@ -10,9 +10,11 @@ import json
 import logging
 import os
 import re
+import secrets
+import shutil
 import socket
 import sys
-import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,9 +24,46 @@ from repro.errors import InputError
 
 log = logging.getLogger(__name__)
 
-LOCK_NAME = ".lock"
+LOCK_NAME = ".sec-dsrg-lock"
 
-_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}(\.\w+)?")  # what atomic_path has mkstemp make
+_OURS = re.compile(r"\.sec-dsrg-tmp-\d+-[0-9a-f]{16}(\.[A-Za-z0-9]{1,15})?")
+_RECORD_NAME = ".sec-dsrg-folders"
+_LONGEST_NAME = 255  # bytes of a file's name, on every common file system
+
+
+def temporary_name(suffix: str = "") -> str:
+    """A new name for a temporary file or folder of this process: hidden, and no name that anybody else would give."""
+    return f".sec-dsrg-tmp-{os.getpid()}-{secrets.token_hex(8)}{suffix}"
+
+
+@contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """Yield a new hidden folder in ``parent``, removed in the end; those that killed processes have left go, too.
+
+    A folder is in use as long as its maker holds the kernel's lock on it (flock).
+    """
+    for left in parent.glob(".sec-dsrg-tmp-*"):
+        if _OURS.fullmatch(left.name) and left.is_dir() and not left.is_symlink():
+            with suppress(OSError), _flock(left):
+                shutil.rmtree(left)
+    folder = parent / temporary_name()
+    folder.mkdir()
+    with _flock(folder):
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder)
+
+
+@contextmanager
+def _flock(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder. Raises OSError where another process has it."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager
@@ -39,13 +78,17 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     also where the writing library reports that as an error of its own.
     """
     target = Path(path)
-    if target.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "expected a file name, this is a folder", str(target))
+    suffix = (
+        target.suffix if re.fullmatch(r"\.[A-Za-z0-9]{1,15}", target.suffix) else ".tmp"
+    )  # torch wants one
+    temporary = target.parent / temporary_name(suffix)
     with errors_named(target):
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "expected a file name, this is a folder", str(target))
         make_folder(target.parent)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix)
-        os.close(handle)
-    temporary = Path(name)
+        _record(target.parent)
+        # the mode of an ordinary file: the kernel takes the umask off, which a thread must not touch to learn it
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         try:
             yield temporary
@@ -56,23 +99,76 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         with errors_named(target):
             with temporary.open("rb") as written:
                 os.fsync(written.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; results are ordinary ones
             temporary.replace(target)
             _sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def clear_leftovers(folder: Path) -> None:
-    """Remove the temporary files of `atomic_path` that processes which were killed have left in a folder tree.
+_recorded: dict[Path, set[Path]] = {}  # recording folder -> the folders below it that its record names
+_recording = threading.Lock()
 
-    Nothing else may be writing there.
+
+def record_temporaries(folder: Path) -> None:
+    """From now on note in ``folder`` in which folders below it this process makes temporary files."""
+    with _recording:
+        _recorded[folder.resolve()] = set()
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove the temporary files of `atomic_path` that processes which were killed have left in a folder of ours.
+
+    They are looked for in ``folder`` itself and in the folders that its record names (`record_temporaries`), not
+    below those, and never through a symbolic link. Nothing else may be writing there.
     """
-    for path in folder.rglob(".*"):
-        if _TEMPORARY.fullmatch(path.name) and path.is_file():
-            path.unlink()
+    record = folder / _RECORD_NAME
+    names = os.fsdecode(record.read_bytes()).splitlines() if record.is_file() else []
+    for place in [folder, *(path for name in names if (path := path_inside(folder, name)))]:
+        if not place.is_dir() or (place != folder and place.is_symlink()):
+            continue
+        for entry in list(os.scandir(place)):
+            if _OURS.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                os.unlink(entry.path)
+    if names:
+        record.unlink()
+
+
+def is_plain_name(name: object) -> bool:
+    """Whether a name that a file holds can be a visible file or folder of its own: text, one part, not hidden."""
+    return path_inside(Path(), name) is not None and "/" not in str(name) and not str(name).startswith(".")
+
+
+def path_inside(folder: Path, name: object) -> Path | None:
+    """``folder/name`` of a name that a file holds; None unless it is text and a plain relative path that stays below
+    ``folder``: no absolute one, no part ``..``, nothing behind a symbolic link."""
+    if not isinstance(name, str) or "\0" in name:
+        return None
+    parts = name.split("/")
+    try:
+        plain = all(part not in ("", ".", "..") and len(os.fsencode(part)) <= _LONGEST_NAME for part in parts)
+    except UnicodeEncodeError:  # JSON holds halves of characters, which no file name does
+        return None
+    if not plain:
+        return None
+    path = folder
+    for part in parts[:-1]:
+        path /= part
+        if path.is_symlink():
+            return None
+    return path / parts[-1]
+
+
+def _record(folder: Path) -> None:
+    """Note ``folder`` in the record of each recording folder above it, before a temporary file is made there."""
+    if not _recorded:
+        return
+    resolved = folder.resolve()
+    with _recording:
+        for above, known in _recorded.items():
+            if above in resolved.parents and resolved not in known:
+                with (above / _RECORD_NAME).open("ab") as record:
+                    record.write(os.fsencode(f"{resolved.relative_to(above).as_posix()}\n"))
+                known.add(resolved)
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
@@ -89,7 +185,9 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Write what JSON can hold to ``path`` atomically, as UTF-8 with a final newline."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    with atomic_path(path) as temporary:  # halves of characters, as in names that are not UTF-8, are escaped
+        temporary.write_bytes(f"{text}\n".encode("utf-8", "backslashreplace"))
 
 
 def json_sha256(content: Any) -> str:
@@ -146,9 +244,10 @@ _held: dict[Path, int] = {}
 def lock_folder(folder: Path) -> None:
     """Make ``folder`` this process's to write in until it ends, however it ends; the folder must be there.
 
-    The lock is the kernel's (POSIX record lock on ``.lock``): it cannot be left behind, works across the machines
-    of a shared file system, and is not passed on to loader workers, which may outlive a killed parent by seconds.
-    ``.lock`` holds who has it, for people. Taking it again in the same process is fine.
+    The lock is the kernel's (POSIX record lock on ``.sec-dsrg-lock``): it cannot be left behind, works across the
+    machines of a shared file system, and is not passed on to loader workers, which may outlive a killed parent by
+    seconds.
+    The file holds who has it, for people. Taking it again in the same process is fine.
 
     Raises InputError naming the holder where another process has it. Where the file system knows no locks, a
     warning says so.
@@ -158,7 +257,7 @@ def lock_folder(folder: Path) -> None:
         if os.fstat(_held[path]).st_nlink:
             return
         os.close(_held.pop(path))  # of a folder that was removed and made again
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -204,6 +204,9 @@ def tables(
         list[Path] | None, typer.Argument(help="Run folders; all of results/runs by default.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results of the runs named.")] = None,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Write to results/published, which git does not ignore.")
+    ] = False,
 ) -> None:
     """Write the results folder of finished runs again: tables, figures, page and verdict.
 
@@ -211,7 +214,10 @@ def tables(
     """
     if bool(runs) != bool(out):
         raise InputError("tables: run folders and --out go together; give both or none")
-    folders = [report_runs(runs, out)] if runs and out else report_all(Path("results/runs"), Path("results"))
+    if publish and out:
+        raise InputError("tables: --publish names the folder itself; give it or --out")
+    results = Path("results/published" if publish else "results")
+    folders = [report_runs(runs, out)] if runs and out else report_all(Path("results/runs"), results)
     for folder in folders:
         typer.echo(folder)
 

@@ -346,4 +346,7 @@ class Config(Section):
     @property
     def run_dir(self) -> Path:
         """The run's folder: ``output``, or ``results/runs/<name>`` under the current folder."""
-        return Path(self.output) if self.output else Path("results") / "runs" / self.name
+        if not self.output:
+            return Path("results") / "runs" / self.name
+        folder = Path(self.output)
+        return folder if folder.name not in ("", "..") else folder.resolve()  # its name tells runs apart

@@ -22,7 +22,9 @@ from __future__ import annotations
 import colorsys
 import hashlib
 import json
+import os
 import pickle
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -52,6 +54,10 @@ _FILES = (
     "input_list.txt",
     "localization_cues.pickle",
 )
+_OWN_NAME = re.compile(
+    r"(JPEGImages|SegmentationClass)/mini_(train|val)_\d{4,}\.(jpg|png)|ImageSets/Segmentation/(train_aug|val)\.txt|"
+    r"input_list\.txt|localization_cues\.pickle|mini\.json"
+)
 _SCALE = 2  # drawn this much larger, then averaged, for smooth edges
 _SIDES = (100, 181)  # image sides in pixels, the upper bound excluded
 
@@ -67,7 +73,7 @@ def build_mini(root: str | Path, *, seed: int = 0, train: int = 200, val: int = 
 
     Args:
         root: folder to hold the set. A set with other parameters, or one whose files were changed, is
-            replaced; any other folder that is not empty is refused.
+            replaced, and whatever else lies in its folder stays; any other folder that is not empty is refused.
         seed: from 0.
         train, val: number of images, from 1.
 
@@ -80,7 +86,7 @@ def build_mini(root: str | Path, *, seed: int = 0, train: int = 200, val: int = 
     for name, value, least in (("seed", seed, 0), ("train", train, 1), ("val", val, 1)):
         if value < least:
             raise InputError(f"embedded set: {name}={value}, expected {least} or more")
-    target = Path(root)
+    target = Path(root).resolve() if Path(root).is_symlink() else Path(root)
     parameters = {"generator": GENERATOR, "seed": seed, "train": train, "val": val, "classes": list(CLASSES)}
     if _is_built(target, parameters):
         return VocLayout(target)
@@ -88,7 +94,7 @@ def build_mini(root: str | Path, *, seed: int = 0, train: int = 200, val: int = 
         raise InputError(f"{target}: expected a new or empty folder for the embedded set, or the set itself")
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    workshop = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    workshop = Path(tempfile.mkdtemp(dir=target.parent, prefix=".sec-dsrg-mini-"))
     try:
         fresh = workshop / "set"
         _write_set(VocLayout(fresh), seed, train, val)
@@ -100,9 +106,27 @@ def build_mini(root: str | Path, *, seed: int = 0, train: int = 200, val: int = 
         except OSError:
             if not _is_built(target, parameters):  # otherwise another process was faster
                 raise
+        _move_others(workshop / "old", target)
     finally:
-        shutil.rmtree(workshop)
+        if not (workshop / "old").exists():
+            shutil.rmtree(workshop)
     return VocLayout(target)
+
+
+def _move_others(old: Path, target: Path) -> None:
+    """Move what is not the set's from the old set's folder to the new one's, and remove the old set."""
+    if not old.exists():
+        return
+    for folder, folders, files in os.walk(old):
+        place = target / Path(folder).relative_to(old)
+        for name in (*files, *folders):
+            path = Path(folder, name)
+            if (path.is_symlink() or not path.is_dir()) and not _OWN_NAME.fullmatch(
+                path.relative_to(old).as_posix()
+            ):
+                place.mkdir(parents=True, exist_ok=True)
+                path.rename(place / name)
+    shutil.rmtree(old)
 
 
 def _is_built(root: Path, parameters: dict[str, Any]) -> bool:

@@ -11,9 +11,7 @@ from __future__ import annotations
 import datetime
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,7 +23,7 @@ from repro.fetch.archives import unpack
 from repro.fetch.catalogue import LOCK_NAME, ArchiveContent, LockFile, Pin, Source, check_file, read_catalogue
 from repro.fetch.download import Patience, download, require_space
 from repro.fetch.sbd import build_train_aug, find_sbd
-from repro.files import atomic_path, lock_folder, make_folder
+from repro.files import atomic_path, lock_folder, make_folder, temporary_folder
 from weights_conversion import read_caffemodel
 from weights_conversion.sources import read_pth_layers
 
@@ -99,8 +97,6 @@ class Fetcher:
         except OSError as error:
             raise InputError(f"{self.data}: cannot be made ({error.strerror})") from None
         lock_folder(self.data)
-        for left_over in self.data.glob(".unpacking-*"):  # of a call that was killed
-            shutil.rmtree(left_over)
         lock = LockFile(self.data / LOCK_NAME)
         self._require_space(wanted)
         failed: list[str] = []
@@ -186,7 +182,7 @@ class Fetcher:
         return target, url
 
     def _unpack(self, file: Path, source: Source, content: ArchiveContent) -> None:
-        with self._temporary() as folder:
+        with temporary_folder(self.data) as folder:
             unpack(
                 file,
                 folder,
@@ -204,11 +200,6 @@ class Fetcher:
             place = self.place(source)
             make_folder(place.parent)
             taken.rename(place)
-
-    @contextmanager
-    def _temporary(self) -> Iterator[Path]:
-        with tempfile.TemporaryDirectory(dir=self.data, prefix=".unpacking-") as folder:
-            yield Path(folder)
 
     def _require_space(self, wanted: dict[str, Source]) -> None:
         needed = 0

@@ -10,13 +10,20 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import shutil
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repro.errors import InputError
-from repro.files import file_sha256, write_json, write_text
+from repro.files import (
+    file_sha256,
+    make_folder,
+    path_inside,
+    temporary_folder,
+    write_json,
+    write_text,
+)
 from repro.paper.experiments import PAPER
 from repro.report import formats
 from repro.report.manifest import commands, manifest
@@ -31,6 +38,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_INDEX_TITLE = "<title>SEC and DSRG, reproduced</title>"  # by which a page of ours is known
+
 
 def report_runs(runs: Iterable[Path], out_dir: Path) -> Path:
     """The results folder of some run folders or ``scores_*.json`` files.
@@ -39,7 +48,8 @@ def report_runs(runs: Iterable[Path], out_dir: Path) -> Path:
         The folder.
 
     Raises:
-        InputError: a folder without scores, a damaged file, or runs that cannot stand side by side.
+        InputError: a folder without scores, a damaged file, runs that cannot stand side by side, or an ``out_dir``
+            with a file in the place of one of ours that the manifest there does not list.
     """
     return _build(read_scores(runs), out_dir)
 
@@ -66,13 +76,22 @@ def report_all(runs_dir: Path, results_dir: Path) -> list[Path]:
 
 
 def write_index(results_dir: Path) -> None:
-    """``index.html``: a link to the page of every results folder in ``results_dir``, with its verdict."""
-    verdicts = {
-        path.parent.name: json.loads(path.read_text(encoding="utf-8"))["verdict"]
-        for path in sorted(results_dir.glob("*/verdict.json"))
-        if (path.parent / "index.html").is_file()
-    }
-    write_text(results_dir / "index.html", render_index(verdicts))
+    """``index.html``: a link to the page of every results folder in ``results_dir``, with its verdict.
+
+    A page there that is not ours stays, with a warning.
+    """
+    index = results_dir / "index.html"
+    if os.path.lexists(index) and _INDEX_TITLE not in index.read_text(encoding="utf-8", errors="replace"):
+        log.warning("%s: not a page of ours, so left as it is", index)
+        return
+    verdicts = {}
+    for path in sorted(results_dir.glob("*/verdict.json")):
+        if (path.parent / "index.html").is_file():
+            try:
+                verdicts[path.parent.name] = str(json.loads(path.read_text(encoding="utf-8"))["verdict"])
+            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+                log.warning("%s: damaged (%s), so not in %s", path, error, index)
+    write_text(index, render_index(verdicts))
 
 
 def judge_runs(runs: Iterable[Path] | None, runs_dir: Path) -> Verdict:
@@ -91,24 +110,28 @@ def judge_runs(runs: Iterable[Path] | None, runs_dir: Path) -> Verdict:
 def _build(entries: list[Entry], out_dir: Path) -> Path:
     scores = Scores(entries)
     tables, verdict, provenance = all_tables(scores), judge(scores), manifest(scores)
-    fresh = out_dir.parent / f".{out_dir.name}.new"
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    for table in tables:
-        write_text(fresh / f"tables/{table.name}.md", formats.markdown(table))
-        write_text(fresh / f"tables/{table.name}.csv", formats.csv_text(table))
-        write_text(fresh / f"tables/{table.name}.tex", formats.latex(table))
-    write_text(fresh / "tables/tables.tex", formats.latex_document([table.name for table in tables]))
-    write_json(fresh / "verdict.json", verdict.as_json())
-    album = open_album(scores)
-    drawings = _draw(scores, album, fresh / "figures")
-    pictures = write_pictures(album, fresh / "images") if album else []
-    family = entries[0]["family"]
-    write_text(fresh / "index.html", render(family, tables, verdict, drawings, album, pictures, provenance))
-    shown = [formats.markdown(table, brief=True) for table in tables if table.has_run]
-    shown += [f"![{drawing.alt}](figures/{drawing.name}.png)\n" for drawing in drawings]
-    write_text(fresh / "README.md", "\n".join([verdict.markdown(), _made_by(commands(provenance)), *shown]))
-    _move_into(fresh, out_dir, provenance)
+    before = _files_of_ours(out_dir)
+    make_folder(out_dir)
+    with temporary_folder(out_dir) as fresh:
+        for table in tables:
+            write_text(fresh / f"tables/{table.name}.md", formats.markdown(table))
+            write_text(fresh / f"tables/{table.name}.csv", formats.csv_text(table))
+            write_text(fresh / f"tables/{table.name}.tex", formats.latex(table))
+        write_text(fresh / "tables/tables.tex", formats.latex_document([table.name for table in tables]))
+        write_json(fresh / "verdict.json", verdict.as_json())
+        album = open_album(scores)
+        drawings = _draw(scores, album, fresh / "figures")
+        pictures = write_pictures(album, fresh / "images") if album else []
+        family = entries[0]["family"]
+        write_text(
+            fresh / "index.html", render(family, tables, verdict, drawings, album, pictures, provenance)
+        )
+        shown = [formats.markdown(table, brief=True) for table in tables if table.has_run]
+        shown += [f"![{drawing.alt}](figures/{drawing.name}.png)\n" for drawing in drawings]
+        write_text(
+            fresh / "README.md", "\n".join([verdict.markdown(), _made_by(commands(provenance)), *shown])
+        )
+        _move_into(fresh, out_dir, provenance, before)
     return out_dir
 
 
@@ -126,16 +149,45 @@ def _draw(scores: Scores, album: Album | None, out_dir: Path) -> list[Drawing]:
     return draw_all(scores, album, out_dir)
 
 
-def _move_into(fresh: Path, out_dir: Path, provenance: dict[str, Any]) -> None:
+def _files_of_ours(out_dir: Path) -> dict[str, Any]:
+    """What the results folder's manifest lists, name -> hash. Raises InputError where ``manifest.json`` is not ours."""
+    path = out_dir / "manifest.json"
+    if not os.path.lexists(path):
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found["files"], dict) and isinstance(found["runs"], dict):
+            return {name: digest for name, digest in found["files"].items() if path_inside(out_dir, name)}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise InputError(
+        f"{path}: not the manifest of a results folder; choose another folder, or remove that file"
+    )
+
+
+def _move_into(fresh: Path, out_dir: Path, provenance: dict[str, Any], before: dict[str, Any]) -> None:
+    """Put the new files into the results folder and take away those of ``before`` that are ours and not made any more.
+
+    Whatever the manifest there says: only a plain file below ``out_dir`` is replaced or removed, and removed only
+    with the bytes that it was written with.
+    """
     names = sorted(path.relative_to(fresh).as_posix() for path in fresh.rglob("*") if path.is_file())
     files = {name: file_sha256(fresh / name) for name in names}
-    before = out_dir / "manifest.json"
-    listed = json.loads(before.read_text(encoding="utf-8"))["files"] if before.is_file() else {}
-    for name in listed.keys() - files.keys():
-        (out_dir / name).unlink(missing_ok=True)
+    for name in names:
+        target = path_inside(out_dir, name)
+        if target is None or target.is_symlink() or (target.exists() and name not in before):
+            raise InputError(
+                f"{out_dir / name}: is there and was not written by an earlier call; choose another folder"
+            )
+    # both lists until all is in its place: a call that is killed here must not take its own files for foreign ones
+    write_json(fresh / "manifest.json", {**provenance, "files": {**before, **files}})
+    (fresh / "manifest.json").replace(out_dir / "manifest.json")
     for name in names:
         (out_dir / name).parent.mkdir(parents=True, exist_ok=True)
         (fresh / name).replace(out_dir / name)
+    for name in before.keys() - files.keys():
+        old = path_inside(out_dir, name)
+        if old and old.is_file() and not old.is_symlink() and file_sha256(old) == before[name]:
+            old.unlink()
     write_json(fresh / "manifest.json", {**provenance, "files": files})
-    (fresh / "manifest.json").replace(before)
-    shutil.rmtree(fresh)
+    (fresh / "manifest.json").replace(out_dir / "manifest.json")

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from repro.errors import InputError
 from repro.report.scores import Scores
 
 _MEASURED = {
@@ -24,9 +25,14 @@ def manifest(scores: Scores) -> dict[str, Any]:
     for folder in dict.fromkeys(entry.folder for entry in scores.entries):
         if not (folder / "manifest.json").is_file():
             continue
-        recorded = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        try:
+            recorded = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            steps = dict(recorded.get("steps", {}))
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise InputError(
+                f"{folder / 'manifest.json'}: damaged ({error}), a run's manifest expected"
+            ) from None
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        steps = recorded.get("steps", {})
         runs[folder.name] = {
             "config": config,
             "scores": {

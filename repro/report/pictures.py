@@ -83,7 +83,7 @@ def open_album(scores: Scores) -> Album | None:
         config = load_config(str(last.folder / "config.yaml"))
         if not config.report.pictures:
             return None
-        experiment = open_experiment(config)
+        experiment = open_experiment(config, build=False)
     except InputError as error:
         log.warning("no pictures: %s", error)
         return None

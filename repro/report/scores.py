@@ -11,25 +11,29 @@ from pathlib import Path
 from typing import Any
 
 from repro.errors import InputError
+from repro.files import is_plain_name
 from repro.paper.experiments import Cell
 
 log = logging.getLogger(__name__)
 
 TRAINED, ORIGINAL = "trained here", "original weights"
-_KEYS = {
-    *(
-        "run",
-        "family",
-        "base",
-        "settings_sha256",
-        "changed",
-        "seed",
-        "pretrained",
-        "origin",
-        "method",
-        "answers",
-    ),
-    *("dataset", "images", "train_images", "classes", "scores", "seed_quality"),
+_KINDS: dict[str, type] = {
+    "run": str,
+    "family": str,
+    "base": dict,
+    "settings_sha256": str,
+    "changed": dict,
+    "seed": int,
+    "pretrained": bool,
+    "origin": str,
+    "method": str,
+    "answers": list,
+    "dataset": str,
+    "images": int,
+    "train_images": int,
+    "classes": list,
+    "scores": dict,
+    "seed_quality": list,
 }
 
 
@@ -181,12 +185,23 @@ def _read(file: Path) -> Entry:
         fields = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{file}: not a scores file ({error})") from None
-    if not isinstance(fields, dict) or not fields.keys() >= _KEYS:
-        missing = sorted(_KEYS - fields.keys()) if isinstance(fields, dict) else sorted(_KEYS)
+    if not isinstance(fields, dict) or not fields.keys() >= _KINDS.keys():
+        missing = sorted(_KINDS.keys() - fields.keys()) if isinstance(fields, dict) else sorted(_KINDS)
         raise InputError(
             f"{file}: not a scores file (expected the keys {', '.join(missing)} too); "
             "the run's own command makes it again"
         )
+    for key, kind in _KINDS.items():
+        if not isinstance(fields[key], kind):
+            raise InputError(f"{file}: {key} is {str(fields[key])[:80]!r}, a JSON {kind.__name__} expected")
+    stage = file.stem.removeprefix("scores_")
+    for what, name in (("run", fields["run"]), ("family", fields["family"]), ("its own name", stage)):
+        if not is_plain_name(name):
+            raise InputError(
+                f"{file}: {what} {name[:80]!r}: expected a plain name, as a file or folder has it"
+            )
+    if not all(isinstance(text, str) for text in (*fields["answers"], *fields["classes"])):
+        raise InputError(f"{file}: answers and classes: expected names")
     results = fields["scores"]
     if (
         not isinstance(results, dict)
@@ -194,7 +209,7 @@ def _read(file: Path) -> Entry:
         or len(results["per_class_iou"]) != len(fields["classes"])
     ):
         raise InputError(f"{file}: its scores are not those of evaluate for {len(fields['classes'])} classes")
-    return Entry(fields, file.parent, file.stem.removeprefix("scores_"))
+    return Entry(fields, file.parent, stage)
 
 
 def _same_but_for_the_seed(cell: str, entries: Sequence[Entry]) -> None:

@@ -80,13 +80,16 @@ class Experiment:
         return lambda name: [int(label) for label in file.labels(int(self.train[name]))]
 
 
-def open_experiment(config: Config) -> Experiment:
+def open_experiment(config: Config, *, build: bool = True) -> Experiment:
     """Find every file that the experiment needs, building the embedded set if it is that.
+
+    Args:
+        build: False for a configuration that was read from a run's folder, where nothing may be written.
 
     Raises:
         InputError: what is missing, and how to get it.
     """
-    experiment = _open_coco(config) if config.dataset.kind == "coco" else _open_voc(config)
+    experiment = _open_coco(config) if config.dataset.kind == "coco" else _open_voc(config, build)
     for kind, files in (
         ("training image", map(experiment.image, experiment.train)),
         ("validation image", map(experiment.image, experiment.val)),
@@ -166,11 +169,12 @@ def open_labelled(config: Config) -> LabelledSet:
     return LabelledSet({name: found[name] for name in names}, labels_of(names, labels, source), source)
 
 
-def _voc_layout(config: Config) -> VocLayout:
+def _voc_layout(config: Config, build: bool = True) -> VocLayout:
     dataset = config.dataset
     if dataset.kind == "mini":
         root = Path(dataset.root) if dataset.root else MINI_ROOT
-        build_mini(root)  # each rank: it copes with others that do the same
+        if build:
+            build_mini(root)  # each rank: it copes with others that do the same
     elif dataset.root is None:
         raise InputError(f"dataset.root: no VOC 2012 given; {_VOC_HINT}")
     else:
@@ -180,8 +184,8 @@ def _voc_layout(config: Config) -> VocLayout:
     return VocLayout.open(root)
 
 
-def _open_voc(config: Config) -> Experiment:
-    dataset, layout = config.dataset, _voc_layout(config)
+def _open_voc(config: Config, build: bool) -> Experiment:
+    dataset, layout = config.dataset, _voc_layout(config, build)
     if dataset.make_cues:
         return _voc_experiment(config, layout, dict.fromkeys(open_labelled(config).images, ""), Path())
     cues = _found(dataset.cues, "cues", CUE_NAMES, layout.root)

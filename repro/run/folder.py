@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -27,7 +28,15 @@ import yaml
 from repro import distributed
 from repro.config import Config, flattened
 from repro.errors import InputError
-from repro.files import clear_leftovers, lock_folder, make_folder, write_json, write_text
+from repro.files import (
+    LOCK_NAME,
+    clear_leftovers,
+    lock_folder,
+    make_folder,
+    record_temporaries,
+    write_json,
+    write_text,
+)
 from repro.run.measure import Measurement
 from repro.training.precision import has_bfloat16
 
@@ -78,14 +87,17 @@ class Run:
     def begin(self) -> None:
         """Make the folder, lock it, write ``config.yaml`` and start the manifest.
 
-        Raises InputError if that cannot be done, or if another process has the folder; it is named.
+        Raises InputError if that cannot be done, if another process has the folder, or if it holds files that a run
+        would overwrite and that are no run's; it is named.
         """
         if self._provenance is not None or not distributed.is_first():
             return
         try:
             make_folder(self.folder)
+            _refuse_foreign(self.folder)
             lock_folder(self.folder)
             clear_leftovers(self.folder)
+            record_temporaries(self.folder)
             write_text(self.folder / "config.yaml", yaml.safe_dump(self.config.model_dump(), sort_keys=False))
         except OSError as error:
             raise InputError(f"output {self.folder}: cannot be written ({error.strerror})") from None
@@ -148,7 +160,10 @@ class Step:
     def begin(self) -> None:
         """Make the folder and record what shapes the step."""
         if not distributed.is_first():
+            record_temporaries(self.run.folder)
             return
+        if not (self.folder / "settings.json").exists() and (found := _any_file(self.folder)):
+            raise InputError(f"{self.folder}: holds {found.name}, which is no run's; choose another output")
         self.run.begin()
         write_json(self.folder / "settings.json", self.settings)
         if self.record:
@@ -158,6 +173,27 @@ class Step:
         """``record`` as this call or an earlier one kept it; empty where none did."""
         path = self.folder / "record.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _any_file(folder: Path) -> Path | None:
+    """Something in a folder that is not hidden."""
+    if not folder.is_dir():
+        return None
+    return next((path for path in sorted(folder.iterdir()) if not path.name.startswith(".")), None)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raise InputError where ``config.yaml`` or ``manifest.json`` are there and are somebody else's: a run has left
+    its lock, or a manifest that says with what it was run."""
+    if (folder / LOCK_NAME).is_file():
+        return
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        recorded = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        if isinstance(recorded, dict) and recorded.keys() >= {"started", "versions"}:
+            return
+    for name in ("config.yaml", "manifest.json"):
+        if os.path.lexists(folder / name):
+            raise InputError(f"output {folder}: holds a {name} that is no run's; choose another folder")
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:

@@ -74,7 +74,7 @@ class PlannedRun:
 def family(base: Config) -> str:
     """The results folder that a run's numbers belong to."""
     if base.output:
-        return Path(base.output).name
+        return base.run_dir.name
     return PAPER if base.name in experiments().profiles() else base.name
 
 
