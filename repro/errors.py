@@ -1,12 +1,32 @@
-"""What ends a command with one line instead of a traceback."""
+"""What ends a command with one line instead of a traceback, and how foreign text is put into a line."""
+
+
+def printable(text: object) -> str:
+    r"""``text`` as one line that a terminal shows as it is.
+
+    What is not printable is escaped as Python would: control characters (a line break, the ESC of a terminal's
+    commands), marks that turn the direction of writing, halves of characters. What file names and contents say can
+    then neither move the cursor nor begin a line of its own. Applied twice it changes nothing more.
+
+    >>> printable("a\x1b[2Jb\nrepro: all is well")
+    'a\\x1b[2Jb\\nrepro: all is well'
+    """
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in str(text)
+    )
 
 
 class InputError(ValueError):
     """Bad input: a file, key or value that is not what was expected.
 
     The message is one line that names what, where, and what was expected. The command line prints it
-    and exits with status 2; library callers may catch it as a ``ValueError``.
+    and exits with status 2; library callers may catch it as a ``ValueError``. Foreign text in it is escaped
+    (`printable`).
     """
+
+    def __init__(self, message: object) -> None:
+        super().__init__(printable(message))
 
 
 class StoppedError(RuntimeError):
@@ -17,5 +37,5 @@ class StoppedError(RuntimeError):
     """
 
     def __init__(self, message: str, status: int = 1) -> None:
-        super().__init__(message)
+        super().__init__(printable(message))
         self.status = status

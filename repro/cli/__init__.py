@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from repro import distributed
 from repro.cli import data, experiments, masks, seeds, weights  # noqa: F401 - importing them registers their verbs
 from repro.cli.shared import app
-from repro.errors import InputError, StoppedError
+from repro.errors import InputError, StoppedError, printable
 
 
 def run_command(arguments: Sequence[str] | None = None) -> int:
@@ -20,7 +20,9 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
 
     2 for bad input, 1 for a run that had to stop, 130 and 143 after SIGINT and SIGTERM.
     """
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     with _terminable(), distributed.joined():
         try:
             app(arguments, prog_name="repro")
@@ -41,6 +43,13 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _OneLine(logging.Formatter):
+    """A record is one line: what is foreign in it is escaped."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        return printable(record.getMessage())
+
+
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
     """SIGTERM ends the work as Ctrl-C does: what is being written is finished or removed."""
@@ -56,4 +65,4 @@ def _terminable() -> Iterator[None]:
 
 def _complain(line: str) -> None:
     who = "" if distributed.is_first() else f" (rank {distributed.rank()})"
-    print(f"repro{who}: {line}", file=sys.stderr)
+    print(f"repro{who}: {printable(line)}", file=sys.stderr)

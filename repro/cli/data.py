@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from repro.cli.shared import ConfigOption, app
+from repro.cli.shared import ConfigOption, app, say
 from repro.config import load_config
 from repro.data import CocoInstances, VocLayout, convert_cues
 from repro.data.labels import read_labels, write_labels
@@ -57,14 +57,14 @@ def data_fetch(
         for name, source in fetcher.sources.items():
             size = f"{source.size / 1e6:.1f} MB" if source.size else f"at most {source.most / 1e6:.0f} MB"
             there = "there" if fetcher.is_there(source) else "-"
-            typer.echo(f"{name}\n  {source.what}\n  {size}, {there}: {fetcher.place(source)}")
-            typer.echo("".join(f"  {url}\n" for url in source.urls) + f"  {source.note}")
+            say(name, f"  {source.what}", f"  {size}, {there}: {fetcher.place(source)}")
+            say(*(f"  {url}" for url in source.urls), f"  {source.note}")
         return
     for outcome in fetcher.fetch(names or ()):
-        typer.echo(outcome)
+        say(outcome)
     if not names:
         weights = fetcher.place(fetcher.sources["vgg16_20M"])
-        typer.echo(f'next: make reproduce-voc VOC_ROOT={voc_root} ARGS="stage1.init.weights={weights}"')
+        say(f'next: make reproduce-voc VOC_ROOT={voc_root} ARGS="stage1.init.weights={weights}"')
 
 
 @data_app.command(
@@ -76,10 +76,8 @@ def data_sbd(
 ) -> None:
     """Turn SBD's .mat files into SegmentationClassAug masks and write train_aug.txt, the 10,582 training images."""
     result = build_train_aug(find_sbd(sbd), VocLayout.open(voc_root))
-    typer.echo(
-        f"{voc_root / 'SegmentationClassAug'}: {result.written} masks written, {result.kept} were there"
-    )
-    typer.echo(result.list_path)
+    say(f"{voc_root / 'SegmentationClassAug'}: {result.written} masks written, {result.kept} were there")
+    say(result.list_path)
 
 
 @data_app.command("verify", epilog="Example: repro data verify data/VOCdevkit/VOC2012 --out report.json")
@@ -97,7 +95,7 @@ def data_verify(
     """Check a VOC tree: counts, every image and mask, cues, hashes."""
     report = verify(root, cues=cues, input_list=input_list, quick=quick, partial=partial, pin=pin)
     for check in report.checks:
-        typer.echo(check)
+        say(check)
     if out:
         write_json(out, report.as_dict())
     if failed := [check.name for check in report.checks if not check.ok]:
@@ -110,7 +108,7 @@ def data_mini(
     seed: Annotated[int, typer.Option(help="Another seed is another set.")] = 0,
 ) -> None:
     """Build the embedded set: a small generated data set in VOC layout."""
-    typer.echo(build_mini(root, seed=seed).root)
+    say(build_mini(root, seed=seed).root)
 
 
 @data_app.command("cues", epilog="Example: repro data cues localization_cues.pickle.gz localization_cues.h5")
@@ -120,7 +118,7 @@ def data_cues(
 ) -> None:
     """Convert the originals' cue pickle to HDF5, once, so that runs start at once and no pickle is read again."""
     convert_cues(source, target)
-    typer.echo(target)
+    say(target)
 
 
 @data_app.command(
@@ -145,7 +143,7 @@ def data_labels(
     classes = load_config(config).dataset.classes
     labels = read_labels(source, classes, input_list=input_list)
     write_labels(target, labels, classes)
-    typer.echo(f"{target}: {sum(map(bool, labels.values()))} images")
+    say(f"{target}: {sum(map(bool, labels.values()))} images")
 
 
 @data_app.command(
@@ -160,4 +158,4 @@ def data_coco_masks(
     instances = CocoInstances(annotations)
     for _ in tqdm(instances.write_masks(out), total=len(instances.images), unit="image", disable=None):
         pass
-    typer.echo(f"{out}: {len(instances.images)} masks")
+    say(f"{out}: {len(instances.images)} masks")

@@ -14,7 +14,7 @@ from repro.config import load_config, profile_names
 from repro.constants import VOID
 from repro.data import CLASS_NAMES, read_id_list
 from repro.data.voc import read_text
-from repro.errors import InputError
+from repro.errors import InputError, printable
 from repro.files import write_json
 from repro.inference.evaluate import evaluate_folder
 from repro.paper.experiments import experiments
@@ -70,13 +70,13 @@ def train(
         if stage not in (None, run.stage):
             raise InputError(f"{solver}: its net is of stage {run.stage}, not of --stage {stage}")
         for note in run.notes:
-            typer.echo(note, err=True)
+            typer.echo(printable(note), err=True)
         settings, stage = run.config, run.stage
     else:
         stage = stage or 1
         settings = load(str(config), overrides, device, seed, stages=(f"stage{stage}",))
     weights = train_stage(settings, stage, Run(settings, resolve_device(settings.device)))
-    say(f"{weights}\n{weights.parent / 'log.csv'}")
+    say(weights, weights.parent / "log.csv")
 
 
 @app.command(
@@ -110,14 +110,14 @@ def evaluate(
     scores = evaluate_folder(pred, [gt / f"{name}.png" for name in names], names, len(named))
     if not distributed.is_first():
         return
-    typer.echo(f"{'images':<28}{scores['images']}")
+    say(f"{'images':<28}{scores['images']}")
     for rule, value in scores["mean_iou"].items():
-        typer.echo(f"{f'mean IoU, rule {rule}':<28}{100 * value:.2f}")
-    typer.echo(f"{'pixel accuracy':<28}{100 * scores['pixel_accuracy']:.2f}")
+        say(f"{f'mean IoU, rule {rule}':<28}{100 * value:.2f}")
+    say(f"{'pixel accuracy':<28}{100 * scores['pixel_accuracy']:.2f}")
     for name, value in zip(named, scores["per_class_iou"], strict=True):
-        typer.echo(f"{name:<28}{'-' if value is None else f'{100 * value:.2f}'}")
+        say(f"{name:<28}{'-' if value is None else f'{100 * value:.2f}'}")
     if absent := [named[index] for index in scores["absent_classes"]]:
-        typer.echo(
+        say(
             f"{len(absent)} of the {len(named)} classes are in no ground-truth mask: {', '.join(absent)}. "
             "Rule voc counts them as 0, rule present leaves them out; --classes, --num-classes or --config say "
             "which classes there are."
@@ -179,13 +179,13 @@ def reproduce(
         seeds=_seeds(seeds),
     )
     if dry_run:
-        typer.echo(forecast(runs))
+        say(*forecast(runs))
         return
     for folder in reproduce_runs(runs):
         text, _, _ = (
             (folder / "README.md").read_text(encoding="utf-8").partition("\n![")
         )  # figures say nothing here
-        typer.echo(f"{text}\n{folder / 'index.html'}")
+        say(*text.split("\n"), folder / "index.html")
 
 
 def _seeds(text: str) -> list[int]:
@@ -219,7 +219,7 @@ def tables(
     results = Path("results/published" if publish else "results")
     folders = [report_runs(runs, out)] if runs and out else report_all(Path("results/runs"), results)
     for folder in folders:
-        typer.echo(folder)
+        say(folder)
 
 
 @app.command(
@@ -233,8 +233,8 @@ def check_paper(
     """Compare finished runs with the published values; exit status 1 if one is missed by more than its tolerance."""
     verdict = judge_runs(runs, Path("results/runs"))
     for judgement in verdict.judgements:
-        typer.echo(judgement.line())
-    typer.echo(verdict.sentence())
+        say(judgement.line())
+    say(verdict.sentence())
     if verdict.of("missed"):
         raise typer.Exit(1)
 
@@ -252,5 +252,4 @@ def bench(
     """Time each part of a stage-1 iteration and of a prediction, beside what the originals computed with."""
     settings = load(config, overrides, device, None, stages=("stage1",))
     figures, table = run_bench(settings, out, seconds=seconds)
-    typer.echo(table.read_text(encoding="utf-8"))
-    typer.echo(f"{figures}\n{table}")
+    say(*table.read_text(encoding="utf-8").split("\n"), figures, table)

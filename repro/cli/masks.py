@@ -13,6 +13,7 @@ from repro import distributed
 from repro.cli.shared import ConfigOption, DeviceOption, Overrides, app, images_of, load, report_masks, say
 from repro.config import Config, PredictConfig
 from repro.data import find_images, read_id_list
+from repro.data.voc import list_line
 from repro.errors import InputError
 from repro.export import GraphName, PrecisionName
 from repro.files import write_text
@@ -71,7 +72,7 @@ def predict(
         _predict_onnx(settings, weights, found, out, precision, batch_size)
     if submission:
         write_submission(out, found, submission)
-        typer.echo(submission)
+        say(submission)
 
 
 def _predict_onnx(
@@ -94,7 +95,7 @@ def _predict_onnx(
         batch_size=batch_size,
     )
     if loss:
-        typer.echo(loss)
+        say(loss)
     report_masks(predict_folder(segmenter, found, out, described=described), out)
 
 
@@ -130,7 +131,9 @@ def pseudo_labels(
             labels = experiment.labels()
     _predict(settings, weights, found, out, settings.pseudo_labels, labels)
     if distributed.is_first():
-        write_text(out / "list.txt", "".join(f"{path.name} {name}.png\n" for name, path in found.items()))
+        write_text(
+            out / "list.txt", "".join(list_line(path.name, f"{name}.png") for name, path in found.items())
+        )
     say(f"{out / 'list.txt'}: the list for stage 2")
 
 
@@ -204,9 +207,9 @@ def export(
         check=images,
         truth=gt,
     )
-    typer.echo(out)
+    say(out)
     if agreement:
-        typer.echo(agreement.table())
+        say(*agreement.lines())
         if precision == "fp32" and 1 - agreement.pixel_agreement > MASK_BOUND:
             print(f"repro: more than {MASK_BOUND:.0e} of the pixels differ", file=sys.stderr)
             raise typer.Exit(1)
@@ -226,4 +229,4 @@ def check_submission_archive(
     """Check an archive for VOC's test server: every mask of the test list, indexed, of its image's size."""
     found = images_of(images, ids) if images else None
     check_submission(archive, read_id_list(ids), found.__getitem__ if found else None)
-    typer.echo(f"{archive}: {'complete' if found else 'complete; sizes not compared (no --images)'}")
+    say(f"{archive}: {'complete' if found else 'complete; sizes not compared (no --images)'}")

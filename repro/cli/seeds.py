@@ -42,7 +42,7 @@ def seeds_train(
     settings = load(config, overrides, device, seed, stages=("stage0",))
     for one in SEED_CLASSIFIERS if net == "both" else (net,):
         weights = train_classifier(settings, one, Run(settings, resolve_device(settings.device)))
-        say(str(weights))
+        say(weights)
 
 
 @seeds_app.command(
@@ -75,7 +75,7 @@ def seeds_make(
         pickled=pickled,
         overlays=overlays,
     )
-    typer.echo(f"{made.cues}\n{made.input_list}\n{made.done} images done now")
+    say(made.cues, made.input_list, f"{made.done} images done now")
 
 
 @seeds_app.command(
@@ -98,11 +98,11 @@ def seeds_score(
     settings = load(config, overrides, None, None, stages=())
     names = read_id_list(ids) if ids else None
     figures = score_seeds(settings, cues, masks, input_list=input_list, ids=names)
-    typer.echo(f"{'':<24}{'precision':>10}{'recall':>10}{'IoU':>10}")
+    say(f"{'':<24}{'precision':>10}{'recall':>10}{'IoU':>10}")
     rows = [("mean", figures), ("mean, released script", figures["released"])]
     for name, row in [*rows, *zip(settings.dataset.classes, figures["per_class"], strict=True)]:
         cells = ("-" if row is None else f"{100 * row[key]:.2f}" for key in ("precision", "recall", "iou"))
-        typer.echo(f"{name:<24}" + "".join(f"{cell:>10}" for cell in cells))
-    typer.echo(f"{figures['images']} images, {100 * figures['labelled']:.1f} % of the pixels labelled")
+        say(f"{name:<24}" + "".join(f"{cell:>10}" for cell in cells))
+    say(f"{figures['images']} images, {100 * figures['labelled']:.1f} % of the pixels labelled")
     if out:
         write_json(out, figures)

@@ -11,7 +11,7 @@ import typer
 from repro import distributed
 from repro.config import Config, load_config, profile_names
 from repro.data import find_images, read_id_list
-from repro.errors import InputError
+from repro.errors import InputError, printable
 from repro.inference.batch_predict import FolderResult
 
 app = typer.Typer(
@@ -36,10 +36,11 @@ DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:
 SeedOption = Annotated[int | None, typer.Option(help="Random seed.", show_default=False)]
 
 
-def say(line: str) -> None:
-    """A command's result, once for all ranks."""
+def say(*lines: object) -> None:
+    """A command's result, once for all ranks, each line on its own and with what is foreign in it escaped."""
     if distributed.is_first():
-        typer.echo(line)
+        for line in lines:
+            typer.echo(printable(line))
 
 
 def load(
@@ -75,5 +76,5 @@ def report_masks(result: FolderResult, out: Path) -> None:
         if distributed.is_first():
             print(f"repro: {len(result.failures)} of {total} images failed:", file=sys.stderr)
             for reason in result.failures.values():
-                print(f"  {reason}", file=sys.stderr)
+                print(f"  {printable(reason)}", file=sys.stderr)
         raise typer.Exit(1)

@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 import typer
 
-from repro.cli.shared import app, images_of
+from repro.cli.shared import app, images_of, say
 from repro.config import load_config
 from repro.errors import InputError
 from repro.models import CaffeNet, build_model
@@ -106,16 +106,16 @@ def convert(
         if model.fixed_size:
             net["input_size"] = input_size
         report = convert_weights(model, source, target, net=net, spread_branches=spread_branches)
-        typer.echo(report)
+        say(report)
         written = [target]
     for path, text in texts.items():
         write_prototxt(text, path)
     for path in (*written, *texts):
-        typer.echo(path)
+        say(path)
     if check and model is not None:
         blobs = random_images(model) | (read_images(model, images_of(images, None)) if images else {})
         found = check_conversion(model, report, check, blobs, tolerance=tolerance)
-        typer.echo("\n".join(found.lines()))
+        say(*found.lines())
         if found.first_over:
             raise typer.Exit(1)
 
@@ -155,4 +155,4 @@ def inspect(
     Of a net's prototxt: its layers with the shapes of all blobs, derived by Caffe's rules.
     """
     for line in describe_file(file):
-        typer.echo(line)
+        say(line)

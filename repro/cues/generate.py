@@ -40,7 +40,7 @@ from repro.data.image_survey import survey_images
 from repro.data.images import open_image
 from repro.data.labels import CLASSIFIER_MEAN_BGR, present
 from repro.data.mask_set import MaskSet
-from repro.data.voc import read_cue_indices
+from repro.data.voc import list_line, read_cue_indices
 from repro.errors import InputError
 from repro.files import atomic_path, file_sha256, json_sha256, write_json, write_text
 from repro.inference.predict import load_every_layer
@@ -287,7 +287,7 @@ def _saliency_files(settings: CuesConfig, labelled: LabelledSet) -> dict[str, Pa
     found = {
         path.stem: path
         for path in sorted(folder.iterdir())
-        if path.suffix.lower() in (".png", ".bmp", ".npy", ".tif", ".tiff")
+        if not path.name.startswith(".") and path.suffix.lower() in (".png", ".bmp", ".npy", ".tif", ".tiff")
     }
     if absent := [name for name in labelled.images if name not in found]:
         raise InputError(f"{folder}: no saliency map for image {absent[0]}, {absent[0]}.png or .npy expected")
@@ -331,7 +331,7 @@ def _gathered(config: Config, labelled: LabelledSet, out: Path, done: int, pickl
     folder, classes = out / "png", config.model.num_classes
     input_list = out / "input_list.txt"
     if config.stage1.data.layer == "AnnotationCOCO":
-        lines = [f"{path.name} {name}.png\n" for name, path in labelled.images.items()]
+        lines = [list_line(path.name, f"{name}.png") for name, path in labelled.images.items()]
         write_text(input_list, "".join(lines))
         return MadeCues(folder, input_list, done)
     made = MadeCues(out / "cues.h5", input_list, done)
@@ -349,7 +349,7 @@ def _gathered(config: Config, labelled: LabelledSet, out: Path, done: int, pickl
     write_cues(made.cues, entries, _grid(config))
     if pickled:
         write_cues(pickle, entries)
-    lines = [f"{path.name} {index}\n" for index, path in enumerate(labelled.images.values())]
+    lines = [list_line(path.name, index) for index, path in enumerate(labelled.images.values())]
     write_text(input_list, "".join(lines))
     return made
 
@@ -389,7 +389,7 @@ def score_seeds(
     """
     classes, grid = config.model.num_classes, _grid(config)
     if cues.is_dir():
-        names = list(ids) if ids else sorted(path.stem for path in cues.glob("*.png"))
+        names = list(ids) if ids else sorted(path.stem for path in cues.glob("[!.]*.png"))
 
         def blob(name: str) -> np.ndarray:
             label = read_mask(cues / f"{name}.png", classes)

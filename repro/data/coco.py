@@ -22,6 +22,7 @@ from repro.data.datasets import Item, located_pairs, naming, tensor
 from repro.data.images import MAX_PIXELS, read_image_bgr, subtract_mean
 from repro.data.voc import read_label_list, read_mask, write_mask
 from repro.errors import InputError
+from repro.files import path_inside
 from repro.layers.resize import zoom_to
 
 PathLike = str | os.PathLike[str]
@@ -160,6 +161,8 @@ class CocoInstances:
             for entry in self._stream("images.item")
         }
         for name, height, width in self.images.values():
+            if path_inside(Path(), Path(name).stem) is None:  # its mask is written under it
+                raise InputError(f"{self.path}: image {name!r}: a file's name expected")
             if height < 1 or width < 1 or height * width > MAX_PIXELS:
                 raise InputError(
                     f"{self.path}: image {name!r} has {width}x{height} pixels, 1 to {MAX_PIXELS} expected"

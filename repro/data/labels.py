@@ -59,7 +59,7 @@ def read_labels(source: PathLike, classes: Sequence[str], *, input_list: PathLik
 def _read_any(path: Path, classes: Sequence[str], input_list: PathLike | None) -> Labels:
     indices = {name: index for index, name in enumerate(classes) if index}
     if path.is_dir():
-        if next(path.glob("*.xml"), None):
+        if next(path.glob("[!.]*.xml"), None):
             return _read_voc_annotations(path, indices)
         return _read_voc_lists(path, indices)
     if not path.is_file():
@@ -182,7 +182,7 @@ def _class_of(name: str, indices: Mapping[str, int], where: str) -> int:
 def _read_voc_annotations(folder: Path, indices: Mapping[str, int]) -> Labels:
     """Every object counts, those marked difficult or truncated, too, whatever name space the file puts them in."""
     found: Labels = {}
-    for path in sorted(folder.glob("*.xml")):
+    for path in sorted(folder.glob("[!.]*.xml")):
         try:
             root = ElementTree.parse(path).getroot()
         except (ElementTree.ParseError, DefusedXmlException, OSError) as error:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -232,6 +234,35 @@ def read_label_list(path: str | os.PathLike[str]) -> list[LabelLine]:
     return [LabelLine(image, label, line) for line, (image, label) in _lines(path, "'<image> <label>'", 2)]
 
 
+def list_line(*names: object) -> str:
+    r"""A line of a list, as the readers here take it: a name that holds a space, begins with a quote or is not
+    printable stands in double quotes, as a JSON string.
+
+    >>> list_line("my cat.jpg", 3)
+    '"my cat.jpg" 3\n'
+    """
+    words = map(str, names)
+    fields = [
+        word
+        if word.isprintable() and re.fullmatch(r'[^\s"]\S*', word)
+        else json.dumps(word, ensure_ascii=not word.isprintable())
+        for word in words
+    ]
+    return f"{' '.join(fields)}\n"
+
+
+_QUOTED = r'"(?:[^"\\]|\\.)*"(?!\S)'
+
+
+def _fields(content: str) -> list[str]:
+    """The fields of a line; the carriage return of a CRLF file is a space like others."""
+    fields = re.findall(rf"{_QUOTED}|\S+", content)
+    if '"' in content:
+        with suppress(ValueError):  # a quote that is part of a name
+            return [json.loads(field) if re.fullmatch(_QUOTED, field) else field for field in fields]
+    return fields
+
+
 def read_text(path: str | os.PathLike[str], expected: str) -> str:
     """The text of a list. Raises InputError for a file that cannot be read; ``expected`` is what a line should hold."""
     name = os.fspath(path)
@@ -251,11 +282,13 @@ def _lines(path: str | os.PathLike[str], expected: str, count: int) -> Iterator[
     name = os.fspath(path)
     empty = True
     for line, content in enumerate(read_text(path, expected).split("\n"), start=1):
-        fields = content.split()  # takes the carriage return of a CRLF file with it
+        fields = _fields(content)
         if not fields:
             continue
         if len(fields) != count:
-            raise InputError(f"{name}:{line}: {content.strip()[:80]!r}, {expected} expected")
+            raise InputError(
+                f"{name}:{line}: {content.strip()[:80]!r}, {expected} expected, names with spaces in double quotes"
+            )
         for field in fields:
             if "\0" in field or (".." in field and ".." in re.split(r"[/\\]", field)):
                 raise InputError(

@@ -69,7 +69,7 @@ class Agreement:
             )
         return text
 
-    def table(self) -> str:
+    def lines(self) -> list[str]:
         """A line an image and the summary."""
         width = max(len("image"), *(len(row.name) for row in self.images))
         lines = [f"{'image':<{width}}  {'size':>11}  {'largest difference':>18}  {'pixels that differ':>20}"]
@@ -79,7 +79,7 @@ class Agreement:
                 f"{row.name:<{width}}  {f'{row.width}x{row.height}':>11}  {row.difference:>18.1e}  "
                 f"{f'{row.differing} ({share:.4f} %)':>20}"
             )
-        return "\n".join([*lines, self.summary()])
+        return [*lines, self.summary()]
 
     def as_json(self) -> str:
         """For a model's metadata."""

@@ -21,7 +21,7 @@ from typing import IO, Any, NamedTuple
 
 from tqdm import tqdm
 
-from repro.errors import InputError
+from repro.errors import InputError, printable
 from repro.files import errors_named
 
 _BLOCK = 1 << 20
@@ -59,7 +59,11 @@ def unpack(
     name = os.fspath(archive)
     count = files = total = 0
     bar = tqdm(
-        desc=f"unpacking {Path(name).name}", unit="B", unit_scale=True, disable=None, dynamic_ncols=True
+        desc=f"unpacking {printable(Path(name).name)}",
+        unit="B",
+        unit_scale=True,
+        disable=None,
+        dynamic_ncols=True,
     )
     try:
         with bar:

@@ -18,7 +18,7 @@ import numpy as np
 import scipy  # its parts are imported when they are first used: no verb waits for more than it needs
 
 from repro.constants import VOID
-from repro.data.voc import CLASS_NAMES, VocLayout, read_id_list, read_mask, write_mask
+from repro.data.voc import CLASS_NAMES, VocLayout, list_line, read_id_list, read_mask, write_mask
 from repro.errors import InputError
 from repro.fetch.parallel import mapped
 from repro.files import make_folder, write_text
@@ -86,7 +86,7 @@ def build_train_aug(sbd: Path, layout: VocLayout, *, expected: int = TRAIN_AUG) 
     ]
     for _ in mapped(partial(_convert, layout), sources, "SegmentationClassAug"):
         pass
-    write_text(layout.image_set("train_aug"), "".join(f"{name}\n" for name in train_aug))
+    write_text(layout.image_set("train_aug"), "".join(map(list_line, train_aug)))
     return SbdResult(len(missing), len(train_aug) + len(val) - len(missing), layout.image_set("train_aug"))
 
 

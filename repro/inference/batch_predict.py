@@ -6,7 +6,9 @@ that are there already are kept, and an image that cannot be used does not stop 
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -82,7 +84,7 @@ def predict_folder(
         survey_images(list(images.values()))
     described = json.loads(json.dumps(described))
     check_settings(out_dir, described)
-    absent = [name for name in images if not (out_dir / f"{name}.png").exists()]
+    absent = [name for name in images if not os.path.exists(out_dir / f"{name}.png")]
     absent = distributed.from_first(absent)  # the first's view: another rank may be writing already
     kept = len(images) - len(absent)
     missing = {name: images[name] for name in absent[distributed.rank() :: distributed.size()]}
@@ -95,7 +97,18 @@ def predict_folder(
         disable=None if distributed.is_first() else True,
         dynamic_ncols=True,
     )
-    writes: deque[Future[None]] = deque()
+    writes: deque[tuple[str, Future[None]]] = deque()
+
+    def finish_write() -> None:
+        name, write = writes.popleft()
+        try:
+            write.result()
+            result.written += 1
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            result.failures[name] = f"{images[name]}: its mask {name}.png: {error.strerror}"
+
     with bar, ThreadPoolExecutor(_FILE_THREADS) as pool:
         try:
             for batch in _batches(missing, segmenter.batch_size, pool, result.failures):
@@ -108,13 +121,12 @@ def predict_folder(
                 if not (out_dir / "settings.json").exists():
                     write_json(out_dir / "settings.json", described)
                 for name, mask in zip(names, masks, strict=True):
-                    writes.append(pool.submit(write_mask, out_dir / f"{name}.png", mask))
-                    result.written += 1
+                    writes.append((name, pool.submit(write_mask, out_dir / f"{name}.png", mask)))
                 while len(writes) > 2 * segmenter.batch_size:
-                    writes.popleft().result()
-                bar.update(result.kept + result.written + len(result.failures) - bar.n)
-            for write in writes:
-                write.result()
+                    finish_write()
+                bar.update(result.kept + result.written + len(writes) + len(result.failures) - bar.n)
+            while writes:
+                finish_write()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -85,7 +85,7 @@ def write_index(results_dir: Path) -> None:
         log.warning("%s: not a page of ours, so left as it is", index)
         return
     verdicts = {}
-    for path in sorted(results_dir.glob("*/verdict.json")):
+    for path in sorted(results_dir.glob("[!.]*/verdict.json")):
         if (path.parent / "index.html").is_file():
             try:
                 verdicts[path.parent.name] = str(json.loads(path.read_text(encoding="utf-8"))["verdict"])

@@ -321,7 +321,7 @@ def _growth(scores: Scores, album: Album) -> Iterator[tuple[Drawing, Figure]]:
     if folder is None:
         return
     found: dict[str, dict[int, Path]] = {}
-    for path in sorted(folder.glob("*.png")):
+    for path in sorted(folder.glob("[!.]*.png")):
         name, _, iteration = path.stem.rpartition("_")
         found.setdefault(name, {})[int(iteration)] = path
     found = {name: stages for name, stages in found.items() if name in album.experiment.train}

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from repro.errors import printable
 from repro.report.scores import Estimate
 from repro.report.tables import Column, Table
 
@@ -37,7 +38,7 @@ def text(table: Table, column: Column, row: dict[str, Any]) -> str:
     if value is None:
         return "–"
     if isinstance(value, str):
-        return value
+        return printable(value)
     if isinstance(value, Estimate):
         spread = "" if value.sd is None else f" ± {value.sd:.{table.decimals}f}"
         return f"{value.mean:.{table.decimals}f}{spread}"
@@ -47,7 +48,7 @@ def text(table: Table, column: Column, row: dict[str, Any]) -> str:
 def markdown(table: Table, *, brief: bool = False) -> str:
     """Title, notes and the table. One that reads in two directions stands in that form, ours with the paper's
     beside, and below it, unless ``brief``, row by row."""
-    parts = [f"# {table.title}", *table.notes]
+    parts = [f"# {table.title}", *map(markdown_text, table.notes)]
     if table.grid:
         header, body = grid(table)
         parts.append(_markdown(header, body))
@@ -91,7 +92,7 @@ def csv_text(table: Table) -> str:
             elif isinstance(value, (int, float)):
                 line[column.key] = f"{value:.4f}" if column.kind == "signed" else f"{value:g}"
             else:
-                line[column.key] = value or ""
+                line[column.key] = printable(value or "")
         writer.writerow(line)
     return file.getvalue()
 
@@ -138,9 +139,17 @@ def _ours_and_paper(table: Table, row: dict[str, Any]) -> str:
 
 def _markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     lines = [header, ["-"] * len(header), *body]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(markdown_text, line)) + " |" for line in lines)
+
+
+def markdown_text(words: str) -> str:
+    """Foreign text within a line of Markdown: no HTML, link or new cell begins in it."""
+    return re.sub(r"[|<\[]", lambda found: {"|": "\\|", "<": "&lt;", "[": "\\["}[found[0]], printable(words))
 
 
 def _tex(words: str) -> str:
-    words = re.sub(r"[`*]", "", words)  # Markdown's marks
-    return "".join(_LATEX.get(character, character) for character in words)
+    words = re.sub(r"[`*]", "", printable(words))  # Markdown's marks
+    return "".join(
+        _LATEX.get(character, character if ord(character) < 0x180 else f"[U+{ord(character):04X}]")
+        for character in words
+    )

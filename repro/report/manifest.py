@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from repro.errors import InputError
+from repro.errors import InputError, printable
 from repro.report.scores import Scores
 
 _MEASURED = {
@@ -55,7 +55,7 @@ def manifest(scores: Scores) -> dict[str, Any]:
 def commands(found: dict[str, Any]) -> list[str]:
     """The commands that made the runs' steps, each once."""
     steps = [step for run in found["runs"].values() for step in run["steps"].values()]
-    return list(dict.fromkeys(shlex.join(step["command"]) for step in steps if "command" in step))
+    return list(dict.fromkeys(printable(shlex.join(step["command"])) for step in steps if "command" in step))
 
 
 def summary(found: dict[str, Any]) -> list[dict[str, str]]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from repro.constants import VOID
+from repro.errors import printable
 from repro.files import atomic_path
 from repro.report import formats
 from repro.report.manifest import commands, summary
@@ -88,7 +89,7 @@ def render(
         total=len(album.pictures) if album else 0,
         commands=commands(manifest),
         steps=summary(manifest),
-        runs=json.dumps(manifest["runs"], indent=1, ensure_ascii=False),
+        runs=json.dumps(manifest["runs"], indent=1, ensure_ascii=False).split("\n"),
     )
 
 
@@ -101,11 +102,17 @@ def _template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("repro.report", "."),
         autoescape=True,
+        finalize=_shown,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     return environment.get_template(name)
+
+
+def _shown(value: Any) -> Any:
+    """What the template puts out: every text is a line, with what is not printable escaped."""
+    return printable(value) if type(value) is str else value
 
 
 def _for_template(table: Table) -> dict[str, Any]:

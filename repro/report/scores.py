@@ -169,7 +169,7 @@ def family_scores(
             out, with a word.
     """
     families: dict[str, list[Entry]] = {}
-    for file in sorted(runs_dir.glob("*/scores_*.json")):
+    for file in sorted(runs_dir.glob("[!.]*/scores_*.json")):
         entry = _read(file)
         if family not in (None, entry["family"]):
             continue

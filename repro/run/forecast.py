@@ -45,7 +45,7 @@ class Work:
     measured: bool
 
 
-def forecast(runs: Sequence[PlannedRun]) -> str:
+def forecast(runs: Sequence[PlannedRun]) -> list[str]:
     """A table of the runs and their missing steps, and the sum."""
     lines, seconds, size, modelled = [], 0.0, 0.0, False
     rates = _measured_rates({planned.folder.parent for planned in runs})
@@ -63,7 +63,7 @@ def forecast(runs: Sequence[PlannedRun]) -> str:
             seconds, size = seconds + work.seconds, size + work.size
             modelled |= bool(work.units) and not work.measured
     note = "; where it says model, from multiplications and the device's rate" if modelled else ""
-    return "\n".join([*lines, f"{len(runs)} runs: {_time(seconds)}, {_size(size)}{note}"])
+    return [*lines, f"{len(runs)} runs: {_time(seconds)}, {_size(size)}{note}"]
 
 
 def _steps(planned: PlannedRun, rates: dict[str, float]) -> Iterator[Work]:
@@ -107,7 +107,7 @@ def _training(planned: PlannedRun, stage: str, rates: dict[str, float]) -> Work:
 
 def _predicting(planned: PlannedRun, step: str, settings: Any, images: int, rates: dict[str, float]) -> Work:
     folder = planned.folder / step
-    left = 0 if (folder / "done.json").exists() else images - len(list(folder.glob("*.png")))
+    left = 0 if (folder / "done.json").exists() else images - len(list(folder.glob("[!.]*.png")))
     described = {**planned.config.model_dump(include={"precision", "model"}), **settings.model_dump()}
     key = _predicting_key(_device(planned), described)
     rate = rates.get(key)
@@ -126,7 +126,7 @@ def _predicting(planned: PlannedRun, step: str, settings: Any, images: int, rate
 def _measured_rates(folders: set[Path]) -> dict[str, float]:
     """Seconds an iteration or image of the steps that finished in one go, by what shapes a rate."""
     rates: dict[str, float] = {}
-    for file in sorted(path for folder in folders for path in folder.glob("*/manifest.json")):
+    for file in sorted(path for folder in folders for path in folder.glob("[!.]*/manifest.json")):
         manifest = json.loads(file.read_text(encoding="utf-8"))
         for name, step in manifest.get("steps", {}).items():
             settings = step["settings"]
@@ -140,7 +140,7 @@ def _measured_rates(folders: set[Path]) -> dict[str, float]:
             elif "protocol" in settings:
                 key, units = (
                     _predicting_key(step["device_name"], settings),
-                    len(list((file.parent / name).glob("*.png"))),
+                    len(list((file.parent / name).glob("[!.]*.png"))),
                 )
             else:
                 continue

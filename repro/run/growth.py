@@ -16,6 +16,7 @@ from repro import distributed
 from repro.config import Config
 from repro.constants import VOID
 from repro.data import ImageData, write_mask
+from repro.data.voc import list_line
 from repro.errors import InputError
 from repro.files import write_text
 from repro.inference.predict import load_model
@@ -57,7 +58,7 @@ def draw_growth(run: Run, config: Config, experiment: Experiment, stage1: Path) 
             return
         step.begin()
         lines = step.folder / "list.txt"
-        write_text(lines, "".join(f"{name}.jpg {experiment.train[name]}\n" for name in names))
+        write_text(lines, "".join(list_line(f"{name}.jpg", experiment.train[name]) for name in names))
         for iteration, weights in sorted(snapshots.items()):
             model = load_model(config, weights, run.device)
             layer = ImageData(

@@ -25,7 +25,7 @@ from repro import distributed
 from repro.config import Config, PredictConfig, Stage1Data, Stage2Data
 from repro.cues.generate import make_cues
 from repro.cues.train_classifier import SEED_CLASSIFIERS, train_classifier
-from repro.data.voc import read_cue_indices
+from repro.data.voc import list_line, read_cue_indices
 from repro.errors import InputError
 from repro.files import file_sha256, write_json
 from repro.inference.batch_predict import predict_folder
@@ -134,7 +134,7 @@ class _Steps:
 
     def train_stage1(self) -> Path:
         section, experiment = self.config.stage1, self.experiment
-        lines = (f"{name}.jpg {cues}" for name, cues in experiment.train.items())
+        lines = (list_line(f"{name}.jpg", cues) for name, cues in experiment.train.items())
         data = _filled(
             section.data,
             image_root=lambda: str(experiment.train_root),
@@ -161,7 +161,7 @@ class _Steps:
             section.data,
             image_root=lambda: str(experiment.train_root),
             label_root=lambda: str(masks),
-            list=lambda: self._list(f"{name}.jpg {name}.png" for name in experiment.train),
+            list=lambda: self._list(list_line(f"{name}.jpg", f"{name}.png") for name in experiment.train),
         )
         init = (
             section.init
@@ -235,7 +235,7 @@ class _Steps:
     def _list(self, lines: Iterable[str]) -> str:
         """A list file for a stage, in a temporary place: the stage keeps a copy once it begins."""
         path = Path(self._lists.name) / f"{len(os.listdir(self._lists.name))}.txt"
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        path.write_text("".join(lines), encoding="utf-8")
         return str(path)
 
 
