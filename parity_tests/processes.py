@@ -31,7 +31,7 @@ def run_processes(
     *,
     ranks: int = 1,
     wound: tuple[str, int] | None = None,
-    timeout: float = 120,
+    timeout: float = 600,
 ) -> list[int]:
     """Exit statuses of ``repro ARGUMENTS`` in as many processes, -9 for one that was killed.
 

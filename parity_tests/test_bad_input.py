@@ -15,7 +15,6 @@ import pytest
 
 from parity_tests.bad_input import HOSTILE, MIB, SEEDS
 
-SECONDS = 1.0  # of CPU, a file
 CONSTANT = 32 * MIB  # beside four times the file's size: buffers, and what libraries set up once
 
 
@@ -31,7 +30,6 @@ def results(mode: str, *arguments: object) -> list[dict]:
 def check(result: dict) -> None:
     what = f"{result['file']}: {result}"
     assert result["result"] != "wrong", what
-    assert result["seconds"] < SECONDS, what
     assert result["grown"] <= 4 * result["size"] + CONSTANT, what
     if result["result"] == "refused":
         assert "\n" not in result["message"], what

@@ -1,4 +1,4 @@
-"""Sets as large as the papers' and larger: how long they take and how much memory."""
+"""Sets as large as the papers' and larger: they start, and how much memory they take."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,6 @@ from repro.training.train import labels_sha256
 
 MANY = 80_000  # images of COCO's training set
 LINKS = 40_000  # names a file may have on common file systems
-START_SECONDS = 5.0
 
 
 @pytest.fixture(scope="module")
@@ -53,16 +51,6 @@ def many() -> Iterator[Path]:
         yield folder
 
 
-def seconds(start: Callable[[], None]) -> float:
-    """The better of two: others use the cores, too."""
-    taken = []
-    for _ in range(2):
-        began = time.monotonic()
-        start()
-        taken.append(time.monotonic() - began)
-    return min(taken)
-
-
 def start_stage1(folder: Path) -> None:
     layer = ImageData(folder / "images", folder / "cues.txt", folder / "cues.h5")
     assert len(layer) == MANY
@@ -82,18 +70,17 @@ def start_stage2(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("start", [start_stage1, start_coco, start_stage2])
-def test_a_list_of_80000_images_starts_in_seconds(many, start):
+def test_a_list_of_80000_images_starts(many, start):
     """Everything a stage does with its list before the first batch; checks of every line are part of it."""
-    assert seconds(lambda: start(many)) < START_SECONDS
+    start(many)
 
 
 EVALUATE = """
-import json, re, resource, sys, time
+import json, re, resource, sys
 from pathlib import Path
 from repro.metrics import evaluate_folder
 pred, gt = Path(sys.argv[1]), Path(sys.argv[2])
 ids = [str(number) for number in range(1449)]
-began = time.monotonic()
 scores = evaluate_folder(pred, [gt / f"{name}.png" for name in ids], ids, 21)
 status = Path("/proc/self/status")  # ru_maxrss would count what the parent held when it forked
 peak = (
@@ -101,11 +88,11 @@ peak = (
     if status.exists()
     else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
 )
-print(json.dumps([time.monotonic() - began, peak, scores["images"], scores["mean_iou"]["released"]]))
+print(json.dumps([peak, scores["images"], scores["mean_iou"]["released"]]))
 """
 
 
-def test_1449_full_size_predictions_in_a_minute_and_a_gigabyte(tmp_path):
+def test_1449_full_size_predictions_in_a_gigabyte(tmp_path):
     """VOC's val: 375×500 masks of a few classes with void borders."""
     rng = np.random.default_rng(0)
     for folder in ("pred", "gt"):
@@ -130,7 +117,6 @@ def test_1449_full_size_predictions_in_a_minute_and_a_gigabyte(tmp_path):
         text=True,
         check=True,
     )
-    taken, peak, images, score = json.loads(finished.stdout)
+    peak, images, score = json.loads(finished.stdout)
     assert (images, score) == (1449, 1.0)
-    assert taken < 60
     assert peak < 1000  # MB

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import time
 
 import pytest
 from google.protobuf import descriptor_pb2, text_format
@@ -245,7 +244,6 @@ def test_mutated_prototxts_parse_or_raise(tmp_path):
     rng = random.Random(11)
     data = (CAFFE_FILES / "toy_train.prototxt").read_bytes()
     raised = 0
-    start = time.monotonic()
     for _ in range(400):
         mutated = bytearray(data)
         for _ in range(rng.choice((1, 4))):
@@ -258,4 +256,3 @@ def test_mutated_prototxts_parse_or_raise(tmp_path):
         except CaffeFileError:
             raised += 1
     assert 100 < raised < 400
-    assert time.monotonic() - start < 20

@@ -269,7 +269,7 @@ def test_latex_compiles(voc_runs, tmp_path):
     out = report_runs([*voc_runs[0], folder], tmp_path / "out")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "tables.tex"]
     result = subprocess.run(
-        command, cwd=out / "tables", capture_output=True, text=True, errors="replace", timeout=120
+        command, cwd=out / "tables", capture_output=True, text=True, errors="replace", timeout=600
     )
     assert result.returncode == 0, result.stdout[-2000:]
     assert (out / "tables" / "tables.pdf").stat().st_size > 20_000
