@@ -24,12 +24,16 @@ help:  ## This list
 	  while IFS="$$(printf '\t')" read -r name text; do printf '  %-16s %s\n' "$$name" "$$text"; done
 	@echo; echo "  reproduce-voc takes VOC_ROOT=…/VOCdevkit/VOC2012 PROFILE=$(PROFILE) DEVICE=$(DEVICE) RUN=folder ARGS=\"key=value …\""
 
-setup: $(STAMP)  ## Make .venv and install everything at the versions of constraints.txt
+setup: $(STAMP)  ## Make .venv and install everything at the versions of constraints.txt, checked by hash
 
-$(STAMP): pyproject.toml constraints.txt tools/find_python
+$(STAMP): pyproject.toml constraints.txt requirements/base.txt requirements/$(EXTRA).txt tools/find_python
 	@python=$$(tools/find_python) && \
 	{ [ -x $(BIN)/python ] || "$$python" -m venv .venv; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,report,$(EXTRA)]'
+	@# all but torch by hash (tools/lock says why not that, and writes the lists), then torch and this package
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps \
+	  -r requirements/base.txt -r requirements/$(EXTRA).txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt \
+	  -e '.[dev,report,$(EXTRA)]'
 	@# the tests' oracle for the dense CRF is compiled on installation: nice to have, a must where tests decide
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pydensecrf2 >.venv/pydensecrf.log 2>&1 \
 	  || { echo "pydensecrf2 could not be built (no C++ compiler? see .venv/pydensecrf.log): the tests against it will skip" >&2; \

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-CLOCKS = {"perf_counter", "process_time", "monotonic", "thread_time", "time", "ru_utime", "ru_stime", "timeit"}
+CLOCKS = {
+    "perf_counter",
+    "process_time",
+    "monotonic",
+    "thread_time",
+    "time",
+    "ru_utime",
+    "ru_stime",
+    "timeit",
+}
 
 
 @pytest.mark.parametrize("path", sorted(Path(__file__).parent.rglob("test_*.py")), ids=lambda path: path.name)

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from parity_tests.test_tables import write_run
 from repro.cli import run_command
 from repro.config import load_config
+from repro.data.coco import CocoInstances
 from repro.data.mini import MARKER, build_mini
 from repro.errors import InputError
 from repro.files import (
@@ -290,6 +292,24 @@ def test_a_folder_in_use_is_no_leftover(tmp_path):
         assert first.is_dir()
         assert second.is_dir()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_report_builds_no_data_set(tmp_path, plain):
+    run, _ = write_run(tmp_path / "runs", "a", "+DSRG", dataset="mini", images=40)
+    config = load_config("mini", [f"dataset.root={tmp_path}/new", f"output={tmp_path}/runs/a"])
+    (run / "config.yaml").write_text(yaml.safe_dump(config.model_dump()))
+    (run / "manifest.json").write_text("{}")
+    report_runs([run], tmp_path / "out")
+    assert not (tmp_path / "new").exists()
+
+
+def test_coco_image_names_lead_nowhere(tmp_path):
+    for name in ("..", ".", "", "a\0b.jpg", "/", "n" * 300):
+        image = {"id": 1, "file_name": name, "height": 2, "width": 2}
+        content = {"images": [image], "annotations": [], "categories": []}
+        (tmp_path / "a.json").write_text(json.dumps(content))
+        with pytest.raises(InputError):
+            CocoInstances(tmp_path / "a.json")
 
 
 def test_an_index_that_is_not_ours_stays(tmp_path, caplog):
