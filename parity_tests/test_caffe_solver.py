@@ -20,8 +20,8 @@ from repro.errors import InputError
 from repro.models import build_model
 from repro.solver import CaffeSGD
 from repro.training.caffe_solver import load_solver
+from repro.training.prototxts import deploy_prototxt, train_prototxt
 from weights_conversion import Message, unknown_fields
-from weights_conversion.net_prototxt import deploy_prototxt, train_prototxt
 from weights_conversion.prototxt_format import format_prototxt
 
 STAGE1_SOLVER = (CAFFE_FILES / "stage1_solver.prototxt").read_text()

@@ -15,6 +15,7 @@ from repro.cli import run_command
 from repro.errors import InputError
 from repro.models import build_model
 from repro.models.folding import fold_batch_norm
+from repro.training.prototxts import deploy_prototxt
 from weights_conversion import (
     load_caffe_weights,
     read_prototxt,
@@ -22,7 +23,6 @@ from weights_conversion import (
 )
 from weights_conversion.importer import check_conversion, check_with_opencv, random_images, read_images
 from weights_conversion.net_comparison import compare_nets
-from weights_conversion.net_prototxt import deploy_prototxt
 
 NETS = ("vgg16_aspp", "vgg16_largefov", "vgg16_cam", "vgg16_bg", "resnet101_aspp")
 

@@ -14,6 +14,7 @@ from parity_tests.tolerances import IMPORTER_REL
 from repro.config import load_config
 from repro.errors import InputError
 from repro.models import CLASSIFIERS, SEGMENTATION_NETS, build_model
+from repro.training.prototxts import deploy_prototxt, train_prototxt
 from weights_conversion import (
     Identifier,
     Message,
@@ -25,7 +26,6 @@ from weights_conversion import (
     write_prototxt,
 )
 from weights_conversion.net_comparison import compare_nets
-from weights_conversion.net_prototxt import deploy_prototxt, train_prototxt
 from weights_conversion.net_shapes import blob_shapes, derive_shapes
 
 RECORDED = ("vgg16_aspp", "vgg16_largefov", "vgg16_cam", "vgg16_bg", "resnet101_aspp")

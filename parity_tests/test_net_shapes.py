@@ -12,8 +12,8 @@ from parity_tests.conftest import CAFFE_FILES
 from repro.cli import run_command
 from repro.config import load_config
 from repro.models import CLASSIFIERS, SEGMENTATION_NETS, build_model
+from repro.training.prototxts import deploy_prototxt, train_prototxt
 from weights_conversion import caffe_layers, format_prototxt, read_prototxt
-from weights_conversion.net_prototxt import deploy_prototxt, train_prototxt
 from weights_conversion.net_shapes import blob_shapes, derive_shapes
 
 NETS = ("vgg16_aspp", "vgg16_largefov", "vgg16_cam", "vgg16_bg")

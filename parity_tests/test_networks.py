@@ -12,12 +12,11 @@ from parity_tests.conftest import CAFFE_FILES, assert_close
 from parity_tests.tolerances import NETWORK_BLOB_REL
 from repro.data import subtract_mean
 from repro.errors import InputError
-from repro.layers.common import BatchNorm
-from repro.models import build_model
-from repro.models.base import split_names
+from repro.models import CaffeNet, build_model
 from repro.models.folding import fold_batch_norm
 from repro.solver import CaffeSGD
 from weights_conversion import caffe_layers, load_caffe_weights, read_caffemodel, write_caffemodel
+from weights_conversion.caffe_pb2 import NetParameter
 
 NETS = ("vgg16_aspp", "vgg16_largefov", "vgg16_cam", "vgg16_bg", "resnet101_aspp")
 V1 = ("vgg16_aspp", "vgg16_largefov")
@@ -147,14 +146,17 @@ def test_classifiers_are_built_for_one_size(name):
 
 
 def test_batch_norm_divides_by_its_factor():
-    norm = BatchNorm(2)
+    layer = {"name": "norm", "type": "BatchNorm", "bottom": ["x"], "top": ["y"]}
+    layer["batch_norm_param"] = {"use_global_stats": True}
+    net = CaffeNet(NetParameter(input=["x"], input_shape=[{"dim": [1, 2, 1, 1]}], layer=[layer]))
+    norm = net["norm"]
     x = torch.tensor([[[[3.0]], [[5.0]]]])
     for factor, mean, variance in ((4.0, (1.0, 3.0), (4.0, 0.25)), (0.0, (0.0, 0.0), (0.0, 0.0))):
         norm.factor.data.fill_(factor)
         norm.mean.data = torch.tensor(mean) * 4
         norm.variance.data = torch.tensor(variance) * 4
         want = [(value - m) / (v + 1e-5) ** 0.5 for value, m, v in zip((3, 5), mean, variance, strict=True)]
-        assert_close(norm.train()(x).flatten(), want, 1e-5, f"factor {factor}", relative_to_max=True)
+        assert_close(net.train()(x).flatten(), want, 1e-5, f"factor {factor}", relative_to_max=True)
 
 
 def test_batch_norm_and_scale_stay_as_they_are_in_training():
@@ -188,18 +190,27 @@ def test_folded_batch_norm_gives_the_same_scores(golden):
 
 
 def test_names_of_the_copies_that_caffe_inserts():
+    """And their values: a copy is what its reader read, before a layer in-place changed the blob."""
     layers = [
-        ("conv", ("data",), ("x",)),
-        ("relu", ("x",), ("x",)),
-        ("left", ("x", "data"), ("l",)),
-        ("right", ("x",), ("r", "s")),
-        ("end", ("s", "s"), ()),
+        {"name": "neg", "type": "Power", "bottom": ["data"], "top": ["x"], "power_param": {"scale": -1}},
+        {"name": "left", "type": "Eltwise", "bottom": ["x", "data"], "top": ["l"]},
+        {"name": "relu", "type": "ReLU", "bottom": ["x"], "top": ["x"]},
+        {"name": "right", "type": "Slice", "bottom": ["x"], "top": ["r", "s"]},
+        {"name": "end", "type": "Eltwise", "bottom": ["s", "s"], "top": ["e"]},
     ]
-    assert split_names(layers) == [
-        ("data", ["data_input_0_split_0", "data_input_0_split_1"]),
-        ("x", ["x_relu_0_split_0", "x_relu_0_split_1"]),
-        ("s", ["s_right_1_split_0", "s_right_1_split_1"]),
-    ]
+    net = CaffeNet(NetParameter(input=["data"], input_shape=[{"dim": [1, 2]}], layer=layers))
+    data = torch.tensor([[1.0, -2.0]])
+    blobs = net.forward_blobs(data)
+    copies = {name: blob for name, blob in blobs.items() if "_split_" in name}
+    assert {name: blob.flatten().tolist() for name, blob in copies.items()} == {
+        "data_input_0_split_0": [1, -2],
+        "data_input_0_split_1": [1, -2],
+        "x_neg_0_split_0": [-1, 2],
+        "x_neg_0_split_1": [-1, 2],
+        "s_right_1_split_0": [2],
+        "s_right_1_split_1": [2],
+    }
+    assert blobs["x"].tolist() == [[0, 2]]
 
 
 @pytest.mark.parametrize("filler", ["msra", "looks_linear"])

@@ -16,10 +16,10 @@ from repro.data import CLASS_NAMES, zoom_linear
 from repro.errors import InputError
 from repro.files import file_sha256
 from repro.inference.predict import FLOOR, PROTOCOLS, predict_probs
-from repro.layers.pooling import CaffeAvePool, CaffeMaxPool
 from repro.layers.resize import zoom_to
 from repro.models import CLASSIFIERS, SEGMENTATION_NETS, build_model
 from weights_conversion import load_weights
+from weights_conversion.caffe_pb2 import NetParameter
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
@@ -27,9 +27,11 @@ ort = pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from repro.export import export_onnx  # noqa: E402
-from repro.export.graph import IR_VERSION, LAYER_NOTE, OPSET, Graph, _add_pooling, _scaled, add_zoom  # noqa: E402
+from repro.export.graph import IR_VERSION, OPSET, _scaled, add_zoom  # noqa: E402
 from repro.export.onnx import METADATA_KEYS, build_onnx  # noqa: E402
 from repro.export.runtime import OnnxSession, providers_for  # noqa: E402
+from repro.models.net import CaffeNet  # noqa: E402
+from repro.models.onnx import LAYER_NOTE, Graph, add_net  # noqa: E402
 
 SIZES = [(1, 1), (2, 3), (7, 5), (16, 16), (33, 47), (65, 49), (97, 128), (161, 161), (241, 130), (125, 321)]
 RECORDED = {
@@ -240,29 +242,41 @@ def test_scaled_sizes_round_half_up(factor):
         assert got == zoom_linear(np.zeros(size, np.float32), [factor]).shape[0], size
 
 
-@pytest.mark.parametrize(
-    "pool",
-    [
-        *(CaffeMaxPool(3, stride=2, pad=1), CaffeMaxPool(3, stride=1, pad=1), CaffeMaxPool(2, stride=2)),
-        *(CaffeMaxPool(5, stride=3, pad=2), CaffeMaxPool(4, stride=2, pad=1), CaffeMaxPool(3, stride=3)),
-        *(CaffeAvePool(3, stride=1, pad=1), CaffeAvePool(5, stride=1), CaffeAvePool(5, stride=1, pad=2)),
-    ],
-    ids=str,
-)
+def pooling(size, **param):
+    """A net of one pooling layer, ``p``, for (1, 2, size, size + 3)."""
+    layer = {"name": "p", "type": "Pooling", "bottom": ["x"], "top": ["y"], "pooling_param": param}
+    return CaffeNet(NetParameter(input=["x"], input_shape=[{"dim": [1, 2, size, size + 3]}], layer=[layer]))
+
+
+POOLS = [  # pool, kernel, stride, pad
+    *(
+        ("MAX", 3, 2, 1),
+        ("MAX", 3, 1, 1),
+        ("MAX", 2, 2, 0),
+        ("MAX", 5, 3, 2),
+        ("MAX", 4, 2, 1),
+        ("MAX", 3, 3, 0),
+    ),
+    *(("AVE", 3, 1, 1), ("AVE", 5, 1, 0), ("AVE", 5, 1, 2)),
+]
+
+
+@pytest.mark.parametrize("pool", POOLS, ids=str)
 def test_pooling_is_caffes_at_every_size(rng, pool):
+    param = dict(zip(("pool", "kernel_size", "stride", "pad"), pool, strict=True))
     content = Graph()
-    _add_pooling(content, pool, "x", "pool", "pool")
-    run = piece(content, {"x": (TensorProto.FLOAT, ["n", "c", "h", "w"])}, "pool", TensorProto.FLOAT)
-    for height in range(max(pool.kernel_size - 2 * pool.padding, 1), 14):
+    add_net(content, pooling(13, **param), {"x": "x"})
+    run = piece(content, {"x": (TensorProto.FLOAT, ["n", "c", "h", "w"])}, "y", TensorProto.FLOAT)
+    for height in range(max(pool[1] - 2 * pool[3], 1), 14):
         x = rng.normal(size=(1, 2, height, height + 3)).astype(np.float32) - 5
-        want = pool(torch.from_numpy(x))
+        want = pooling(height, **param)(torch.from_numpy(x))
         assert_close(run.run(None, {"x": x})[0], want, 1e-6, f"{height}", relative_to_max=True)
 
 
 def test_pooling_without_an_exact_form_is_refused():
-    for pool in (CaffeMaxPool(2, stride=2, pad=1), CaffeAvePool(3, stride=2, pad=1)):
-        with pytest.raises(InputError, match=r"layer p: .* has no exact form in ONNX"):
-            _add_pooling(Graph(), pool, "x", "p", "p")
+    for pool, kernel in (("MAX", 2), ("AVE", 3)):
+        with pytest.raises(InputError, match=r"layer 'p' \(Pooling\): .* has no exact form in ONNX"):
+            add_net(Graph(), pooling(9, pool=pool, kernel_size=kernel, stride=2, pad=1), {"x": "x"})
 
 
 # --- what a file says ---------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from parity_tests.tolerances import WINOGRAD_BACKWARD_REL, WINOGRAD_LOSS_REL, WINOGRAD_REL
 from repro.config import load_config
 from repro.layers import winograd
-from repro.layers.winograd import WinogradConv2d, use_winograd, winograd_conv2d
+from repro.layers.winograd import fast_conv2d, qualifies, winograd_conv2d
 from repro.models import build_model
+from repro.models.layer_types.convolution import Convolution
 from repro.training import precision
 
 CPU = torch.device("cpu")
@@ -131,32 +132,30 @@ def test_the_number_of_threads_changes_no_transform():
         assert_near(a, b.double(), 1e-6, "with three threads")
 
 
+# weight's shape, stride, pad, dilation, groups
 LAYERS = {
-    "a 3x3 layer": (nn.Conv2d(16, 16, 3, padding=2, dilation=2), True),
-    "1x1": (nn.Conv2d(16, 16, 1), False),
-    "stride": (nn.Conv2d(16, 16, 3, stride=2, padding=1), False),
-    "no padding": (nn.Conv2d(16, 16, 3), False),
-    "padding unlike the dilation": (nn.Conv2d(16, 16, 3, padding=1, dilation=2), False),
-    "groups": (nn.Conv2d(16, 16, 3, padding=1, groups=2), False),
-    "other borders": (nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect"), False),
-    "image": (nn.Conv2d(3, 16, 3, padding=1), False),
-    "21 classes": (nn.Conv2d(16, 21, 3, padding=1), False),
-    "double": (nn.Conv2d(16, 16, 3, padding=1).double(), False),
-    "transposed": (nn.ConvTranspose2d(16, 16, 3, padding=1), False),
+    "a 3x3 layer": ((16, 16, 3, 3), 1, 2, 2, 1, True),
+    "1x1": ((16, 16, 1, 1), 1, 0, 1, 1, False),
+    "stride": ((16, 16, 3, 3), 2, 1, 1, 1, False),
+    "no padding": ((16, 16, 3, 3), 1, 0, 1, 1, False),
+    "padding unlike the dilation": ((16, 16, 3, 3), 1, 1, 2, 1, False),
+    "groups": ((16, 8, 3, 3), 1, 1, 1, 2, False),
+    "image": ((16, 3, 3, 3), 1, 1, 1, 1, False),
+    "21 classes": ((21, 16, 3, 3), 1, 1, 1, 1, False),
 }
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_which_layers_are_replaced(name):
-    layer, replaced = LAYERS[name]
-    net = nn.Sequential(layer)
-    names = list(net.state_dict())
-    before = type(layer)
-    use_winograd(net)
-    assert (type(net[0]) is WinogradConv2d) == replaced
-    assert list(net.state_dict()) == names
-    use_winograd(net, wanted=False)
-    assert type(net[0]) is before
+def test_which_layers_are_replaced(name, monkeypatch):
+    monkeypatch.setattr(winograd, "_pays", lambda *_: True)
+    shape, stride, pad, dilation, groups, replaced = LAYERS[name]
+    weight, bias = torch.randn(shape), torch.randn(shape[0])
+    settings = ((stride,) * 2, (pad,) * 2, (dilation,) * 2, groups)
+    assert qualifies(weight, *settings) == replaced
+    assert not qualifies(weight.double(), *settings)
+    x = torch.randn(1, shape[1] * groups, 9, 9)
+    plain = F.conv2d(x, weight, bias, *settings)
+    assert torch.equal(fast_conv2d(x, weight, bias, *settings), plain) != replaced
 
 
 def fast_net(monkeypatch, name="vgg16_aspp", *, bfloat16=False, choice="fast", **settings):
@@ -174,8 +173,13 @@ def fast_net(monkeypatch, name="vgg16_aspp", *, bfloat16=False, choice="fast", *
 )
 def test_only_fast_without_bfloat16_uses_it(monkeypatch, choice, bfloat16, used):
     net = fast_net(monkeypatch, choice=choice, bfloat16=bfloat16)
-    kinds = {name: type(module) for name, module in net.named_modules() if isinstance(module, nn.Conv2d)}
-    replaced = {name for name, kind in kinds.items() if kind is WinogradConv2d}
+    kinds = {name: module for name, module in net.named_modules() if isinstance(module, Convolution)}
+    replaced = {
+        name
+        for name, layer in kinds.items()
+        if layer.function is fast_conv2d
+        and qualifies(layer.weight, layer.stride, layer.pad, layer.dilation, layer.group)
+    }
     expected = {name for name in kinds if name.startswith(("conv", "fc6")) and name != "conv1_1"}
     assert replaced == (expected if used else set())
 
@@ -211,8 +215,12 @@ def test_training_in_fast_follows_faithful(monkeypatch):
 def test_no_values_no_winograd(monkeypatch):
     """On the meta device shapes alone are computed; an exporter's trace holds the plain convolution."""
     monkeypatch.setattr(winograd, "_pays", lambda *_: True)
-    layer = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1))
-    use_winograd(layer)
+
+    class Layer(nn.Conv2d):
+        def forward(self, x):
+            return fast_conv2d(x, self.weight, self.bias, (1, 1), (1, 1), (1, 1), 1)
+
+    layer = Layer(8, 16, 3)
     x = torch.randn(2, 8, 9, 9)
     graph = torch.export.export(layer, (x,)).graph
     assert "conv2d" in str(graph)

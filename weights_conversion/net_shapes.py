@@ -7,11 +7,11 @@ reads it; a layer that does not fit its bottoms says so in its note. Nothing her
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from repro.models.base import split_names
 from weights_conversion.prototxt import Message
 from weights_conversion.shape_rules import (
     RULES,
@@ -141,3 +141,32 @@ def _input_shapes(net: Message, count: int) -> list[Shape | None]:
     if any(size < 1 for shape in shapes for size in shape):
         shapes = []
     return [shapes[index] if index < len(shapes) else None for index in range(count)]
+
+
+def split_names(
+    layers: Iterable[tuple[str, tuple[str, ...], tuple[str, ...]]],
+) -> list[tuple[str, list[str]]]:
+    """The copies that Caffe inserts where a blob has several readers (``insert_splits.cpp``).
+
+    Args:
+        layers: (name, bottoms, tops) of every layer, in order. Blobs that none makes count as the net's inputs.
+
+    Returns:
+        (blob, names of its copies) in the order of their layers; an in-place layer starts a new blob of that name.
+    """
+    makers: dict[str, tuple[str, int]] = {}
+    inputs = 0
+    readers: Counter[tuple[str, str, int]] = Counter()
+    for name, bottoms, tops in layers:
+        for bottom in bottoms:
+            if bottom not in makers:
+                makers[bottom] = ("input", inputs)
+                inputs += 1
+            readers[(bottom, *makers[bottom])] += 1
+        for index, top in enumerate(tops):
+            makers[top] = (name, index)
+    return [
+        (blob, [f"{blob}_{maker}_{index}_split_{copy}" for copy in range(count)])
+        for (blob, maker, index), count in readers.items()
+        if count > 1
+    ]

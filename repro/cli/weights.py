@@ -12,6 +12,7 @@ from repro.cli.shared import app, images_of, say
 from repro.config import load_config
 from repro.errors import InputError
 from repro.models import CaffeNet, build_model
+from repro.training.prototxts import deploy_prototxt, train_prototxt
 from weights_conversion import (
     STATE_ENDINGS,
     Message,
@@ -22,7 +23,6 @@ from weights_conversion import (
     write_prototxt,
 )
 from weights_conversion.importer import TOLERANCE, check_conversion, random_images, read_images
-from weights_conversion.net_prototxt import deploy_prototxt, train_prototxt
 
 
 @app.command(

@@ -17,7 +17,7 @@ from repro.data.voc import CLASS_NAMES
 from repro.layers.localization import BACKGROUND_SHARE, CAM_THRESHOLD, SALIENCY_THRESHOLD, MergeRule
 from repro.layers.losses import Pooling
 from repro.models import SEGMENTATION_NETS
-from repro.models.base import Filler
+from repro.models.fillers import Filler
 
 
 def _threshold(value: float) -> float:

@@ -1,196 +1,32 @@
-"""Our networks and test scripts as ONNX nodes, written by hand rather than traced.
+"""The test scripts around a net as ONNX nodes: zooming, probabilities, several scales.
 
-The nets are plain lists of Caffe layers, so a graph that reads like the prototxt is a page of code: one node a layer
-under the layer's name, tensors under the blobs' names (with the layer's name appended while in-place layers are still
-to come), parameters under their names in our weight files. It is the same graph whatever the version of PyTorch.
+Two things have no ready-made operator:
 
-Three things have no ready-made operator:
-
-    Caffe's MAX pooling    rounds the output size up. With p cells of padding before and p + stride - 1 behind,
-                           ONNX's rounding down gives the same windows, for every input size, where
-                           p + stride <= kernel; then no window starts in the padding that Caffe would drop.
     SciPy's zoom           two matrix products with the matrices of the linear interpolation, made in the graph
                            from the sizes, in double precision as SciPy does. A matrix's row is 0 where SciPy takes
-                           the last sample for outside (see ``repro.data.zoom_linear``).
+                           the last sample for outside (see ``repro.layers.resize``).
     sizes rounded half up  floor, and one more where the rest is at least a half.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
+from onnx import TensorProto
 
 from repro.constants import MEAN_BGR
-from repro.errors import InputError
 from repro.inference.predict import FLOOR, Protocol
-from repro.layers.common import BATCH_NORM_EPS, BatchNorm, EltwiseSum, InnerProduct, Scale
-from repro.layers.pooling import CaffeAvePool, CaffeMaxPool
 from repro.models import CaffeNet
-
-try:
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-except ImportError as error:
-    raise InputError("exporting needs the package onnx: pip install 'sec-dsrg-repro[export]'") from error
+from repro.models.onnx import Graph, add_net
 
 OPSET = 17  # onnxruntime 1.12 (2022) and later; nothing newer is needed
 IR_VERSION = 8  # the one that came with it
-LAYER_NOTE = "Caffe layer "  # how the doc_string of a layer's nodes begins
 
 
-class Graph:
-    """Nodes and initializers in the making. A node's output has the node's name unless another is given."""
-
-    def __init__(self) -> None:
-        self.note = ""  # doc_string of the nodes to come
-        self.nodes: list[onnx.NodeProto] = []
-        self.initializers: dict[str, onnx.TensorProto] = {}
-
-    def node(
-        self, operator: str, *inputs: str, name: str, output: str | None = None, **attributes: Any
-    ) -> str:
-        """Append a node; returns the name of its output."""
-        output = output or name
-        node = helper.make_node(operator, inputs, [output], name=name, doc_string=self.note, **attributes)
-        self.nodes.append(node)
-        return output
-
-    def constant(self, name: str, value: np.ndarray | torch.Tensor) -> str:
-        """An initializer, once under each name; tensors become float32."""
-        if name not in self.initializers:
-            array = value.detach().float().cpu().numpy() if isinstance(value, torch.Tensor) else value
-            self.initializers[name] = numpy_helper.from_array(np.asarray(array, order="C"), name)
-        return name
-
-    def integer(self, value: int) -> str:
-        return self.constant(f"integer_{value}", np.array(value, np.int64))
-
-    def double(self, value: float) -> str:
-        return self.constant(f"double_{value:g}", np.array(value, np.float64))
-
-    def size(self, tensor: str, axis: int, name: str) -> str:
-        """The size of an axis, an int64 scalar."""
-        shape = self.node("Shape", tensor, name=f"{name}/shape")
-        return self.node("Gather", shape, self.integer(axis), name=name)
-
-
-def add_net(graph: Graph, model: CaffeNet, images: str, prefix: str = "") -> str:
-    """The layers of ``model`` on the blob ``images``; returns the name of the scores.
-
-    Several calls on one graph share the parameters; ``prefix`` tells their nodes apart.
-
-    Raises:
-        InputError: a layer that has no form here.
-    """
-    blobs = {"images": images}
-    last_writer = {layer.top: layer.name for layer in model.layers}
-    for layer in model.layers:
-        module = model.get_submodule(layer.name)
-        name = prefix + layer.name
-        final = last_writer[layer.top] == layer.name
-        output = prefix + layer.top if final else f"{prefix}{layer.top}/{layer.name}"
-        bottoms = [blobs[bottom] for bottom in layer.bottoms]
-        graph.note = f"{LAYER_NOTE}{layer.name}"
-        blobs[layer.top] = _add_layer(graph, module, bottoms, name, output, layer.name)
-    graph.note = ""
-    return blobs[model.scores_blob]
-
-
-def _add_layer(
-    graph: Graph,
-    module: nn.Module,
-    bottoms: Sequence[str],
-    name: str,
-    output: str,
-    layer: str,
-) -> str:
-    bottom, *others = bottoms
-
-    def parameters() -> list[str]:
-        return [graph.constant(f"{layer}.{kind}", blob) for kind, blob in module.named_parameters()]
-
-    if isinstance(module, nn.Conv2d):
-        top, left = (int(pad) for pad in module.padding)
-        return graph.node(
-            "Conv",
-            bottom,
-            *parameters(),
-            name=name,
-            output=output,
-            kernel_shape=module.kernel_size,
-            strides=module.stride,
-            pads=[top, left, top, left],
-            dilations=module.dilation,
-        )
-    if isinstance(module, nn.ReLU):
-        return graph.node("Relu", bottom, name=name, output=output)
-    if isinstance(
-        module, nn.Dropout
-    ):  # a test-time identity; as a node it keeps the layer's and the blob's names
-        return graph.node("Identity", bottom, name=name, output=output)
-    if isinstance(module, (CaffeMaxPool, CaffeAvePool)):
-        return _add_pooling(graph, module, bottom, name, output)
-    if isinstance(module, EltwiseSum):
-        total = bottom
-        for index, other in enumerate(others, start=1):
-            last = index == len(others)
-            total = graph.node(
-                "Add",
-                total,
-                other,
-                name=name if last else f"{name}/{index}",
-                output=output if last else f"{output}/{index}",
-            )
-        return total
-    if isinstance(module, BatchNorm):
-        channels = len(module.mean)
-        mean, variance = module.statistics()
-        return graph.node(
-            "BatchNormalization",
-            bottom,
-            graph.constant(f"ones_{channels}", np.ones(channels, np.float32)),
-            graph.constant(f"zeros_{channels}", np.zeros(channels, np.float32)),
-            graph.constant(f"{layer}.mean", mean),
-            graph.constant(f"{layer}.variance", variance),
-            name=name,
-            output=output,
-            epsilon=BATCH_NORM_EPS,
-        )
-    if isinstance(module, Scale):
-        weight, bias = (
-            graph.constant(f"{layer}.{kind}", blob[:, None, None])
-            for kind, blob in module.caffe_blobs().items()
-        )
-        scaled = graph.node("Mul", bottom, weight, name=f"{name}/weight")
-        return graph.node("Add", scaled, bias, name=name, output=output)
-    if isinstance(module, InnerProduct):
-        flat = graph.node("Flatten", bottom, name=f"{name}/flat", axis=1)
-        return graph.node("Gemm", flat, *parameters(), name=name, output=output, transB=1)
-    raise InputError(f"layer {layer}: a {type(module).__name__} has no form in ONNX here")
-
-
-def _add_pooling(
-    graph: Graph, module: CaffeMaxPool | CaffeAvePool, bottom: str, name: str, output: str
-) -> str:
-    kernel, stride, pad = (int(size) for size in (module.kernel_size, module.stride, module.padding))  # type: ignore[arg-type]
-    common: dict[str, Any] = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2}
-    if isinstance(module, CaffeMaxPool) and pad + stride <= kernel:
-        behind = pad + stride - 1
-        return graph.node(
-            "MaxPool", bottom, name=name, output=output, pads=[pad, pad, behind, behind], **common
-        )
-    if isinstance(module, CaffeAvePool) and stride == 1:  # nothing to round; the divisor counts the padding
-        return graph.node(
-            "AveragePool", bottom, name=name, output=output, pads=[pad] * 4, count_include_pad=1, **common
-        )
-    raise InputError(
-        f"layer {name}: {type(module).__name__} with kernel {kernel}, stride {stride}, pad {pad} "
-        "has no exact form in ONNX"
-    )
+def add_scores(graph: Graph, model: CaffeNet, images: str, prefix: str = "") -> str:
+    """The layers of ``model`` on the tensor ``images``; returns the name of the scores."""
+    return add_net(graph, model, dict.fromkeys(model.inputs, images), prefix)[model.scores_blob]
 
 
 def add_zoom(graph: Graph, x: str, height: str, width: str, name: str, output: str | None = None) -> str:
@@ -238,7 +74,7 @@ def add_probs(graph: Graph, model: CaffeNet) -> str:
     height, width = (
         graph.size("images", axis, what) for axis, what in ((2, "image_height"), (3, "image_width"))
     )
-    zoomed = add_zoom(graph, add_net(graph, model, "images"), height, width, "zoom_scores")
+    zoomed = add_zoom(graph, add_scores(graph, model, "images"), height, width, "zoom_scores")
     return graph.node("Softmax", zoomed, name="probs", axis=1)
 
 
@@ -266,7 +102,7 @@ def add_multiscale(graph: Graph, model: CaffeNet, protocol: Protocol) -> str:
             rows, columns = (_scaled(graph, side, scale, f"{prefix}{side}") for side in (height, width))
             zoomed = add_zoom(graph, planes, rows, columns, f"{prefix}zoom_image")
         blob = graph.node("Sub", zoomed, mean, name=f"{prefix}images")
-        grid = add_net(graph, model, blob, prefix)
+        grid = add_scores(graph, model, blob, prefix)
         if protocol.zooms_probabilities:
             grid = graph.node("Softmax", grid, name=f"{prefix}prob", axis=1)
         back = add_zoom(graph, grid, height, width, f"{prefix}zoom_scores")

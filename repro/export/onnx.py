@@ -21,19 +21,19 @@ from typing import get_args
 
 import onnx
 from onnx import TensorProto, helper
-from torch import nn
 
 from repro import __version__
 from repro.constants import MEAN_BGR
 from repro.data import colour_palette
 from repro.errors import InputError
 from repro.export import GraphName, PrecisionName
-from repro.export.graph import IR_VERSION, OPSET, Graph, add_multiscale, add_net, add_probs
+from repro.export.graph import IR_VERSION, OPSET, add_multiscale, add_probs, add_scores
 from repro.export.variants import to_float16, to_int8
 from repro.files import atomic_path, file_sha256
 from repro.inference.predict import PROTOCOLS
 from repro.models import CaffeNet
 from repro.models.folding import fold_batch_norm
+from repro.models.onnx import Graph
 
 GRAPHS: tuple[GraphName, ...] = get_args(GraphName)
 PRECISIONS: tuple[PrecisionName, ...] = get_args(PrecisionName)
@@ -133,7 +133,7 @@ def build_onnx(
     elif graph == "probs":
         add_probs(content, model)
     else:
-        blob = add_net(content, model, "images")
+        blob = add_scores(content, model, "images")
         if blob != graph:
             content.node("Identity", blob, name=graph)
         shape = ["N", outputs] if model.fixed_size else ["N", outputs, "H_grid", "W_grid"]
@@ -211,8 +211,7 @@ def save_onnx(
 
 
 def _outputs(model: CaffeNet) -> int:
-    last = model.get_submodule(model.classifiers[-1])
-    return int(last.out_channels if isinstance(last, nn.Conv2d) else last.out_features)  # type: ignore[arg-type]
+    return model.shapes[model.scores_blob][1]
 
 
 def _parameters_sha256(model: CaffeNet) -> str:

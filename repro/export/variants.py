@@ -20,7 +20,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from repro.errors import InputError
-from repro.export.graph import LAYER_NOTE
+from repro.models.onnx import LAYER_NOTE
 
 
 def to_float16(exported: onnx.ModelProto) -> onnx.ModelProto:

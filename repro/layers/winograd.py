@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn as nn
+import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from repro.layers import winograd_numba as kernels
@@ -61,32 +61,35 @@ def winograd_conv2d(
     return result
 
 
-class WinogradConv2d(nn.Conv2d):
-    """An ``nn.Conv2d`` that qualifies, computed by Winograd's method where that takes less work than the direct sum."""
+def fast_conv2d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: Sequence[int],
+    pad: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> torch.Tensor:
+    """``F.conv2d`` with the same arguments, by Winograd's method where it can and where that takes less work."""
+    if (
+        qualifies(weight, stride, pad, dilation, groups)
+        and _pays(tuple(x.shape), len(weight), dilation[0])
+        and _computes(x)
+    ):
+        return winograd_conv2d(x, weight, bias, dilation[0])
+    return F.conv2d(x, weight, bias, stride, pad, dilation, groups)
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        dilation = int(self.dilation[0])
-        if _pays(tuple(input.shape), self.out_channels, dilation) and _computes(input):
-            return winograd_conv2d(input, self.weight, self.bias, dilation)
-        return super().forward(input)
 
-
-def use_winograd(model: nn.Module, wanted: bool = True) -> None:
-    """Compute the model's 3x3 convolutions of stride 1 by Winograd's method, or not; names and parameters stay."""
-    for module in model.modules():
-        if type(module) in (nn.Conv2d, WinogradConv2d) and _qualifies(module):
-            module.__class__ = WinogradConv2d if wanted else nn.Conv2d
-
-
-def _qualifies(layer: Any) -> bool:
-    d = layer.dilation
+def qualifies(
+    weight: torch.Tensor, stride: Sequence[int], pad: Sequence[int], dilation: Sequence[int], groups: int
+) -> bool:
+    """Whether a convolution is one of 3x3 with stride 1 that keeps its input's size, with whole vectors of channels."""
     return (
-        (layer.kernel_size, layer.stride, layer.groups) == ((3, 3), (1, 1), 1)
-        and layer.padding == d
-        and d[0] == d[1]
-        and layer.padding_mode == "zeros"
-        and layer.in_channels % LANES == layer.out_channels % LANES == 0
-        and layer.weight.dtype == torch.float32
+        (tuple(weight.shape[2:]), tuple(stride), groups) == ((3, 3), (1, 1), 1)
+        and tuple(pad) == tuple(dilation)
+        and dilation[0] == dilation[1]
+        and weight.shape[1] % LANES == weight.shape[0] % LANES == 0
+        and weight.dtype == torch.float32
     )
 
 

@@ -14,7 +14,8 @@ import torch
 
 from weights_conversion.caffe_pb2 import FillerParameter
 
-Scheme = Literal["file", "gaussian", "msra", "looks_linear"]
+Filler = Literal["gaussian", "msra", "lsuv", "looks_linear"]
+Scheme = Literal["file"] | Filler
 GAUSSIAN_STD = 0.01  # weight_filler of the new layers in both releases
 _LOOKS_LINEAR_GAIN, _LOOKS_LINEAR_NOISE = 0.75, 0.5
 TYPES = ("constant", "gaussian", "uniform", "positive_unitball", "xavier", "msra", "bilinear")
@@ -82,8 +83,9 @@ def fill_weight_(
     ``gaussian`` is N(0, 0.01), the releases' for new layers: at VGG16's depth the signal dies in it, so it takes
     pre-trained weights below. ``msra`` is Caffe's N(0, sqrt(2 / fan_in)). ``looks_linear`` mirrors each filter, so that
     the net starts out as a linear map and deep gradients carry (Balduzzi et al., ICML 2017, "The shattered gradients
-    problem"). Classifiers are N(0, 0.01) always, N(0, 0.001) under ``looks_linear``. Inner products, which read all
-    cells at once, are filled as under ``msra`` there.
+    problem"). ``lsuv`` draws as ``msra``; training then scales the layers on its first batch
+    (``repro/training/measured_filler.py``). Classifiers are N(0, 0.01) always, N(0, 0.001) under
+    ``looks_linear``. Inner products, which read all cells at once, are filled as under ``msra`` there.
     """
     if is_classifier:
         std = GAUSSIAN_STD / 10 if scheme == "looks_linear" else GAUSSIAN_STD

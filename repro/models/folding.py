@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
-import torch.nn as nn
 
-from repro.layers.common import BatchNorm, Scale
-from repro.models.base import CaffeNet
+from repro.models.layer_types.convolution import ConvolutionBase
+from repro.models.layer_types.normalisation import BatchNorm, Scale
+from repro.models.net import CaffeNet
+from weights_conversion.caffe_pb2 import LayerParameter, NetParameter
+
+_FOLDED = ("BatchNorm", "Scale")
 
 
 @torch.no_grad()
 def fold_batch_norm(net: CaffeNet) -> CaffeNet:
-    """A copy of ``net`` without BatchNorm and Scale layers: its convolutions do their work and have a bias for it.
+    """A net like ``net`` without BatchNorm and Scale layers: its convolutions do their work and have a bias for it.
 
     The scores differ by rounding (the folding itself is done in double precision). Nets without such layers come
     back as plain copies. The copy's weights no longer correspond to the original's Caffe files.
@@ -21,36 +22,58 @@ def fold_batch_norm(net: CaffeNet) -> CaffeNet:
     Raises:
         ValueError: a BatchNorm or Scale that does not work in-place behind a convolution.
     """
-    folded = copy.deepcopy(net)
-    makers: dict[
-        str, nn.Conv2d
-    ] = {}  # the convolution that a blob still comes from unchanged, but for scaling
-    kept = []
+    folds: dict[str, list[BatchNorm | Scale]] = {}  # convolution -> what folds into it
+    makers: dict[str, str] = {}  # the convolution that a blob still comes from unchanged, but for scaling
     for layer in net.layers:
-        module = folded.get_submodule(layer.name)
-        if not isinstance(module, (BatchNorm, Scale)):
-            kept.append(layer)
-            makers.pop(layer.top, None)
-            if isinstance(module, nn.Conv2d):
-                makers[layer.top] = module
+        if layer.type not in _FOLDED:
+            for top in layer.tops:
+                makers.pop(top, None)
+            if layer.type == "Convolution":
+                makers[layer.tops[0]] = layer.name
             continue
-        if layer.bottoms != (layer.top,) or layer.top not in makers:
+        if layer.bottoms != layer.tops or layer.bottoms[0] not in makers:
             raise ValueError(f"layer {layer.name!r} does not work in-place behind a convolution")
-        _scale_outputs_(makers[layer.top], *_gain_and_bias(module))
-        delattr(folded, layer.name)
-    folded.layers = kept
-    return folded.to(next(net.parameters()).dtype)
+        folds.setdefault(makers[layer.bottoms[0]], []).append(net[layer.name])  # type: ignore[arg-type]
+
+    parameter = NetParameter()
+    parameter.CopyFrom(net.parameter)
+    parameter.ClearField("layer")
+    parameter.layer.extend(
+        _with_bias(layer, folds) for layer in net.parameter.layer if layer.type not in _FOLDED
+    )
+    folded = CaffeNet(parameter, phase=net.phase).train(net.training)
+    first = next(net.parameters())
+    folded.to(first.device)
+    folded.autocast = net.autocast
+    for layer in folded.layers:
+        target, source = folded[layer.name], net[layer.name]
+        blobs = {name: blob.double() for name, blob in source.caffe_blobs().items()}
+        if isinstance(target, ConvolutionBase):
+            blobs.setdefault("bias", torch.zeros(target.outputs, dtype=torch.float64, device=first.device))
+        for module in folds.get(layer.name, []):
+            gain, bias = _gain_and_bias(module)
+            blobs["weight"] = blobs["weight"] * gain[:, None, None, None]
+            blobs["bias"] = blobs["bias"] * gain + bias
+        for name, blob in target.caffe_blobs().items():
+            blob.copy_(blobs[name])
+    return folded.to(first.dtype)
+
+
+def _with_bias(layer: LayerParameter, folds: dict[str, list[BatchNorm | Scale]]) -> LayerParameter:
+    copy = LayerParameter()
+    copy.CopyFrom(layer)
+    if layer.name in folds:
+        copy.convolution_param.bias_term = True
+        copy.ClearField("param")
+    return copy
 
 
 def _gain_and_bias(module: BatchNorm | Scale) -> tuple[torch.Tensor, torch.Tensor]:
+    """The layer as y = gain·x + bias, in double precision."""
+    blobs = {name: blob.double() for name, blob in module.caffe_blobs().items()}
     if isinstance(module, Scale):
-        return module.weight.double(), module.bias.double()
-    return copy.deepcopy(module).double().gain_and_bias()
-
-
-def _scale_outputs_(conv: nn.Conv2d, gain: torch.Tensor, bias: torch.Tensor) -> None:
-    """The convolution's outputs times ``gain`` plus ``bias``. Between calls the values stay in double precision."""
-    weight = conv.weight.double() * gain[:, None, None, None]
-    if conv.bias is not None:
-        bias = bias + conv.bias.double() * gain
-    conv.weight, conv.bias = nn.Parameter(weight), nn.Parameter(bias)
+        return blobs["weight"], blobs.get("bias", torch.zeros_like(blobs["weight"]))
+    factor = blobs["factor"]
+    scale = torch.where(factor == 0, factor, 1 / factor)
+    gain = (blobs["variance"] * scale + module.eps).rsqrt()
+    return gain, -blobs["mean"] * scale * gain

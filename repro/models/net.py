@@ -51,6 +51,11 @@ class NetLayer:
     edits: tuple[int, ...]
 
     @property
+    def top(self) -> str:
+        """The first of its tops."""
+        return self.tops[0]
+
+    @property
     def writes(self) -> tuple[str, ...]:
         return (*self.tops, *(self.bottoms[index] for index in self.edits))
 

@@ -28,8 +28,8 @@ A setting that would change a number and is not supported is refused in the same
 **Blobs.** ``self.blob("weight", shape, filler)`` in ``setup`` makes ``self.weight``, in the order of Caffe's blobs. The
 names are those of tensors in weight files: ``weight``, ``bias``; BatchNorm's ``mean``, ``variance``, ``factor``.
 ``filler`` is a FillerParameter; without one it is ``constant`` 0. ``learnt=False``: no gradient.
-Annotate others than weight and bias in the class (``mean: torch.Tensor``). Until a net is whole they are on the ``meta``
-device. ``setup`` makes no other tensors: constants are numbers or NumPy arrays there, tensors in ``forward``.
+Annotate others than weight and bias in the class (``mean: torch.Tensor``). Until a net is whole they are on the
+``meta`` device. ``setup`` makes no other tensors: constants are numbers or NumPy arrays there, tensors in ``forward``.
 
 **Shapes** come from running ``forward`` on the meta device: ``infer`` gets and gives meta tensors. A layer whose
 ``forward`` cannot run there (it looks at values, or calls a compiled kernel) overrides ``infer``; ``meta(shape)`` makes

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from repro.config import SolverConfig
-from repro.models.base import CaffeNet
+from repro.models import CaffeNet
 from repro.solver.policies import learning_rate
 
 

@@ -31,11 +31,11 @@ from repro.config import (
     validated,
 )
 from repro.errors import InputError
-from repro.layers.common import BatchNorm
 from repro.models import SEGMENTATION_NETS, CaffeNet, build_model
+from repro.models.layer_types.normalisation import BatchNorm
+from repro.training.prototxts import SEC_CUES, train_prototxt
 from weights_conversion import Message, read_prototxt, unknown_fields
 from weights_conversion.net_comparison import Difference, compare_nets
-from weights_conversion.net_prototxt import SEC_CUES, train_prototxt
 from weights_conversion.net_shapes import runs_in
 from weights_conversion.prototxt import Value
 

@@ -124,4 +124,4 @@ def scale_to_unit_outputs(model: CaffeNet, layers: Collection[str], images: torc
 
 def _is_linear(module: nn.Module) -> bool:
     """Whether the output is proportional to a weight, as a convolution's and an inner product's without bias are."""
-    return isinstance(module, nn.Conv2d | nn.Linear)
+    return getattr(module, "caffe_type", "") in ("Convolution", "Deconvolution", "InnerProduct")

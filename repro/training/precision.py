@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from repro.config import Config
-from repro.layers.winograd import use_winograd
+from repro.layers.winograd import fast_conv2d
 from repro.models import CaffeNet
+from repro.models.layer_types.convolution import Convolution
 
 LAYOUT = torch.channels_last
 # names of bfloat16 arithmetic among a CPU's capabilities, on x86-64 and on Arm
@@ -35,7 +36,10 @@ def to_device(model: CaffeNet, config: Config, device: torch.device, *, one_size
     torch.backends.cudnn.benchmark = fast and one_size
     torch.backends.cudnn.deterministic = not fast
     model.autocast = torch.bfloat16 if fast and has_bfloat16(device) else None
-    use_winograd(model, wanted=fast and device.type == "cpu" and not has_bfloat16(device))
+    winograd = fast and device.type == "cpu" and not has_bfloat16(device)
+    for layer in model.modules():
+        if isinstance(layer, Convolution):
+            layer.compute_by(fast_conv2d if winograd else None)
     return model.to(device, config.dtype).to(memory_format=LAYOUT)  # type: ignore[call-overload]
 
 

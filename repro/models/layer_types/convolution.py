@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -91,7 +92,12 @@ class Convolution(ConvolutionBase):
 
     def setup(self) -> None:
         super().setup()
-        self.function = _CONVOLUTIONS[len(self.kernel)]
+        self.compute_by(None)
+
+    def compute_by(self, conv2d: Callable[..., torch.Tensor] | None) -> None:
+        """Use another function of ``F.conv2d``'s arguments where there are two spatial axes; None for that itself."""
+        own = _CONVOLUTIONS[len(self.kernel)]
+        self.function = conv2d if conv2d is not None and len(self.kernel) == 2 else own
 
     def infer(self, *bottoms: torch.Tensor) -> tuple[torch.Tensor, ...]:
         sizes = zip(bottoms[0].shape[2:], self.kernel, self.stride, self.pad, self.dilation, strict=True)
