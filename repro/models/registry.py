@@ -61,6 +61,7 @@ Without the method the layer has no form in ONNX, and exporting its net is refus
 from __future__ import annotations
 
 import ast
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn, TypeVar
@@ -77,14 +78,35 @@ Count = int | tuple[int, int | None]
 Entry = TypeVar("Entry", bound="type[Layer] | Callable[..., Any]")
 
 _ENTRIES: dict[str, type[Layer]] = {}
-_NOT_HERE = {  # types that Caffe has and this project leaves out on purpose
-    **dict.fromkeys(("LSTM", "RNN", "Recurrent", "LSTMUnit"), "recurrent layers are not supported"),
+_NOT_HERE = {  # types that Caffe or its forks have and this project leaves out on purpose
+    **dict.fromkeys(("LSTM", "RNN", "Recurrent", "LSTMUnit"), "recurrent layers are left out"),
     **dict.fromkeys(
-        ("PriorBox", "DetectionOutput", "ROIPooling", "MultiBoxLoss"), "detection layers are not supported"
+        (
+            "PriorBox",
+            "DetectionOutput",
+            "DetectionEvaluate",
+            "MultiBoxLoss",
+            "AnnotatedData",
+            "VideoData",
+            "ROIPooling",
+            "ROIAlign",
+            "PSROIPooling",
+            "Proposal",
+            "SmoothL1Loss",
+            "Region",
+            "YoloDetectionOutput",
+        ),
+        "detection layers are left out",
     ),
     **dict.fromkeys(
-        ("DenseCRF", "DomainTransform"), "this layer runs on a GPU build of DeepLab-v2's Caffe alone"
+        ("DenseCRF", "DomainTransform", "AdaptiveBiasChannel", "UnPooling", "MatRead", "MatWrite"),
+        "this layer of DeepLab's Caffe runs on a GPU or belongs to scripts that are not here",
     ),
+    **dict.fromkeys(("Data", "WindowData"), "LMDB and LevelDB are not read; ImageData and HDF5Data are"),
+    "HDF5Output": "forward_blobs gives every blob",
+}
+_ABOVE = {  # types whose entries read files, with what stands above this package; imported when a net has one
+    **dict.fromkeys(("ImageData", "ImageSegData", "HDF5Data"), "repro.data.data_layers"),
 }
 
 
@@ -231,7 +253,7 @@ class DataLayer(Layer):
     """A layer that makes batches: no bottoms, ``forward()`` gives the next batch on the CPU, one tensor a top."""
 
     counts = 0
-    top_counts = (1, None)
+    top_counts: ClassVar[Count] = (1, None)
 
 
 def describe(layer: LayerParameter) -> str:
@@ -283,14 +305,15 @@ def layer_class(layer: LayerParameter) -> type[Layer]:
         entry = _ENTRIES.get(f"{module}.{name}", by_class.get(name))
         name = f"{module}.{name}"
     else:
+        if name in _ABOVE and name not in _ENTRIES:
+            importlib.import_module(_ABOVE[name])
         entry = _ENTRIES.get(name)
     if entry is None and not name:
         raise InputError(f"{describe(layer)}: type: the layer has none")
     if entry is None:
-        reason = _NOT_HERE.get(
-            name, f'add it in Python with @repro.models.register("{name}"), see docs/design.md'
-        )
-        raise InputError(f"{describe(layer)}: type: {name!r} is not known; {reason}")
+        reason = f" ({_NOT_HERE[name]})" if name in _NOT_HERE else ""
+        add = f'add it in Python with @repro.models.register("{name}"), see docs/design.md'
+        raise InputError(f"{describe(layer)}: type: {name!r} is not known{reason}; {add}")
     return entry
 
 
@@ -298,4 +321,4 @@ def registered_types() -> list[str]:
     """Every type that nets may have, Python layers as ``module.Class``."""
     import repro.models.layer_types  # noqa: F401
 
-    return sorted(_ENTRIES)
+    return sorted({*_ENTRIES, *_ABOVE})

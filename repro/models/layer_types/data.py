@@ -1,10 +1,14 @@
-"""Layers that bring data into a net: Input, …"""
+"""Layers that bring data into a net: Input, Parameter, DummyData, MemoryData. Those that read files are in
+:mod:`repro.data.data_layers`."""
 
 from __future__ import annotations
 
 import torch
 
-from repro.models.registry import DataLayer, meta, register
+from repro.errors import InputError
+from repro.models.fillers import fill_
+from repro.models.registry import DataLayer, Layer, meta, register
+from weights_conversion.caffe_pb2 import FillerParameter
 
 
 @register("Input")
@@ -27,3 +31,101 @@ class Input(DataLayer):
 
     def forward(self) -> tuple[torch.Tensor, ...]:
         raise RuntimeError("the caller gives these blobs")
+
+
+@register("Parameter")
+class Parameter(Layer):
+    """A blob of the layer's own as its top, which can be learnt (``parameter_layer.hpp``); zeros at first."""
+
+    field = "parameter_param"
+    counts = 0
+    weight: torch.Tensor
+
+    def setup(self) -> None:
+        if not self.p.shape.dim:
+            self.fail("shape", "missing")
+        self.blob("weight", list(self.p.shape.dim))
+
+    def forward(self) -> torch.Tensor:
+        return self.weight
+
+
+@register("DummyData")
+class DummyData(DataLayer):
+    """Blobs that fillers fill: constant ones once, all others anew each time (``dummy_data_layer.cpp``)."""
+
+    field = "dummy_data_param"
+
+    def setup(self) -> None:
+        p, tops = self.p, len(self.layer.top)
+        shapes = [tuple(shape.dim) for shape in p.shape]
+        if not shapes:
+            columns = [list(getattr(p, name)) for name in ("num", "channels", "height", "width")]
+            if len({len(column) for column in columns}) > 1:
+                self.fail("num", "channels, height and width: expected as many of each")
+            shapes = list(zip(*columns, strict=True))
+        fillers = list(p.data_filler) or [FillerParameter()]
+        for name, values in (("shape", shapes), ("data_filler", fillers)):
+            if len(values) not in (1, tops):
+                self.fail(name, f"{len(values)} for {tops} tops")
+        self.given = shapes * tops if len(shapes) == 1 else shapes
+        self.fill_with = fillers * tops if len(fillers) == 1 else fillers
+        if any(size < 1 for shape in self.given for size in shape):
+            self.fail("shape", "expected sizes of 1 or more")
+
+    def infer(self) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
+        return tuple(meta(shape) for shape in self.given)
+
+    def forward(self) -> tuple[torch.Tensor, ...]:
+        tops = tuple(torch.empty(shape) for shape in self.given)
+        for top, filler in zip(tops, self.fill_with, strict=True):
+            try:
+                fill_(top, filler)
+            except ValueError as error:
+                self.fail("data_filler", str(error))
+        return tops
+
+
+@register("MemoryData")
+class MemoryData(DataLayer):
+    """Images and labels that the caller sets with ``set_arrays``, round and round (``memory_data_layer.cpp``)."""
+
+    field = "memory_data_param"
+    top_counts = 2
+
+    def setup(self) -> None:
+        p = self.p
+        self.shape = (p.batch_size, p.channels, p.height, p.width)
+        if min(self.shape) < 1:
+            self.fail("", f"batch_size, channels, height and width of {self.shape}, expected 1 or more")
+        transform = self.layer.transform_param
+        if transform.ListFields():
+            self.fail(
+                "transform_param.scale" if transform.HasField("scale") else "transform_param", "not supported"
+            )
+        self.data: torch.Tensor | None = None
+        self.labels, self.at = torch.empty(0), 0
+
+    def set_arrays(self, data: torch.Tensor, labels: torch.Tensor) -> None:
+        """Read on from these: (M, C, H, W) float32 and M numbers, M a multiple of the batch size.
+
+        Raises:
+            InputError: other shapes.
+        """
+        if tuple(data.shape[1:]) != self.shape[1:] or len(data) % self.shape[0] or not len(data):
+            raise InputError(
+                f"{self}: data of shape {tuple(data.shape)}, expected a multiple of {self.shape[0]} of {self.shape[1:]}"
+            )
+        if labels.numel() != len(data):
+            raise InputError(f"{self}: {labels.numel()} labels for {len(data)} items")
+        self.data, self.labels, self.at = data.float(), labels.float().reshape(-1), 0
+
+    def infer(self) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
+        return meta(self.shape), meta(self.shape[:1])
+
+    def forward(self) -> tuple[torch.Tensor, ...]:
+        if self.data is None:
+            raise InputError(f"{self}: no data; call set_arrays, or give its tops to the net")
+        rows = slice(self.at, self.at + self.shape[0])
+        self.at = rows.stop % len(self.data)
+        return self.data[rows], self.labels[rows]

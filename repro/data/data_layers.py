@@ -1,0 +1,369 @@
+"""Caffe's data layers that read files, as entries of the registry: ImageData, DeepLab-v2's ImageSegData, HDF5Data.
+
+Sources: ``image_data_layer.cpp``, ``image_seg_data_layer.cpp`` and ``data_transformer.cpp`` (DeepLab-v2),
+``hdf5_data_layer.cpp``. Lists are read in order, or in a new random order each time round (``shuffle``); a batch
+continues at the list's start where it ends. Random draws follow ``torch.manual_seed``; they are not Caffe's.
+
+Files are opened when a shape or a batch needs them: a net whose blobs are given runs without its data.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from repro.data.datasets import located, naming
+from repro.data.images import read_image_bgr
+from repro.data.voc import read_mask, read_text
+from repro.errors import InputError
+from repro.guard import read_hdf5
+from repro.layers.resize import resize_bilinear_u8
+from repro.models.registry import Count, DataLayer, meta, register
+from weights_conversion.caffe_pb2 import BlobProto, ImageDataParameter, TransformationParameter
+
+_GREY = np.array([1868, 9617, 4899])  # OpenCV's weights of blue, green and red, in 1/2^14
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a list: its number, the image's path, and what follows it."""
+
+    number: int
+    path: str
+    rest: str
+
+
+class Endless:
+    """Indices 0 to ``count`` - 1 round and round, shuffled anew each time if asked; starts at ``first``."""
+
+    def __init__(self, count: int, shuffle: bool, rng: np.random.Generator, first: int = 0) -> None:
+        self._count, self._shuffle, self._rng, self._first = count, shuffle, rng, first
+
+    def __iter__(self) -> Iterator[int]:
+        first = self._first
+        while True:
+            order = self._rng.permutation(self._count) if self._shuffle else np.arange(self._count)
+            yield from map(int, order[first:])
+            first = 0
+
+
+class Transform:
+    """``transform_param``: crop, mean, scale and mirror of an image (rows, columns, channels), uint8."""
+
+    def __init__(self, layer: DataLayer, param: TransformationParameter, channels: int) -> None:
+        self.crop, self.mirror, self.scale = param.crop_size, param.mirror, np.float32(param.scale)
+        if param.mean_file and param.mean_value:
+            layer.fail("transform_param.mean_file", "and mean_value, expected one of them")
+        if len(param.mean_value) not in (0, 1, channels):
+            layer.fail(
+                "transform_param.mean_value", f"{len(param.mean_value)} values for {channels} channels"
+            )
+        values = list(param.mean_value) or [0.0]
+        self.mean = np.array(values * (channels if len(values) == 1 else 1), np.float32)
+        if param.mean_file:
+            self.mean = _mean_image(layer, param.mean_file, channels)
+
+    def offsets(self, size: Sequence[int], training: bool, rng: np.random.Generator) -> tuple[int, int]:
+        """Where the crop of an image begins: anywhere in training, else in the middle."""
+        room = [length - self.crop for length in size[:2]]
+        top, left = (int(rng.integers(most + 1)) if training else most // 2 for most in room)
+        return top, left
+
+    def __call__(self, image: np.ndarray, training: bool, rng: np.random.Generator) -> np.ndarray:
+        """The image as float32 (channels, rows, columns)."""
+        rows = columns = slice(None)
+        if self.crop:
+            if min(image.shape[:2]) < self.crop:
+                raise InputError(
+                    f"an image of {image.shape[0]}x{image.shape[1]}, a crop of {self.crop} expected to fit"
+                )
+            top, left = self.offsets(image.shape, training, rng)
+            rows, columns = slice(top, top + self.crop), slice(left, left + self.crop)
+        mean = self.mean
+        if mean.ndim == 3:
+            if mean.shape != image.shape:
+                raise InputError(f"an image of the shape {image.shape}, a mean of {mean.shape}")
+            mean = mean[rows, columns]
+        values = (image[rows, columns].astype(np.float32) - mean) * self.scale
+        step = -1 if self.mirror and rng.integers(2) else 1
+        return values[:, ::step].transpose(2, 0, 1)
+
+
+def _mean_image(layer: DataLayer, path: str, channels: int) -> np.ndarray:
+    """A mean image of Caffe's ``.binaryproto``, (rows, columns, channels)."""
+    try:
+        with open(path, "rb") as file:
+            blob = BlobProto.FromString(file.read())
+    except Exception as error:
+        layer.fail(
+            "transform_param.mean_file", f"{path}: cannot be read as a BlobProto ({type(error).__name__})"
+        )
+    shape = list(blob.shape.dim) or [blob.num, blob.channels, blob.height, blob.width]
+    values = np.array(blob.data or blob.double_data, np.float32)
+    if len(shape) < 3 or shape[-3] != channels or values.size != np.prod(shape, dtype=np.int64):
+        layer.fail("transform_param.mean_file", f"{path}: shape {shape}, {channels} channels expected")
+    return values.reshape(shape[-3:]).transpose(1, 2, 0)
+
+
+class ListedImages(DataLayer):
+    """What ImageData and ImageSegData share: the list, its order, reading and resizing."""
+
+    field = "image_data_param"
+    pairs: ClassVar[bool] = False
+
+    def setup(self) -> None:
+        p = self.p
+        if not p.source:
+            self.fail("source", "missing")
+        if p.batch_size < 1:
+            self.fail("batch_size", f"{p.batch_size}, expected 1 or more")
+        if bool(p.new_height) != bool(p.new_width):
+            self.fail("new_height", "and new_width: expected both or none")
+        self.refuse("scale", "mean_file", "crop_size", "mirror")  # transform_param has them since 2013
+        self.batch, self.size = p.batch_size, (p.new_height, p.new_width)
+        self.channels = 3 if p.is_color else 1
+        self.transform = Transform(self, self.layer.transform_param, self.channels)
+        self.root, self.source, self.shuffle = p.root_folder, p.source, p.shuffle
+        self.skip = p.rand_skip
+        self._order: Iterator[int] | None = None
+        self._rng = np.random.default_rng(0)
+
+    @cached_property
+    def lines(self) -> list[Line]:
+        """The list, every line of it as the layer wants it."""
+        lines = []
+        for number, content in enumerate(read_text(self.source, "an image path").split("\n"), start=1):
+            text = content.strip()
+            if not text:
+                continue
+            # ImageData's path ends at the last blank, and may hold others; ImageSegData's at the first
+            path, _, rest = text.partition(" ") if self.pairs else text.rpartition(" ")
+            lines.append(Line(number, path or rest, rest.strip() if path else ""))
+            if problem := self.problem(lines[-1].rest):
+                raise InputError(f"{self.source}:{number}: {lines[-1].rest[:40]!r}, {problem} expected")
+        if not lines:
+            raise InputError(f"{self.source}: empty, an image path a line expected")
+        return lines
+
+    def problem(self, rest: str) -> str:
+        """What should stand behind the path, if ``rest`` is not it."""
+        raise NotImplementedError
+
+    @cached_property
+    def paths(self) -> list[str]:
+        """The images' paths; InputError names the list's line of one that is not there."""
+        return self.located([line.path for line in self.lines])
+
+    def located(self, names: Sequence[str]) -> list[str]:
+        return located(self.root or ".", names, self.source, [line.number for line in self.lines])
+
+    def indices(self) -> Iterator[int]:
+        """The list's lines in the order in which they are read, without end."""
+        if self._order is None:
+            self._rng = np.random.default_rng(int(torch.randint(2**31, ()).item()))
+            first = int(self._rng.integers(min(self.skip, len(self.lines)))) if self.skip else 0
+            self._order = iter(Endless(len(self.lines), self.shuffle, self._rng, first))
+        return self._order
+
+    def read(self, path: str) -> np.ndarray:
+        """An image as uint8 (rows, columns, channels), blue first, resized if the layer does."""
+        image = read_image_bgr(path)
+        if self.channels == 1:
+            image = ((image @ _GREY + (1 << 13)) >> 14).astype(np.uint8)[:, :, None]
+        return resize_bilinear_u8(image, *self.size) if self.size[0] else image
+
+    def image_size(self) -> tuple[int, int]:
+        """Rows and columns of the blob; the first image's where the layer sets none."""
+        if self.transform.crop:
+            return self.transform.crop, self.transform.crop
+        if self.size[0]:
+            return self.size
+        high, wide = naming(f"{self.source}:{self.lines[0].number}", self.read, self.paths[0]).shape[:2]
+        return high, wide
+
+
+@register("ImageData")
+class ImageData(ListedImages):
+    """Images of a list, and the number behind each: (N, C, H, W) and (N).
+
+    Without ``new_height`` and ``crop_size`` images keep their size, which must then be equal within a batch.
+    """
+
+    top_counts: ClassVar[Count] = (1, 2)
+
+    def problem(self, rest: str) -> str:
+        return "" if len(self.layer.top) == 1 or rest.lstrip("-").isdigit() else "a whole number as label"
+
+    def infer(self) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
+        size = self.image_size()
+        shapes = ((self.batch, self.channels, *size), (self.batch,))
+        return tuple(meta(shape) for shape in shapes[: len(self.layer.top)])
+
+    def forward(self) -> tuple[torch.Tensor, ...]:
+        images, labels = [], []
+        for _ in range(self.batch):
+            index = next(self.indices())
+            line = self.lines[index]
+            images.append(naming(f"{self.source}:{line.number}", self._item, self.paths[index]))
+            if images[-1].shape != images[0].shape:
+                raise InputError(
+                    f"{self.source}:{line.number}: an image of {images[-1].shape[1]}x{images[-1].shape[2]} in a batch "
+                    f"of {images[0].shape[1]}x{images[0].shape[2]}; set new_height and new_width, or batch_size: 1"
+                )
+            labels.append(int(line.rest) if len(self.layer.top) > 1 else 0)
+        tops = torch.from_numpy(np.stack(images)), torch.tensor(labels, dtype=torch.float32)
+        return tops[: len(self.layer.top)]
+
+    def _item(self, path: str) -> np.ndarray:
+        return self.transform(self.read(path), self.training, self._rng)
+
+
+@register("ImageSegData")
+class ImageSegData(ListedImages):
+    """DeepLab-v2's images and label maps: (N, C, H, W), (N, 1, H, W), and as a third top rows and columns (N, 1, 1, 2).
+
+    Both are padded at the bottom and the right to the crop, the image with its mean, the labels with ``ignore_label``,
+    then cropped alike and mirrored alike. ``label_type`` IMAGE fills the map with the number in the list, NONE with
+    ``ignore_label``. Labels are resized as images are, which blends classes.
+    """
+
+    pairs = True
+    top_counts: ClassVar[Count] = (2, 3)
+
+    def setup(self) -> None:
+        super().setup()
+        if self.layer.transform_param.mean_file:
+            self.fail("transform_param.mean_file", "not for ImageSegData")
+        self.kind, self.ignored = self.p.label_type, self.p.ignore_label
+
+    def problem(self, rest: str) -> str:
+        if self.kind == ImageDataParameter.IMAGE:
+            return "" if rest.isdigit() else "a class"
+        return "" if rest or self.kind == ImageDataParameter.NONE else "a label map"
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """The label maps' paths."""
+        return self.located([line.rest for line in self.lines])
+
+    def infer(self) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
+        size = self.image_size()
+        shapes = ((self.batch, self.channels, *size), (self.batch, 1, *size), (self.batch, 1, 1, 2))
+        return tuple(meta(shape) for shape in shapes[: len(self.layer.top)])
+
+    def forward(self) -> tuple[torch.Tensor, ...]:
+        items = []
+        for _ in range(self.batch):
+            index = next(self.indices())
+            where = f"{self.source}:{self.lines[index].number}"
+            items.append(naming(where, self._item, index))
+            if items[-1][0].shape != items[0][0].shape:
+                raise InputError(
+                    f"{where}: an image of another size in the batch; set crop_size, or batch_size: 1"
+                )
+        tops = tuple(torch.from_numpy(np.stack(arrays)) for arrays in zip(*items, strict=True))
+        return tops[: len(self.layer.top)]
+
+    def _item(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        image, crop = self.read(self.paths[index]), self.transform.crop
+        label = self._label(index, image.shape[:2])
+        dims = np.array([min(size, crop or size) for size in image.shape[:2]], np.float32)
+        values = (image.astype(np.float32) - self.transform.mean) * self.transform.scale
+        if crop:
+            below, beside = (max(0, crop - size) for size in label.shape)
+            values = np.pad(values, ((0, below), (0, beside), (0, 0)))
+            label = np.pad(label, ((0, below), (0, beside)), constant_values=self.ignored)
+            top, left = self.transform.offsets(label.shape, self.training, self._rng)
+            values, label = (array[top : top + crop, left : left + crop] for array in (values, label))
+        step = -1 if self.transform.mirror and self._rng.integers(2) else 1
+        return (
+            np.ascontiguousarray(values[:, ::step].transpose(2, 0, 1)),
+            np.ascontiguousarray(label[None, :, ::step], np.float32),
+            dims.reshape(1, 1, 2),
+        )
+
+    def _label(self, index: int, size: Sequence[int]) -> np.ndarray:
+        if self.kind != ImageDataParameter.PIXEL:
+            value = int(self.lines[index].rest) if self.kind == ImageDataParameter.IMAGE else self.ignored
+            return np.full(size, value, np.int64)
+        label = read_mask(self.labels[index], 256)
+        if self.size[0]:
+            label = resize_bilinear_u8(label, *self.size)
+        if label.shape != tuple(size):
+            raise InputError(
+                f"{self.labels[index]} is {label.shape[0]}x{label.shape[1]}, {size[0]}x{size[1]} expected"
+            )
+        return label
+
+
+@register("HDF5Data")
+class HDF5Data(DataLayer):
+    """Rows of HDF5 datasets, one a top by the top's name; ``source`` lists the files, read one after the other."""
+
+    field = "hdf5_data_param"
+
+    def setup(self) -> None:
+        p = self.p
+        if p.batch_size < 1:
+            self.fail("batch_size", f"{p.batch_size}, expected 1 or more")
+        if not p.source:
+            self.fail("source", "missing")
+        self.batch, self.source, self.shuffle = p.batch_size, p.source, p.shuffle
+        self._stream: Iterator[list[np.ndarray]] | None = None
+
+    @cached_property
+    def files(self) -> list[str]:
+        """The files of the list."""
+        files = [line.strip() for line in read_text(self.source, "a path").splitlines() if line.strip()]
+        if not files:
+            raise InputError(f"{self.source}: empty, a path of an HDF5 file a line expected")
+        return files
+
+    @cached_property
+    def first(self) -> list[np.ndarray]:
+        """The datasets of the first file, which give the shapes."""
+        return self._load(self.files[0])
+
+    def infer(self) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
+        return tuple(meta((self.batch, *array.shape[1:])) for array in self.first)
+
+    def forward(self) -> tuple[torch.Tensor, ...]:
+        if self._stream is None:
+            self._stream = self._rows(np.random.default_rng(int(torch.randint(2**31, ()).item())))
+        rows = [next(self._stream) for _ in range(self.batch)]
+        return tuple(torch.from_numpy(np.stack(values)) for values in zip(*rows, strict=True))
+
+    def _rows(self, rng: np.random.Generator) -> Iterator[list[np.ndarray]]:
+        loaded, arrays = self.files[0], self.first
+        for index in Endless(len(self.files), self.shuffle, rng):
+            if self.files[index] != loaded:
+                loaded, arrays = self.files[index], self._load(self.files[index])
+                for array, first in zip(arrays, self.first, strict=True):
+                    if array.shape[1:] != first.shape[1:]:
+                        raise InputError(
+                            f"{loaded}: rows of {array.shape[1:]}, {first.shape[1:]} in {self.files[0]}"
+                        )
+            count = len(arrays[0])
+            for row in rng.permutation(count) if self.shuffle else range(count):
+                yield [array[row] for array in arrays]
+
+    def _load(self, path: str) -> list[np.ndarray]:
+        name, tops = os.fspath(path), list(self.layer.top)
+        content = read_hdf5(name, wanted=tops, packed=True).arrays
+        arrays = []
+        for top in tops:
+            found = content.get(f"/{top}")
+            if found is None or found.values is None or found.values.ndim < 1 or not len(found.values):
+                raise InputError(f"{name}: no dataset {top!r} of rows of numbers, which {self} reads")
+            arrays.append(found.values.astype(np.float32))
+        if len({len(array) for array in arrays}) > 1:
+            raise InputError(
+                f"{name}: datasets of {', '.join(str(len(a)) for a in arrays)} rows, expected as many"
+            )
+        return arrays
