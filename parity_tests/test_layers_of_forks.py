@@ -210,6 +210,43 @@ def test_readers_of_a_blob_before_an_in_place_layer_keep_it(tmp_path):
     assert_close(x.grad, 1 - np.tanh(X) ** 2 + 3, LAYER, "gradients add")
 
 
+def test_of_equal_values_the_later_index_wins(tmp_path):
+    net = build(tmp_path, 'layer { name: "l" type: "ArgMax" bottom: "x" top: "y" argmax_param { axis: 1 } }')
+    x = torch.zeros(X.shape)
+    assert net.forward_blobs(x)["y"].unique().tolist() == [3]
+    net = build(
+        tmp_path, 'layer { name: "l" type: "Accuracy" bottom: "x" bottom: "t" top: "y" }', t=(2, 1, 6, 5)
+    )
+    right = [net.forward_blobs({"x": x, "t": torch.full((2, 1, 6, 5), float(c))})["y"].item() for c in (0, 3)]
+    assert right == [0, 1]
+
+
+def test_softmax_loss_is_capped_but_its_gradient_is_not(tmp_path):
+    net = build(
+        tmp_path,
+        'layer { name: "l" type: "SoftmaxWithLoss" bottom: "x" bottom: "t" top: "y" }',
+        t=(2, 1, 6, 5),
+    )
+    x = torch.zeros(X.shape)
+    x[:, 1] = 200
+    x.requires_grad_()
+    loss = net.forward_blobs({"x": x, "t": torch.zeros(2, 1, 6, 5)})["y"]
+    assert loss.item() == pytest.approx(-np.log(np.finfo(np.float32).tiny), rel=1e-6)
+    loss.backward()
+    assert_close(x.grad[:, 0], np.full((2, 6, 5), -1 / 60), LAYER, "softmax - 1")
+
+
+def test_no_label_that_counts_makes_a_loss_of_0(tmp_path):
+    net = build(
+        tmp_path,
+        'layer { name: "l" type: "SoftmaxWithLoss" bottom: "x" bottom: "t" top: "y" loss_param { ignore_label: 255 } }',
+        t=(2, 1, 6, 5),
+    )
+    assert (
+        net.forward_blobs({"x": torch.from_numpy(X), "t": torch.full((2, 1, 6, 5), 255.0)})["y"].item() == 0
+    )
+
+
 @pytest.mark.parametrize(
     "kind",
     [
