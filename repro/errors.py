@@ -16,6 +16,12 @@ def printable(text: object) -> str:
         for character in str(text)
     )
 
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class InputError(ValueError):
     """Bad input: a file, key or value that is not what was expected.
@@ -39,3 +45,26 @@ class StoppedError(RuntimeError):
     def __init__(self, message: str, status: int = 1) -> None:
         super().__init__(printable(message))
         self.status = status
+
+
+@contextmanager
+def damaged(path: str | os.PathLike[str], expected: str) -> Iterator[None]:
+    """Turn whatever a library raises in the block over the foreign file ``path`` into an `InputError`.
+
+    Libraries raise more over damaged files than they document: struct.error, IndexError, zlib.error, OverflowError,
+    RecursionError, MemoryError. So the block should hold the library's call, and nothing of ours.
+
+    >>> with damaged("a.json", "a table"):
+    ...     [].pop()
+    Traceback (most recent call last):
+    repro.errors.InputError: a.json: damaged (pop from empty list), a table expected
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        if isinstance(error, OSError) and error.errno is not None:
+            raise InputError(f"{os.fspath(path)}: {error.strerror}, {expected} expected") from error
+        raise InputError(f"{os.fspath(path)}: damaged ({reason}), {expected} expected") from error

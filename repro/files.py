@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from repro.errors import InputError
+from repro.errors import InputError, damaged
 
 log = logging.getLogger(__name__)
 
@@ -188,6 +188,24 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
     text = json.dumps(content, indent=1, ensure_ascii=False)
     with atomic_path(path) as temporary:  # halves of characters, as in names that are not UTF-8, are escaped
         temporary.write_bytes(f"{text}\n".encode("utf-8", "backslashreplace"))
+
+
+_MOST_JSON = 16 << 20  # bytes of a file of ours: a score's matrix has some kilobytes
+_MOST_VALUES = 1 << 20  # lists and dicts in it: each takes 20 times its two brackets
+
+
+def read_json(path: str | os.PathLike[str], expected: str) -> Any:
+    """The content of a small JSON file, such as those in run folders; ``expected`` says what it should be.
+
+    Raises InputError naming the file: it is missing, larger than 16 MB, no JSON, cut off, or nests deeper than Python
+    calls may.
+    """
+    with damaged(path, expected):
+        with open(path, "rb") as file:
+            data = file.read(_MOST_JSON + 1)
+        if len(data) > _MOST_JSON or data.count(b"[") + data.count(b"{") > _MOST_VALUES:
+            raise InputError(f"{os.fspath(path)}: more than {_MOST_JSON} bytes of JSON, {expected} expected")
+        return json.loads(data.decode("utf-8"))
 
 
 def json_sha256(content: Any) -> str:

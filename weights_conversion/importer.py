@@ -209,6 +209,11 @@ class _Imported:
                 self._net.enableWinograd(False)  # its own rounding, of up to 1e-5
         except cv2.error as error:
             raise self._refused(error) from None
+        except AttributeError:
+            raise InputError(
+                f"check: this OpenCV ({getattr(cv2, '__version__', 'of no version')}) has no Caffe importer, which 5.0 "
+                "dropped; pip install 'opencv-python-headless<5'"
+            ) from None
 
     def run(self, image: np.ndarray, layers: list[str]) -> Sequence[np.ndarray]:
         try:

@@ -25,6 +25,12 @@ from weights_conversion.wire import open_wire
 # Bytes of a safetensors' header; ResNet-101's has 50 kB. Every tensor that it names costs memory, empty or not.
 _MOST_HEADER = 1 << 20
 
+# Those of 8 bits are read as float32: neither NumPy nor the copy into a net knows them.
+_DTYPES = {
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *(torch.float8_e4m3fn, torch.float8_e5m2),
+}
+
 # The ASPP layers that the releases' vgg16_20M_mc holds once a branch and vgg16_20M, its source, once.
 _BRANCH = re.compile(r"(fc6|fc7)_[1-4]")
 
@@ -133,16 +139,23 @@ def read_safetensors(path: str | os.PathLike[str]) -> _FileLayers:
     with open_wire(path) as wire:
         if (length := int.from_bytes(wire.head[:8], "little")) > _MOST_HEADER:
             raise wire.error("", f"damaged safetensors file: a header of {length} bytes")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - a handle, not a dict
-                layer, _, blob = key.rpartition(".")
-                layers.setdefault(layer, {})[blob] = _FileBlob(file.get_tensor(key), legacy=False)
-    except OSError as error:
-        raise CaffeFileError(f"{os.fspath(path)}: {error.strerror or error}") from error
-    except safetensors.SafetensorError as error:
-        reason = " ".join(str(error).split())
-        raise CaffeFileError(f"{os.fspath(path)}: damaged safetensors file: {reason}") from error
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - a handle, not a dict
+        except (
+            Exception
+        ) as error:  # SafetensorError; its bindings raise KeyError, TypeError, AttributeError, … too
+            reason = " ".join(str(error).split())
+            raise wire.error("", f"damaged safetensors file: {reason}") from error
+        for key, tensor in tensors.items():
+            layer, _, blob = key.rpartition(".")
+            if tensor.dtype not in _DTYPES:
+                raise wire.error(
+                    key[:80], f"{tensor.dtype}, float32, float16, bfloat16, float64 or float8 expected"
+                )
+            if tensor.element_size() == 1:
+                tensor = tensor.float()
+            layers.setdefault(layer, {})[blob] = _FileBlob(tensor, legacy=False)
     if not layers:
         raise CaffeFileError(f"{os.fspath(path)}: no tensors")
     return layers

@@ -151,7 +151,8 @@ class _Parser:
                 self._fail(
                     token.at, f"expected a field name{f' or {closing!r}' * bool(closing)}, found {found}"
                 )
-            message.setdefault(token.text, []).extend(self._field(depth))
+            if values := self._field(depth):  # "field: []" is no value at all
+                message.setdefault(token.text, []).extend(values)
             if self._at_mark(",;"):
                 self._take()
 

@@ -65,6 +65,7 @@ def _check_tensors(content: object, file: WireFile) -> None:
         seen.add(id(value))
         if isinstance(value, torch.Tensor):
             left -= value.numel() * value.element_size()
+            value.requires_grad_(False)  # of parameters, which a state dict saved with keep_vars holds
             if left < 0:
                 raise file.error("", f"a tensor of shape {tuple(value.shape)} is more than the file holds")
         elif isinstance(value, dict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -17,7 +16,7 @@ from repro.bench.timing import Row, Timer, peak_memory
 from repro.bench.training import prediction_rows, training_rows
 from repro.config import Config
 from repro.errors import InputError
-from repro.files import write_json, write_text
+from repro.files import read_json, write_json, write_text
 from repro.models import build_model
 from repro.run.folder import provenance, resolve_device
 
@@ -74,7 +73,7 @@ def write_table(folder: Path) -> Path:
         "alternate in one process (above 1: faster than the reference).\n"
     ]
     for path in sorted(folder.glob("*.json")):
-        sections.append(_section(json.loads(path.read_text(encoding="utf-8"))))
+        sections.append(_section(read_json(path, "a benchmark's result")))
     table = folder / "bench.md"
     write_text(table, "\n".join(sections))
     return table

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from repro import distributed
 from repro.cli import data, experiments, masks, seeds, weights  # noqa: F401 - importing them registers their verbs
@@ -18,11 +21,15 @@ from repro.errors import InputError, StoppedError, printable
 def run_command(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status; what goes wrong is one line on standard error.
 
-    2 for bad input, 1 for a run that had to stop, 130 and 143 after SIGINT and SIGTERM.
+    2 for bad input, 1 for a run that had to stop, 130 and 143 after SIGINT and SIGTERM. An error that no reader has
+    named is a bug: its line begins with "internal error", the status is 2, as input most often brings it out.
+    ``--debug`` before the verb keeps the tracebacks.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments[:1]
     with _terminable(), distributed.joined():
         try:
             app(arguments, prog_name="repro")
@@ -31,15 +38,12 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
             if status in (128 + signal.SIGINT, 128 + signal.SIGTERM):
                 _complain("interrupted; the same command goes on from what is done")
             return status
-        except InputError as error:
-            _complain(str(error))
-            return 2
-        except StoppedError as error:
-            _complain(str(error))
-            return error.status
-        except OSError as error:
-            _complain(f"{error.filename or ''}: {error.strerror or error}")
-            return 2
+        except Exception as error:
+            if debug:
+                traceback.print_exc()
+            line, status = _told(error)
+            _complain(line)
+            return status
     return 0
 
 
@@ -48,6 +52,39 @@ class _OneLine(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         return printable(record.getMessage())
+
+
+def _told(error: Exception) -> tuple[str, int]:
+    """The line and the exit status for an error."""
+    match error:
+        case InputError():
+            return str(error), 2
+        case StoppedError():
+            return str(error), error.status
+        case OSError():
+            return f"{error.filename or _file_at_hand(error)}: {error.strerror or error}", 2
+    reason = " ".join(str(error).split())[:300]
+    if isinstance(error, ValueError) and "null byte" in reason:
+        return f"{_file_at_hand(error)!r}: a path with a zero byte, which no file can have", 2
+    steps = traceback.extract_tb(error.__traceback__)
+    ours = [
+        step for step in steps if "repro" in step.filename or "weights_conversion" in step.filename
+    ] or steps
+    place = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "?"
+    file = _file_at_hand(error)
+    return (
+        f"{f'{file}: ' if file else ''}internal error: {type(error).__name__}: {reason} (in {place}); "
+        "repro --debug … shows all of it; please report it"
+    ), 2
+
+
+def _file_at_hand(error: Exception) -> str:
+    """The file that was being read, as far as the innermost functions have one under the name of ``path``."""
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        path = frame.f_locals.get("path")
+        if isinstance(path, str | os.PathLike):
+            return os.fspath(path)
+    return ""
 
 
 @contextlib.contextmanager

@@ -23,6 +23,13 @@ app = typer.Typer(
 )
 
 
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, too.")] = False,
+) -> None:
+    pass  # run_command looks for it
+
+
 ConfigOption = Annotated[
     str, typer.Option("--config", help=f"A profile ({', '.join(profile_names())}) or the path of one.")
 ]

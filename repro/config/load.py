@@ -19,39 +19,7 @@ from repro.config.marks import Mark, shaping
 from repro.config.schema import Config
 from repro.config.validation import field_type, validated
 from repro.errors import InputError
-
-
-class _Yaml12Loader(yaml.SafeLoader):
-    """PyYAML follows YAML 1.1, where ``5e-4`` is text and ``on`` is true; this follows YAML 1.2's numbers."""
-
-
-_REPLACED_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float")}
-_Yaml12Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _REPLACED_TAGS]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Yaml12Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Yaml12Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789")
-)
-_Yaml12Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$"),
-    list("-+.0123456789"),
-)
-
-
-# YAML 1.1 reads 010 as octal and 2024-01-01 as a date
-_Yaml12Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(str(node.value)))
-for _resolvers in _Yaml12Loader.yaml_implicit_resolvers.values():
-    _resolvers[:] = [entry for entry in _resolvers if entry[0] != "tag:yaml.org,2002:timestamp"]
-
-
-def load_yaml(text: str) -> Any:
-    """YAML with the numbers, booleans and plain scalars of YAML 1.2. Raises yaml.YAMLError."""
-    return yaml.load(text, _Yaml12Loader)  # nosec B506
+from repro.yaml12 import load_yaml
 
 
 def profile_names() -> list[str]:
@@ -176,7 +144,7 @@ def _read_fields(profile: str, where: str) -> dict[str, Any]:
     else:
         try:
             text = Path(profile).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
             reason = "is not text" if isinstance(error, UnicodeDecodeError) else "is not a readable file"
             raise InputError(f"{where}: {reason}, nor one of the profiles {', '.join(names)}") from None
     try:

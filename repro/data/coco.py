@@ -8,9 +8,10 @@ piece by piece, and what is kept of it is a set of classes an image, or a compre
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ijson
 import numpy as np
@@ -21,7 +22,7 @@ from repro.data.cues import CellTruth
 from repro.data.datasets import Item, located_pairs, naming, tensor
 from repro.data.images import MAX_PIXELS, read_image_bgr, subtract_mean
 from repro.data.voc import read_label_list, read_mask, write_mask
-from repro.errors import InputError
+from repro.errors import InputError, damaged
 from repro.files import path_inside
 from repro.layers.resize import zoom_to
 
@@ -209,35 +210,125 @@ class CocoInstances:
             yield image, self.class_of[category], entry
 
     def _outline(self, entry: dict[str, Any], height: int, width: int) -> dict[str, Any]:
+        """COCO's compressed outline. Its C code trusts what it is given: everything is looked at before."""
         shape = entry.get("segmentation")
-        try:
+        where = f"{self.path}: annotation {_shown(entry.get('id'))}"
+        reason = _wrong_outline(shape, height, width)
+        if reason:
+            raise InputError(f"{where}: {reason}, an outline of a {height}x{width} image expected")
+        with damaged(where, f"an outline of a {height}x{width} image"):
             if isinstance(shape, list):
                 return dict(coco_mask.merge(coco_mask.frPyObjects(shape, height, width)))
-            if isinstance(shape["counts"], list):  # type: ignore[index]
-                shape = coco_mask.frPyObjects(shape, height, width)
-            if list(shape["size"]) != [height, width]:  # type: ignore[index]
-                raise ValueError(f"size {shape['size']}")  # type: ignore[index]
-            return dict(shape)  # type: ignore[arg-type]
-        except Exception as error:  # pycocotools raises whatever its C code meets
-            raise InputError(
-                f"{self.path}: annotation {entry.get('id')}: no outline of a {height}x{width} image ({error})"
-            ) from None
+            assert isinstance(shape, dict)
+            if isinstance(shape["counts"], list):
+                return dict(coco_mask.frPyObjects(shape, height, width))
+            return dict(shape)
 
     def _stream(self, prefix: str) -> Iterator[dict[str, Any]]:
-        try:
-            with self.path.open("rb") as file:
-                for entry in ijson.items(file, prefix, use_float=True):
-                    if not isinstance(entry, dict):
-                        raise InputError(f"{self.path}: {prefix} {entry!r}, an object expected")
-                    yield entry
-        except OSError as error:
-            raise InputError(f"{self.path}: {error.strerror}, COCO's instances as JSON expected") from None
-        except (ijson.JSONError, UnicodeDecodeError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"{self.path}: damaged JSON ({reason})") from None
+        expected = "COCO's instances as JSON"
+        with damaged(self.path, expected):
+            file = self.path.open("rb")
+        with file:
+            entries = ijson.items(_Shallow(file), prefix, use_float=True)
+            while True:
+                with damaged(self.path, expected):
+                    entry = next(entries, StopIteration)
+                if entry is StopIteration:
+                    return
+                if not isinstance(entry, dict):
+                    raise InputError(f"{self.path}: {prefix} {_shown(entry)}, an object expected")
+                yield entry
 
     def _field(self, entry: dict[str, Any], key: str, kind: type) -> Any:
         value = entry.get(key)
-        if not isinstance(value, kind):
-            raise InputError(f"{self.path}: {key} {value!r}, {kind.__name__} expected")
+        if not isinstance(value, kind) or (kind is str and "\0" in value):
+            raise InputError(f"{self.path}: {key} {_shown(value)}, {kind.__name__} expected")
         return value
+
+
+def _shown(value: object) -> str:
+    """A value in a message, whatever its size."""
+    if isinstance(value, int | float | str | None):
+        return repr(value)[:80] if not isinstance(value, int) or abs(value) < 10**18 else "a huge number"
+    return f"a {type(value).__name__}"
+
+
+_MOST_DEPTH = 50  # of lists and objects in each other; COCO's have 5
+_OPENING, _CLOSING = np.array([91, 123], np.uint8), np.array([93, 125], np.uint8)  # [ { and ] }
+
+
+class _Shallow:
+    """A JSON file for ijson, which takes memory with the square of the depth: deeper ones end in an error."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._depth = 0
+        self._in_text = self._escaped = False
+
+    def read(self, size: int = -1) -> bytes:
+        block = self._file.read(size)
+        self._follow(block)
+        return block
+
+    def _follow(self, block: bytes) -> None:
+        if self._escaped:  # by the last byte of the block before
+            block = b"." + block[1:]
+        self._escaped = False
+        if b"\\" in block:
+            block = re.sub(rb"\\.", b"..", block, flags=re.DOTALL)
+            self._escaped = block.endswith(b"\\")
+        letters = np.frombuffer(block, np.uint8)
+        in_text = (np.cumsum(letters == 34) + self._in_text) % 2 == 1
+        steps = np.isin(letters, _OPENING).astype(np.int64) - np.isin(letters, _CLOSING)
+        depths = self._depth + np.cumsum(np.where(in_text, 0, steps))
+        if len(depths):
+            self._depth, self._in_text = int(depths[-1]), bool(in_text[-1])
+            if depths.max() > _MOST_DEPTH:
+                raise ValueError(f"lists and objects nest deeper than {_MOST_DEPTH}")
+
+
+def _wrong_outline(shape: object, height: int, width: int) -> str:
+    """Why a segmentation is no outline of an image of this size; empty where it is one.
+
+    Points may lie as far outside of the image as it is large, and a polygon be 64 times as long as the image's edge.
+    """
+    if isinstance(shape, list):
+        if not shape:
+            return "no polygon"
+        for polygon in shape:
+            if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+                return "a polygon that is no list of three points or more"
+            if not all(isinstance(value, int | float) and abs(value) < 1e6 for value in polygon):
+                return "a point that is no pair of numbers, or far outside"
+            points = np.array(polygon, np.float64).reshape(-1, 2)
+            size = np.array([width, height])
+            if (points < -size).any() or (points > 2 * size).any():
+                return "a point that lies farther outside than the image is large"
+            if np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum() > 64 * size.sum():
+                return "a polygon longer than 64 times the image's edge"
+        return ""
+    if not isinstance(shape, dict) or shape.get("size") != [height, width]:
+        return "neither polygons nor runs of the image's size"
+    counts = shape.get("counts")
+    runs = counts if isinstance(counts, list) else _runs(counts) if isinstance(counts, str) else []
+    if not runs or not all(type(run) is int and 0 <= run <= height * width for run in runs):
+        return "runs that are no whole numbers"
+    return "" if sum(runs) == height * width else f"runs of {sum(runs)} pixels together"
+
+
+def _runs(text: str) -> list[int]:
+    """The runs of COCO's compressed text (maskApi.c, rleFrString): five bits a letter, the lowest first, the sixth says
+    that more follow; from the fourth run on it is the difference to the run before the last. Empty where it is none."""
+    runs: list[int] = []
+    value = shift = 0
+    for letter in text.encode("latin1", "replace"):
+        bits = letter - 48
+        if not 0 <= bits < 64 or shift > 25:
+            return []
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (bits & 16) << (shift - 4)
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return [] if shift else runs

@@ -17,13 +17,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from defusedxml import DefusedXmlException, ElementTree
 
 from repro.data.coco import CocoInstances
 from repro.data.cues import HDF5_SUFFIXES, PICKLE_SUFFIXES, CueFile
 from repro.data.datasets import Item, tensor
 from repro.data.images import read_image_bgr, subtract_mean
 from repro.data.voc import read_cue_indices, read_text
+from repro.data.voc_xml import read_xml
 from repro.errors import InputError
 from repro.files import write_text
 from repro.layers.resize import resize_bilinear_u8
@@ -183,10 +183,7 @@ def _read_voc_annotations(folder: Path, indices: Mapping[str, int]) -> Labels:
     """Every object counts, those marked difficult or truncated, too, whatever name space the file puts them in."""
     found: Labels = {}
     for path in sorted(folder.glob("[!.]*.xml")):
-        try:
-            root = ElementTree.parse(path).getroot()
-        except (ElementTree.ParseError, DefusedXmlException, OSError) as error:
-            raise InputError(f"{path}: damaged XML ({error}), an annotation of VOC expected") from None
+        root = read_xml(path)
         names = {(entry.findtext("{*}name") or "").strip() for entry in root.findall(".//{*}object")}
         found[path.stem] = sorted(_class_of(name, indices, str(path)) for name in names)
     return found
@@ -237,11 +234,15 @@ def _read_text_labels(path: Path, indices: Mapping[str, int]) -> Labels:
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Line numbers and non-empty fields."""
     text = read_text(path, "'<image> <class> …'")
-    if path.suffix == ".csv":
-        reader = csv.reader(io.StringIO(text), skipinitialspace=True)
-        rows = ((reader.line_num, row) for row in reader)
-    else:
-        rows = ((number, line.split()) for number, line in enumerate(text.splitlines(), start=1))
+    split = _csv_fields if path.suffix == ".csv" else str.split
+    rows = ((number, split(line)) for number, line in enumerate(text.splitlines(), start=1))
     for number, row in rows:
         if fields := [field.strip() for field in row if field.strip()]:
             yield number, fields
+
+
+def _csv_fields(line: str) -> list[str]:
+    """One line's fields: neither names nor classes hold line ends, so a quote without its partner is a letter."""
+    if line.count('"') % 2:
+        return line.replace('"', "").split(",")
+    return next(csv.reader([line], skipinitialspace=True), [])

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import re
 import signal
+import threading
 from collections.abc import Iterator
 from itertools import count, islice
+from types import FrameType
 from typing import Any, Protocol
 
 import numpy as np
@@ -133,8 +135,11 @@ def _collate(items: list[dict[str, Any] | InputError]) -> dict[str, torch.Tensor
 class _Loader(DataLoader[Any]):
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:  # type: ignore[override]
         batches = super().__iter__()
+        _hold_back_dead_workers()
         while True:
             try:
+                if _DEAD:
+                    raise RuntimeError(_DEAD.pop())
                 batch = next(batches, None)
             except RuntimeError as error:
                 if worker := re.match(
@@ -147,6 +152,29 @@ class _Loader(DataLoader[Any]):
             if isinstance(batch, InputError):
                 raise batch
             yield batch
+
+
+_DEAD: list[str] = []  # what PyTorch says of workers that have died
+
+
+def _hold_back_dead_workers() -> None:
+    """PyTorch raises wherever the main thread is when a worker dies. Held back until the next batch is asked for, that
+    ends a run where the run expects it: after a whole iteration, with a snapshot of it."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    _DEAD.clear()
+    present = signal.getsignal(signal.SIGCHLD)
+    raising = getattr(present, "held_back", present)
+
+    def hold_back(number: int, frame: FrameType | None) -> None:
+        try:
+            if callable(raising):
+                raising(number, frame)
+        except RuntimeError as error:
+            _DEAD.append(str(error))
+
+    hold_back.held_back = raising  # type: ignore[attr-defined]
+    signal.signal(signal.SIGCHLD, hold_back)
 
 
 def _leave_interrupts_alone(worker: int) -> None:

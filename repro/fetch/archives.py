@@ -7,13 +7,10 @@ time of the archive reaches the disk, so that no member can lead another one ast
 from __future__ import annotations
 
 import fnmatch
-import gzip
-import lzma
 import os
 import stat
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -81,26 +78,27 @@ def unpack(
                     continue
                 if not member.is_file:
                     raise InputError(
-                        f"{name}: {member.name!r} is a link, device or pipe, a regular file expected"
+                        f"{name}: {member.name[:200]!r} is a link, device or pipe, a regular file expected"
                     )
                 _write(name, member, folder.joinpath(*parts))
                 count += 1
-    except (
-        tarfile.TarError,
-        zipfile.BadZipFile,
-        zlib.error,
-        lzma.LZMAError,
-        EOFError,
-        NotImplementedError,
-    ) as error:
-        raise InputError(f"{name}: damaged archive ({' '.join(str(error).split())})") from None
-    except (gzip.BadGzipFile, RuntimeError, ValueError) as error:
-        if isinstance(error, InputError):
+    except InputError:
+        raise
+    except OSError as error:
+        if error.errno is not None:  # of the file system, not of gzip
             raise
-        raise InputError(f"{name}: damaged archive ({' '.join(str(error).split())})") from None
+        raise InputError(f"{name}: damaged archive ({_line(error)})") from None
+    except (
+        Exception
+    ) as error:  # zlib.error, LZMAError, TarError, BadZipFile, EOFError, struct.error, RuntimeError, …
+        raise InputError(f"{name}: damaged archive ({_line(error)})") from None
     if not count:
         raise InputError(f"{name}: holds no {' or '.join(members)}")
     return count
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _parts(archive: str, name: str) -> tuple[str, ...]:
@@ -118,12 +116,12 @@ def _parts(archive: str, name: str) -> tuple[str, ...]:
 def _write(archive: str, member: _Member, target: Path) -> None:
     source = member.open()
     if source is None:
-        raise InputError(f"{archive}: {member.name!r} cannot be read")
+        raise InputError(f"{archive}: {member.name[:200]!r} cannot be read")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         file = target.open("xb")
     except (FileExistsError, NotADirectoryError, IsADirectoryError):
-        raise InputError(f"{archive}: {member.name!r} comes twice, or lies below a file") from None
+        raise InputError(f"{archive}: {member.name[:200]!r} comes twice, or lies below a file") from None
     with source, file:
         left = member.size
         while block := source.read(min(_BLOCK, left)):
@@ -131,7 +129,7 @@ def _write(archive: str, member: _Member, target: Path) -> None:
                 file.write(block)
             left -= len(block)
         if left:
-            raise InputError(f"{archive}: {member.name!r} ends {left} bytes early")
+            raise InputError(f"{archive}: {member.name[:200]!r} ends {left} bytes early")
 
 
 def _members(name: str, most_bytes: int) -> Iterator[_Member]:
@@ -147,17 +145,17 @@ def _zip_members(name: str) -> Iterator[_Member]:
     with zipfile.ZipFile(name) as source:
         for info in source.infolist():
             if info.flag_bits & 1:
-                raise InputError(f"{name}: {info.filename!r} is encrypted")
+                raise InputError(f"{name}: {info.filename[:200]!r} is encrypted")
             kind = stat.S_IFMT(info.external_attr >> 16)
             plain = kind in (0, stat.S_IFREG) and not info.is_dir()
             yield _Member(info.filename, info.file_size, plain, info.is_dir(), partial(source.open, info))
 
 
-class _Header(tarfile.TarInfo):
+class BoundedHeader(tarfile.TarInfo):
     """A member's header that refuses what tarfile would read into memory whole."""
 
     @classmethod
-    def frombuf(cls, *arguments: Any, **named: Any) -> _Header:
+    def frombuf(cls, *arguments: Any, **named: Any) -> BoundedHeader:
         header = super().frombuf(*arguments, **named)
         extended = header.type in (
             *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
@@ -169,10 +167,10 @@ class _Header(tarfile.TarInfo):
 
 
 def _tar_members(name: str, most_bytes: int) -> Iterator[_Member]:
-    with tarfile.open(name, "r:*", tarinfo=_Header) as source:
+    with tarfile.open(name, "r:*", tarinfo=BoundedHeader) as source:
         for info in source:
             if info.issparse():
-                raise InputError(f"{name}: {info.name!r} is a sparse file, plain ones expected")
+                raise InputError(f"{name}: {info.name[:200]!r} is a sparse file, plain ones expected")
             # the caller adds the size up and stops before the next header is looked for behind so many bytes
             yield _Member(
                 info.name, info.size, info.isfile(), info.isdir(), partial(source.extractfile, info)

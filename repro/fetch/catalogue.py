@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from importlib import resources
 from pathlib import Path
@@ -13,7 +12,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from repro.errors import InputError
-from repro.files import write_json
+from repro.files import read_json, write_json
+from repro.yaml12 import load_yaml
 
 LOCK_NAME = "fetch.lock.json"
 
@@ -80,7 +80,7 @@ def read_catalogue(path: str | os.PathLike[str] | None = None) -> dict[str, Sour
             if path
             else (resources.files("repro.fetch") / "sources.yaml").read_text(encoding="utf-8")
         )
-        return TypeAdapter(dict[_FileName, Source]).validate_python(yaml.safe_load(text))
+        return TypeAdapter(dict[_FileName, Source]).validate_python(load_yaml(text))
     except OSError as error:
         raise InputError(f"{name}: cannot be read ({error.strerror}), a catalogue expected") from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
@@ -111,10 +111,8 @@ class LockFile:
         self.pins: dict[str, Pin] = {}
         if path.exists():
             try:
-                self.pins = TypeAdapter(dict[str, Pin]).validate_python(
-                    json.loads(path.read_text(encoding="utf-8"))
-                )
-            except (ValueError, OSError) as error:  # pydantic's and json's errors are ValueErrors
+                self.pins = TypeAdapter(dict[str, Pin]).validate_python(read_json(path, "pins of downloads"))
+            except ValueError as error:  # InputError and pydantic's
                 reason = " ".join(str(error).split())[:200]
                 raise InputError(
                     f"{path}: damaged ({reason}); restore it, or remove it to pin anew"

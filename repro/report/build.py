@@ -20,6 +20,7 @@ from repro.files import (
     file_sha256,
     make_folder,
     path_inside,
+    read_json,
     temporary_folder,
     write_json,
     write_text,
@@ -88,9 +89,9 @@ def write_index(results_dir: Path) -> None:
     for path in sorted(results_dir.glob("[!.]*/verdict.json")):
         if (path.parent / "index.html").is_file():
             try:
-                verdicts[path.parent.name] = str(json.loads(path.read_text(encoding="utf-8"))["verdict"])
-            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-                log.warning("%s: damaged (%s), so not in %s", path, error, index)
+                verdicts[path.parent.name] = str(read_json(path, "a verdict")["verdict"])
+            except (InputError, KeyError, TypeError) as error:
+                log.warning("%s: no verdict (%s), so not in %s", path, error, index)
     write_text(index, render_index(verdicts))
 
 

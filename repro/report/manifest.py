@@ -3,14 +3,13 @@ apart from them what differs from call to call (times, memory, energy)."""
 
 from __future__ import annotations
 
-import json
 import shlex
 from typing import Any
 
-import yaml
-
-from repro.errors import InputError, printable
+from repro.errors import InputError, damaged, printable
+from repro.files import read_json
 from repro.report.scores import Scores
+from repro.yaml12 import load_yaml
 
 _MEASURED = {
     *("started", "finished", "resumed", "seconds_last_call", "energy_joules"),
@@ -25,14 +24,14 @@ def manifest(scores: Scores) -> dict[str, Any]:
     for folder in dict.fromkeys(entry.folder for entry in scores.entries):
         if not (folder / "manifest.json").is_file():
             continue
-        try:
-            recorded = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-            steps = dict(recorded.get("steps", {}))
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        recorded = read_json(folder / "manifest.json", "the manifest of a run")
+        with damaged(folder / "config.yaml", "the settings of a run"):
+            config = load_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
+        steps = recorded.get("steps", {}) if isinstance(recorded, dict) else None
+        if not isinstance(steps, dict) or not all(isinstance(step, dict) for step in steps.values()):
             raise InputError(
-                f"{folder / 'manifest.json'}: damaged ({error}), a run's manifest expected"
-            ) from None
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+                f"{folder / 'manifest.json'}: its steps are no table, the manifest of a run expected"
+            )
         runs[folder.name] = {
             "config": config,
             "scores": {

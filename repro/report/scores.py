@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from repro.errors import InputError
-from repro.files import is_plain_name
+from repro.files import is_plain_name, read_json
 from repro.paper.experiments import Cell
 
 log = logging.getLogger(__name__)
@@ -181,10 +180,7 @@ def family_scores(
 
 
 def _read(file: Path) -> Entry:
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: not a scores file ({error})") from None
+    fields = read_json(file, "a scores file")
     if not isinstance(fields, dict) or not fields.keys() >= _KINDS.keys():
         missing = sorted(_KINDS.keys() - fields.keys()) if isinstance(fields, dict) else sorted(_KINDS)
         raise InputError(

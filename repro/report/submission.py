@@ -19,8 +19,9 @@ import numpy as np
 from PIL import Image
 
 from repro.data import CLASS_NAMES, colour_palette
-from repro.data.images import open_image
-from repro.errors import InputError
+from repro.data.images import MAX_PIXELS, open_image
+from repro.errors import InputError, damaged
+from repro.fetch.archives import BoundedHeader
 from repro.files import atomic_path
 
 FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"
@@ -90,9 +91,9 @@ def check_submission(archive: Path, ids: Sequence[str], image: Callable[[str], P
     wanted = {f"{FOLDER}/{name}.png": name for name in ids}
     seen: set[str] = set()
     try:
-        with tarfile.open(archive, mode="r:gz") as packed:
+        with tarfile.open(archive, mode="r:gz", tarinfo=BoundedHeader) as packed:
             for member in packed:
-                where = f"{archive}: {member.name}"
+                where = f"{archive}: {member.name[:200]!r}"
                 if member.isdir() and f"{FOLDER}/".startswith(f"{member.name.rstrip('/')}/"):
                     continue
                 name = wanted.get(member.name)
@@ -105,19 +106,32 @@ def check_submission(archive: Path, ids: Sequence[str], image: Callable[[str], P
                 seen.add(member.name)
                 if member.size > _LARGEST:
                     raise InputError(f"{where}: {member.size} bytes, a mask expected")
-                file = packed.extractfile(member)
-                assert file is not None  # it is a regular file
-                _check_mask(file.read(), where, open_image(image(name)).size if image else None)
-    except (tarfile.TarError, EOFError, OSError, gzip.BadGzipFile) as error:
-        raise InputError(f"{archive}: not a whole .tar.gz ({error})") from None
+                with damaged(where, "a mask"):
+                    content = _content(packed, member)
+                _check_mask(content, where, open_image(image(name)).size if image else None)
+    except InputError:
+        raise
+    except (
+        Exception
+    ) as error:  # tarfile and gzip raise TarError, zlib.error, EOFError, OSError, ValueError, …
+        raise InputError(f"{archive}: not a whole .tar.gz ({' '.join(str(error).split())[:200]})") from None
     if absent := sorted(wanted.keys() - seen):
         raise InputError(f"{archive}: {len(absent)} of {len(wanted)} masks missing, {absent[0]} the first")
+
+
+def _content(packed: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = packed.extractfile(member)
+    return file.read() if file else b""
 
 
 def _check_mask(content: bytes, where: str, size: tuple[int, int] | None) -> None:
     """``size`` is (width, height)."""
     try:
         mask = Image.open(io.BytesIO(content), formats=["PNG"])
+        if mask.width * mask.height > MAX_PIXELS:
+            raise InputError(
+                f"{where}: {mask.width}x{mask.height} pixels, at most {MAX_PIXELS} in all expected"
+            )
         if mask.mode != "P":
             raise InputError(f"{where}: mode {mask.mode}, a palette PNG of indices expected")
         if size is not None and mask.size != size:
@@ -126,10 +140,12 @@ def _check_mask(content: bytes, where: str, size: tuple[int, int] | None) -> Non
             )
         indices = np.asarray(mask)
         palette = mask.getpalette() or []
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{where}: no readable PNG ({error})") from None
+    except InputError:
+        raise
+    except (
+        Exception
+    ) as error:  # damaged data makes Pillow raise OSError, SyntaxError, struct.error, zlib.error, …
+        raise InputError(f"{where}: no readable PNG ({' '.join(str(error).split())})") from None
     if indices.max(initial=0) >= len(CLASS_NAMES):
         raise InputError(f"{where}: class {indices.max()}, 0 to {len(CLASS_NAMES) - 1} expected")
     used = 3 * (int(indices.max(initial=0)) + 1)

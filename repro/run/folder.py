@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -33,12 +34,15 @@ from repro.files import (
     clear_leftovers,
     lock_folder,
     make_folder,
+    read_json,
     record_temporaries,
     write_json,
     write_text,
 )
 from repro.run.measure import Measurement
 from repro.training.precision import has_bfloat16
+
+log = logging.getLogger(__name__)
 
 _REPORTED_PACKAGES = (
     *("torch", "numpy", "scipy", "numba", "h5py", "pillow", "safetensors", "matplotlib", "pydensecrf2"),
@@ -125,6 +129,7 @@ class Run:
                 "started": started,
                 "finished": _now(),
                 "resumed": resumed,  # then what was measured is of the last part alone
+                **({"settings_unchecked": True} if step.unchecked else {}),
                 **measured,
                 "settings": step.settings,
                 **step.recorded(),
@@ -136,8 +141,24 @@ class Run:
         distributed.wait_for_all()
 
     def manifest(self) -> dict[str, Any]:
+        """What ``manifest.json`` says, empty where there is none. Of a damaged one what the steps' folders still tell:
+        which are done, and their settings; each is marked ``rebuilt``."""
         path = self.folder / "manifest.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if not path.exists():
+            return {}
+        try:
+            return _mapping(path, "the manifest of a run")
+        except InputError as error:
+            log.warning("%s; rebuilt without the steps' times, devices and versions, which are lost", error)
+        steps = {}
+        for done in sorted(self.folder.rglob("done.json")):
+            try:
+                settings = _mapping(done.with_name("settings.json"), "the settings of a step")
+            except InputError:
+                settings = {}
+            name = done.parent.relative_to(self.folder).as_posix()
+            steps[name] = {"settings": settings, "resumed": True, "rebuilt": True}
+        return {"steps": steps}
 
     def _update_manifest(self, entries: dict[str, Any]) -> None:
         write_json(self.folder / "manifest.json", {**self.manifest(), **entries})
@@ -154,7 +175,7 @@ class Step:
         self.run, self.folder = run, folder
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         self.record: dict[str, Any] = {}
-        check_settings(folder, self.settings)
+        self.unchecked = not check_settings(folder, self.settings)
         self.done = distributed.from_first((folder / "done.json").exists())
 
     def begin(self) -> None:
@@ -172,7 +193,7 @@ class Step:
     def recorded(self) -> dict[str, Any]:
         """``record`` as this call or an earlier one kept it; empty where none did."""
         path = self.folder / "record.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return _mapping(path, "what a step noted") if path.exists() else {}
 
 
 def _any_file(folder: Path) -> Path | None:
@@ -196,18 +217,34 @@ def _refuse_foreign(folder: Path) -> None:
             raise InputError(f"output {folder}: holds a {name} that is no run's; choose another folder")
 
 
-def check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Refuse to go on in a folder whose ``settings.json`` differs. Raises InputError naming the first key."""
+def _mapping(path: Path, expected: str) -> dict[str, Any]:
+    content = read_json(path, expected)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: a {type(content).__name__}, {expected} expected")
+    return content
+
+
+def check_settings(folder: Path, settings: dict[str, Any]) -> bool:
+    """Refuse to go on in a folder whose ``settings.json`` differs. Raises InputError naming the first key.
+
+    Returns False where that file is damaged, so that nothing could be compared; a warning says so.
+    """
     recorded = folder / "settings.json"
     if not recorded.exists():
-        return
-    before, now = flattened(json.loads(recorded.read_text(encoding="utf-8"))), flattened(settings)
+        return True
+    try:
+        before = flattened(_mapping(recorded, "the settings of a step"))
+    except InputError as error:
+        log.warning("%s; whether the folder was made with the present settings cannot be told", error)
+        return False
+    now = flattened(settings)
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             raise InputError(
                 f"{folder}: made with {key} = {before.get(key)!r}, now {now.get(key)!r}; "
                 "choose another folder or remove that one"
             )
+    return True
 
 
 def provenance(config: Config, device: torch.device) -> dict[str, Any]:

@@ -20,6 +20,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from repro.config import Config
+from repro.errors import InputError
+from repro.files import read_json
 from repro.inference.predict import PROTOCOLS
 from repro.models import build_model
 from repro.run.experiment import open_experiment
@@ -127,8 +129,11 @@ def _measured_rates(folders: set[Path]) -> dict[str, float]:
     """Seconds an iteration or image of the steps that finished in one go, by what shapes a rate."""
     rates: dict[str, float] = {}
     for file in sorted(path for folder in folders for path in folder.glob("[!.]*/manifest.json")):
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-        for name, step in manifest.get("steps", {}).items():
+        try:
+            steps = read_json(file, "the manifest of a run")["steps"].items()
+        except (InputError, KeyError, TypeError, AttributeError):
+            continue  # a rate less to go by; the run itself says what is wrong with its manifest
+        for name, step in steps:
             settings = step["settings"]
             if step.get("resumed", True):
                 continue

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import NamedTuple
 import torch
 
 from repro.files import write_text
+
+log = logging.getLogger(__name__)
 
 
 class Row(NamedTuple):
@@ -73,28 +76,64 @@ class Figures:
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """The rows of a `CsvLog`, by column; none where there is no such file."""
+    """The rows of a `CsvLog`, by column, an empty cell as nan; none where there is no such file. Damaged rows are left
+    out, with a warning."""
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{key: float(cell) for key, cell in row.items()} for row in csv.DictReader(file)]
+    header, rows, damaged = _whole_rows(path)
+    if damaged:
+        log.warning("%s: %d damaged rows are left out", path, damaged)
+    return [dict(zip(header, [float(cell or "nan") for cell in row], strict=True)) for row in rows]
+
+
+def _whole_rows(path: Path, width: int = 0) -> tuple[list[str], list[list[str]], int]:
+    """Header, the rows of ``width`` cells (by default the header's) that are numbers or empty, and how many are not.
+
+    A last line without an end is no row: a process that was killed has left it, and half a number could pass for one.
+    """
+    lines = path.read_bytes().decode("utf-8", "replace").split("\n")[:-1]
+    header, *found = [line.rstrip("\r").split(",") for line in lines] or [[]]
+    width = width or len(header)
+    rows = [row for row in found if len(row) == width and all(map(_is_number, row))]
+    return header, rows, len(found) - len(rows)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell or "nan")
+    except ValueError:
+        return False
+    return True
 
 
 class CsvLog:
-    """A CSV file with a column ``iteration``: opened at an iteration, it keeps the rows before it and appends."""
+    """A CSV file with a column ``iteration``: opened at an iteration, it keeps the rows before it and appends.
 
-    def __init__(self, path: Path, columns: tuple[str, ...], iteration: int) -> None:
+    Of a damaged file the rows that are whole are kept. A warning says where rows are lost: ones that are damaged, and
+    with ``every``, the iterations from one row to the next, ones that the file breaks off before.
+    """
+
+    def __init__(self, path: Path, columns: tuple[str, ...], iteration: int, every: int = 0) -> None:
         self.columns = columns
         kept = io.StringIO()
-        writer = csv.DictWriter(kept, self.columns, lineterminator="\n")
-        writer.writeheader()
+        writer = csv.writer(kept, lineterminator="\n")
+        writer.writerow(columns)
         if path.exists() and iteration:
-            # a process that was killed may have left half a row, which could pass for an earlier iteration's
-            rows = [line for line in path.read_text(encoding="utf-8").splitlines(True) if line.endswith("\n")]
-            writer.writerows(row for row in csv.DictReader(rows) if int(row["iteration"]) < iteration)
+            writer.writerows(self._kept(path, iteration, every))
         write_text(path, kept.getvalue())
         self.file = path.open("a", newline="", encoding="utf-8", buffering=1)
         self.writer = csv.DictWriter(self.file, self.columns, lineterminator="\n")
+
+    def _kept(self, path: Path, iteration: int, every: int) -> list[list[str]]:
+        _, rows, damaged = _whole_rows(path, len(self.columns))
+        before = [row for row in rows if float(row[self.columns.index("iteration")]) < iteration]
+        last = [float(row[self.columns.index("iteration")]) for row in before[-2:]] or [-1.0]
+        step = max(every, last[-1] - last[0])  # rows may have been further apart in an earlier call
+        if every and last[-1] + step < iteration:
+            log.warning("%s: its rows from iteration %d to %d are lost", path, last[-1] + step, iteration - 1)
+        elif damaged:
+            log.warning("%s: %d damaged rows are lost", path, damaged)
+        return before
 
     def __enter__(self) -> CsvLog:
         return self

@@ -190,7 +190,9 @@ class SolverLoop:
         )
         columns = ("iteration", "lr", "loss", *self.objective.columns)
         log_file = (
-            CsvLog(self.folder / "log.csv", columns, solver.iteration) if distributed.is_first() else None
+            CsvLog(self.folder / "log.csv", columns, solver.iteration, config.display)
+            if distributed.is_first()
+            else None
         )
         with bar, log_file or contextlib.nullcontext(), self._flushed(figures, log_file):
             while solver.iteration < config.max_iter:

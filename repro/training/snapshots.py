@@ -10,7 +10,6 @@ the state knows the hash of the weights.
 from __future__ import annotations
 
 import logging
-import pickle
 import re
 import zipfile
 from pathlib import Path
@@ -18,11 +17,11 @@ from typing import Any
 
 import torch
 
-from repro.errors import InputError
+from repro.errors import InputError, damaged
 from repro.files import atomic_path, file_sha256
 from repro.models import CaffeNet
 from repro.solver import CaffeSGD, current_step
-from weights_conversion import load_weights, save_safetensors
+from weights_conversion import load_weights, read_pth, save_safetensors
 
 log = logging.getLogger(__name__)
 
@@ -65,15 +64,16 @@ def resume(folder: Path, model: CaffeNet, solver: CaffeSGD) -> dict[str, torch.T
     for iteration in reversed(snapshots(folder)):
         path = _state(folder, iteration)
         try:
-            state = _read_state(path)
+            state = _read_state(path, iteration)
             weights = _weights(folder, iteration)
             if file_sha256(weights) != state["weights_sha256"]:
                 raise InputError(f"{weights}: damaged, not the bytes that {path.name} was written with")
-            load_weights(model, weights)
-            solver.load_history(state["history"], state["iteration"])
+            with damaged(path, "the history of this net"):
+                solver.load_history(state["history"], iteration)  # it checks all before it copies any
         except (InputError, OSError) as error:
             log.warning("%s: the snapshot of iteration %d is passed over: %s", folder.name, iteration, error)
             continue
+        load_weights(model, weights)
         log.info("%s: going on from iteration %d (%s)", folder.name, iteration, path)
         observed: dict[str, torch.Tensor] = state["observed"]
         return observed
@@ -102,15 +102,23 @@ def _state(folder: Path, iteration: int) -> Path:
     return folder / f"iter_{iteration}.state"
 
 
-def _read_state(path: Path) -> dict[str, Any]:
+def _read_state(path: Path, iteration: int) -> dict[str, Any]:
     """The content of a state file. Raises InputError for a damaged one: torch.load itself compares no check sums."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is None:
-            state: dict[str, Any] = torch.load(path, weights_only=True)
-            if state.keys() >= {"iteration", "history", "observed", "weights_sha256"}:
-                return state
-    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise InputError(f"{path}: damaged ({str(error).splitlines()[0]})") from None
-    raise InputError(f"{path}: damaged ({damaged or 'not the state of a snapshot'})")
+    expected = "the state of a snapshot"
+    with damaged(path, expected), zipfile.ZipFile(path) as archive:
+        if broken := archive.testzip():
+            raise InputError(f"{path}: damaged ({broken})")
+    state = read_pth(path)
+    sound = (
+        isinstance(state, dict)
+        and state.keys() >= {"iteration", "history", "observed", "weights_sha256"}
+        and isinstance(state["iteration"], int)
+        and state["iteration"] == iteration
+        and isinstance(state["history"], list)
+        and all(isinstance(history, torch.Tensor) for history in state["history"])
+        and isinstance(state["observed"], dict)
+        and all(isinstance(values, torch.Tensor) for values in state["observed"].values())
+    )
+    if not sound:
+        raise InputError(f"{path}: damaged, {expected} of iteration {iteration} expected")
+    return state
