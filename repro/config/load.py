@@ -7,7 +7,6 @@ run, ``init.*`` and the files in ``data`` are stage 1's.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path

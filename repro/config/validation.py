@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 import typing
 from typing import Any, TypeVar
 
@@ -11,6 +12,10 @@ from pydantic import BaseModel, ValidationError
 from repro.errors import InputError
 
 M = TypeVar("M", bound=BaseModel)
+
+_SHORT = reprlib.Repr()  # a value in a message, whatever its size
+_SHORT.maxstring = _SHORT.maxother = 80
+_SHORT.maxlist = _SHORT.maxdict = _SHORT.maxtuple = 12
 
 
 def validated(model: type[M], fields: dict[str, Any], where: str) -> M:
@@ -22,7 +27,9 @@ def validated(model: type[M], fields: dict[str, Any], where: str) -> M:
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise InputError(f"{where}: unknown key {key!r}{_similar(model, first['loc'])}") from None
-        found = "" if first["type"] in ("missing", "value_error") else f", found {first['input']!r}"
+        found = (
+            "" if first["type"] in ("missing", "value_error") else f", found {_SHORT.repr(first['input'])}"
+        )
         message = first["msg"].removeprefix("Value error, ")
         raise InputError(f"{where}: {f'{key}: ' if key else ''}{message}{found}") from None
 
