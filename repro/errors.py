@@ -1,5 +1,11 @@
 """What ends a command with one line instead of a traceback, and how foreign text is put into a line."""
 
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 def printable(text: object) -> str:
     r"""``text`` as one line that a terminal shows as it is.
@@ -15,12 +21,6 @@ def printable(text: object) -> str:
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in str(text)
     )
-
-from __future__ import annotations
-
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 
 class InputError(ValueError):

@@ -27,15 +27,13 @@ class _Yaml12Loader(yaml.SafeLoader):
         before = self._nodes
         if isinstance(event, yaml.AliasEvent):
             if anchor in self.anchors and anchor not in self._sizes:
-                raise yaml.composer.ComposerError(
-                    None, None, f"*{anchor} stands inside itself", event.start_mark
-                )
+                raise yaml.YAMLError(f"*{anchor} stands inside itself")
             self._nodes += self._sizes.get(anchor or "", 1)
         self._nodes += 1
         self._depth += 1
         if self._nodes > _MOST_NODES or self._depth > _MOST_DEPTH:
             limits = f"more than {_MOST_NODES} values, or nested deeper than {_MOST_DEPTH}"
-            raise yaml.composer.ComposerError(None, None, limits, event.start_mark)
+            raise yaml.YAMLError(f"{limits}, at line {event.start_mark.line + 1}")
         node = super().compose_node(parent, index)
         self._depth -= 1
         if anchor and not isinstance(event, yaml.AliasEvent):
