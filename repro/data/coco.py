@@ -241,7 +241,7 @@ class CocoInstances:
 
     def _field(self, entry: dict[str, Any], key: str, kind: type) -> Any:
         value = entry.get(key)
-        if not isinstance(value, kind) or (kind is str and "\0" in value):
+        if not isinstance(value, kind) or (kind is str and "\0" in str(value)):
             raise InputError(f"{self.path}: {key} {_shown(value)}, {kind.__name__} expected")
         return value
 
