@@ -373,3 +373,19 @@ def test_a_huge_image_is_refused_with_its_size_before_it_is_decoded(tmp_path):
     )
     with pytest.raises(InputError, match=f"20000x20000 pixels claimed, at most {images.MAX_PIXELS} in all"):
         read_image_rgb(path)
+
+
+def test_threads_that_read_leave_pillows_limit_alone(tmp_path, monkeypatch):
+    """It is the whole process's: a program that uses this package keeps its own."""
+
+    class Watched:
+        def __getattr__(self, name):
+            return getattr(Image, name)
+
+        def __setattr__(self, name, value):
+            raise AssertionError(f"{name} of Pillow is set")
+
+    path = tmp_path / "a.png"
+    Image.fromarray(np.zeros((4, 5), np.uint8)).save(path)
+    monkeypatch.setattr(images, "Image", Watched())
+    assert read_image_bgr(path).shape == (4, 5, 3)

@@ -35,6 +35,7 @@ from repro import distributed
 from repro.config import Stage0Config, Stage1Config, Stage2Config
 from repro.data import DataLayer, make_loader
 from repro.errors import InputError, StoppedError
+from repro.files import atomic_path
 from repro.models import CaffeNet
 from repro.run.folder import Step
 from repro.solver import CaffeSGD
@@ -160,7 +161,8 @@ class SolverLoop:
             batches = self._batches()
             self.step.begin()
             if distributed.is_first():
-                shutil.copyfile(self.list_path, self.folder / "list.txt")
+                with atomic_path(self.folder / "list.txt") as temporary:
+                    shutil.copyfile(self.list_path, temporary)
             began = self.solver.iteration
             try:
                 with distributed.others_may_end():
