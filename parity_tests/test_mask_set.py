@@ -131,6 +131,14 @@ def test_checking_stops_at_the_first_mask_that_holds_a_class(tmp_path):
     check_masks([save(tmp_path / "a.png", OBJECT), tmp_path / "not there.png"], 21)
 
 
+def test_background_alone_may_be_predicted_but_not_255(tmp_path, caplog):
+    nothing = save(tmp_path / "a.png", np.zeros((2, 2), np.uint8))
+    check_masks([nothing], 21, are_predicted=True)
+    assert "no class but background" in caplog.text
+    with pytest.raises(InputError, match="object masks of 0 and 255"):
+        check_masks([nothing, save(tmp_path / "b.png", OBJECT * 255)], 21, are_predicted=True)
+
+
 def test_sets_read_by_several_processes_are_one(tmp_path):
     parts = [MaskSet(3), MaskSet(3)]
     parts[0].read(save(tmp_path / "a.png", np.zeros((2, 2), np.uint8)))

@@ -12,14 +12,17 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from repro.cli import run_command
+from repro.data import read_mask, write_mask
 from repro.data.mini import build_mini
 from repro.files import temporary_name
-from repro.report import figures, report_runs
-from repro.report.scores import Scores
+from repro.metrics import confusion_matrix, per_class_iou
+from repro.report import figures, pictures, report_runs
+from repro.report.scores import Scores, read_scores
 
 SHORT = [
     *("solver.max_iter=4", "stage1.solver.snapshot=2", "data.batch_size=2", "data.workers=0"),
@@ -281,6 +284,78 @@ def test_images_can_be_leafed_through(open_page):
         if image.is_visible():
             image.scroll_into_view_if_needed()
             page.wait_for_function(drawn, arg=image.element_handle())
+
+
+@pytest.fixture(scope="module")
+def unequal(runs, tmp_path_factory) -> tuple[Path, dict[str, Path]]:
+    """A page of two methods of very different scores, baseline's masks being the truth, and the masks' folders."""
+    folder = tmp_path_factory.mktemp("unequal")
+    for run in runs:
+        shutil.copytree(run, folder / run.name)
+    truth = runs[0].parent / "mini" / "SegmentationClass"
+    masks = {
+        "baseline": folder / "r-baseline/predictions/stage1",
+        "+Retrain": folder / "r/predictions/stage2",
+    }
+    for path in masks["baseline"].glob("*.png"):
+        shutil.copy(truth / path.name, path)
+        mask = np.array(Image.open(path))
+        write_mask(path, np.where(mask == 255, 0, mask).astype(np.uint8))
+    return report_runs([folder / run.name for run in runs], folder / "results"), masks
+
+
+def shown_scores(page: str) -> list[tuple[str, dict[str, str], str]]:
+    """Name, scores by method and caption of each image, in the page's order."""
+    return [
+        (name, json.loads(ious), caption)
+        for ious, name, caption in re.findall(
+            r"data-ious='(.*?)' data-name=\"(.*?)\".*?<span class=\"score\">(.*?)</span>", page, flags=re.S
+        )
+    ]
+
+
+def test_score_order_and_mask_are_one_methods(unequal, runs):
+    page, masks = unequal
+    shown = shown_scores((page / "index.html").read_text(encoding="utf-8"))
+    assert len(shown) == 6
+    truth = runs[0].parent / "mini" / "SegmentationClass"
+    for name, ious, caption in shown:
+        assert ious["baseline"] == "100.0"
+        matrix = confusion_matrix(
+            read_mask(truth / f"{name}.png", 7), read_mask(masks["+Retrain"] / f"{name}.png", 7), 7
+        )
+        assert ious["+Retrain"] == f"{100 * np.nanmean(per_class_iou(matrix)):.1f}"
+        assert float(ious["+Retrain"]) < 60
+        assert caption == f"+Retrain {ious['+Retrain']}"
+    order = [float(ious["+Retrain"]) for _, ious, _ in shown]
+    assert order == sorted(order)
+
+
+def test_the_judge_is_last_though_its_run_answers_an_earlier_row(runs, monkeypatch):
+    entries = {entry["method"]: entry for entry in read_scores(runs)}
+    twice = [entries["+Retrain"], entries["baseline"], entries["+Retrain"]]
+    monkeypatch.setattr(pictures, "principal", lambda scores: twice)
+    album = pictures.open_album(Scores(entries.values()))
+    assert album.methods == ["baseline", "+Retrain"]
+    assert album.method == "+Retrain"
+    for picture in album.pictures:
+        assert album.ious(picture)["+Retrain"] == picture.iou
+
+
+def test_another_mask_brings_its_score_and_order(chromium, unequal):
+    page = chromium.new_page()
+    page.goto((unequal[0] / "index.html").as_uri())
+    items = page.locator("#gallery > li")
+    page.locator("#mask").select_option("baseline")
+    assert {item.locator(".score").inner_text() for item in items.all()} == {"baseline 100.0"}
+    assert page.locator("#judge").inner_text() == "baseline"
+    page.locator("#mask").select_option("+Retrain")
+    assert all(item.locator(".score").inner_text().startswith("+Retrain ") for item in items.all())
+    scores = [float(item.get_attribute("data-iou") or 0) for item in items.all()]
+    assert scores == sorted(scores)
+    page.locator("#mask").select_option("ground truth")
+    assert page.locator("#judge").inner_text() == "+Retrain"
+    page.close()
 
 
 def test_without_script_all_is_there(open_page):

@@ -109,3 +109,11 @@ def test_growing_on_cuda(seed):
     got = grow_seeds(labels.cuda(), refined.cuda(), cues.cuda())
     assert got.device.type == "cuda"
     assert torch.equal(got.cpu(), grow_seeds(labels, refined, cues))
+
+
+@pytest.mark.parametrize("name", ["theta_f", "theta_b"])
+@pytest.mark.parametrize("value", [85, 1.01, -0.5, float("nan")])
+def test_a_threshold_is_a_probability(name, value):
+    labels, refined = torch.ones(1, 2), torch.full((1, 2, 3, 3), 0.5)
+    with pytest.raises(ValueError, match=f"{name} {value}: expected a probability"):
+        grow_seeds(labels, refined, torch.zeros(1, 2, 3, 3), **{name: value})

@@ -60,6 +60,8 @@ def train(
 ) -> None:
     """Train one stage; an unfinished run goes on from its newest snapshot.
 
+    The result is an uninterrupted run's to the bit with the same number of CPU threads (OMP_NUM_THREADS).
+
     Under torchrun several processes share each mini-batch (docs/clusters.md).
     """
     distributed.join()

@@ -103,11 +103,22 @@ class MaskSet:
             raise InputError(trouble)
 
 
-def check_masks(paths: Iterable[str | os.PathLike[str]], num_classes: int) -> None:
-    """Read masks up to the first that holds a class. Raises InputError where none does, and as `read_mask`."""
+def check_masks(
+    paths: Iterable[str | os.PathLike[str]], num_classes: int, *, are_predicted: bool = False
+) -> None:
+    """Read masks up to the first that holds a class.
+
+    Args:
+        are_predicted: a net that has hardly learnt may give background alone: that is logged, no error.
+
+    Raises InputError where none holds a class, and as `read_mask`.
+    """
     masks = MaskSet(num_classes)
     for path in paths:
         masks.read(path)
         if masks.holds_a_class:
             break
+    if are_predicted and masks.seen == {0}:
+        log.warning("%s", masks.trouble())
+        return
     masks.check()

@@ -20,6 +20,8 @@ The layer has no gradient.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -54,10 +56,13 @@ def grow_seeds(
         Grown cues (N, C, H, W), of the dtype and on the device of ``cues``; no gradient.
 
     Raises:
-        ValueError: another rule.
+        ValueError: another rule, or a threshold that is neither a probability nor infinite (never reached).
     """
     if rule not in RULES:
         raise ValueError(f"growing rule {rule!r}: expected one of {', '.join(RULES)}")
+    for name, threshold in (("theta_f", theta_f), ("theta_b", theta_b)):
+        if not (0 <= threshold <= 1 or threshold == math.inf):
+            raise ValueError(f"{name} {threshold}: expected a probability of at most 1, or infinity")
     count, classes = cues.shape[:2]
     present = labels.reshape(count, classes) > 0.5
     seeds = cues > 0.5

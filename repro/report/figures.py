@@ -357,7 +357,7 @@ def _qualitative(album: Album) -> Iterator[tuple[Drawing, Figure]]:
     pictures = [*worst, *best]
     if not pictures:
         return
-    method = album.methods[-1]
+    method = album.method
     figure = Figure(figsize=(6.6, 2.1 * len(pictures)), layout="constrained")
     for row, picture in zip(figure.subplots(len(pictures), 3, squeeze=False), pictures, strict=True):
         truth, mask = (

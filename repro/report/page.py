@@ -56,6 +56,7 @@ def write_pictures(album: Album, out_dir: Path) -> list[dict[str, Any]]:
                 "size": image.size,
                 "masks": masks,
                 "iou": f"{100 * picture.iou:.1f}",
+                "ious": {method: f"{100 * iou:.1f}" for method, iou in album.ious(picture).items()},
                 "classes": [index for index in picture.classes if index],
                 "words": ", ".join(album.classes[index] for index in picture.classes if index)
                 or "background only",
@@ -84,6 +85,7 @@ def render(
         ],
         drawings=drawings,
         methods=["ground truth", *(album.methods if album else [])],
+        judge=album.method if album else "",
         classes=[(index, name) for index, name in enumerate(album.classes) if index] if album else [],
         pictures=pictures,
         total=len(album.pictures) if album else 0,

@@ -27,7 +27,8 @@ _METHODS = ("table1/SEC/val", *(f"table2/{row}/val" for row in ("baseline", "+BS
 
 @dataclass(frozen=True)
 class Picture:
-    """A validation image, its masks by method, the mean IoU over the classes in it (0–1), the ids of those."""
+    """A validation image, its masks by method, ``iou`` of the album's method (see `image_iou`), and the ids of the
+    classes in its ground truth."""
 
     name: str
     image: Path
@@ -39,12 +40,25 @@ class Picture:
 
 @dataclass(frozen=True)
 class Album:
-    """The pictures of a run's validation set, judged by the masks of ``method``."""
+    """The pictures of a run's validation set. Their ``iou`` is that of the last of ``methods``."""
 
     config: Config
     experiment: Experiment
     methods: list[str]
     pictures: list[Picture]
+
+    @property
+    def method(self) -> str:
+        """The method that the pictures are judged and ordered by."""
+        return self.methods[-1]
+
+    def ious(self, picture: Picture) -> dict[str, float]:
+        """`image_iou` of each method's mask."""
+        classes = self.experiment.num_classes
+        truth = read_mask(picture.truth, classes)
+        return {
+            name: image_iou(truth, read_mask(path, classes), classes) for name, path in picture.masks.items()
+        }
 
     @property
     def classes(self) -> list[str]:
@@ -89,19 +103,24 @@ def open_album(scores: Scores) -> Album | None:
         return None
     entries = [entry for entry in entries if entry["dataset"] == last["dataset"]]
     folders = {entry["method"]: entry.folder / "predictions" / entry.stage for entry in entries}
+    method = last["method"]
+    folders[method] = folders.pop(method)  # one run may answer several rows: the judge goes last all the same
     pictures = []
     for name in experiment.val:
-        masks = {method: folder / f"{name}.png" for method, folder in folders.items()}
+        masks = {row: folder / f"{name}.png" for row, folder in folders.items()}
         truth = read_mask(experiment.truth(name), experiment.num_classes)
-        predicted = read_mask(masks[last["method"]], experiment.num_classes)
-        matrix = confusion_matrix(truth, predicted, experiment.num_classes)
-        iou = per_class_iou(matrix)
-        present = np.flatnonzero(~np.isnan(iou))
-        value = float(iou[present].mean()) if present.size else 0.0
-        pictures.append(
-            Picture(name, experiment.image(name), experiment.truth(name), masks, value, present.tolist())
-        )
+        predicted = read_mask(masks[method], experiment.num_classes)
+        value = image_iou(truth, predicted, experiment.num_classes)
+        present = [int(index) for index in np.unique(truth) if index < experiment.num_classes]
+        pictures.append(Picture(name, experiment.image(name), experiment.truth(name), masks, value, present))
     return Album(config, experiment, list(folders), pictures)
+
+
+def image_iou(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> float:
+    """Mean IoU of one image, 0–1, over the classes that its ground truth or its mask holds; 0 where all is void."""
+    iou = per_class_iou(confusion_matrix(truth, predicted, num_classes))
+    present = iou[~np.isnan(iou)]
+    return float(present.mean()) if present.size else 0.0
 
 
 def shrunk(path: Path, side: int, *, mask: bool = False) -> Image.Image:

@@ -183,7 +183,9 @@ class Step:
         if not distributed.is_first():
             record_temporaries(self.run.folder)
             return
-        if not (self.folder / "settings.json").exists() and (found := _any_file(self.folder)):
+        if (self.folder / "settings.json").exists():
+            self._tell_of_other_threads()
+        elif found := _any_file(self.folder):
             raise InputError(f"{self.folder}: holds {found.name}, which is no run's; choose another output")
         self.run.begin()
         write_json(self.folder / "settings.json", self.settings)
@@ -194,6 +196,18 @@ class Step:
         """``record`` as this call or an earlier one kept it; empty where none did."""
         path = self.folder / "record.json"
         return _mapping(path, "what a step noted") if path.exists() else {}
+
+    def _tell_of_other_threads(self) -> None:
+        before, now = self.run.manifest().get("cpu_threads"), torch.get_num_threads()
+        if self.run.device.type == "cpu" and before not in (None, now):
+            log.warning(
+                "%s: begun with %s CPU threads, resumed with %d: sums are rounded differently, so the result is not "
+                "the uninterrupted run's to the bit; OMP_NUM_THREADS=%s keeps it so",
+                self.folder,
+                before,
+                now,
+                before,
+            )
 
 
 def _any_file(folder: Path) -> Path | None:

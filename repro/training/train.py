@@ -189,7 +189,7 @@ def _dataset(
         mirror=section.data.mirror,
         rgb=section.data.rgb,
     )
-    check_masks(segmented.label_paths(), num_classes)
+    check_masks(segmented.label_paths(), num_classes, are_predicted=True)
     return segmented
 
 
