@@ -14,6 +14,7 @@ from repro.errors import InputError
 from repro.inference import predict, predict_mask
 from repro.inference.batch_predict import predict_folder
 from repro.inference.predict import PROTOCOLS, TorchSegmenter
+from repro.layers.resize import zoom_rows, zoom_to
 from repro.models import build_model
 from weights_conversion import load_caffe_weights
 
@@ -130,3 +131,28 @@ def test_other_errors_stay_what_they_are(model, monkeypatch):
     monkeypatch.setattr(predict, "predict_mask", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         TorchSegmenter(model, PredictConfig(protocol="sec")).masks(np.zeros((1, 20, 30, 3), np.uint8))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("labels", [None, [1, 5]])
+def test_strips_are_the_whole_to_the_bit(model, monkeypatch, protocol, labels):
+    image = np.random.default_rng(0).integers(0, 256, (97, 131, 3)).astype(np.uint8)
+    whole = predict.decide(
+        predict.predict_probs(model, image, protocol=protocol)[None],
+        torch.from_numpy(image)[None],
+        crf=False,
+        labels=None if labels is None else [labels],
+    )[0]
+    for pixels in (1, 131 * 7, 131 * 96, 1 << 20):
+        monkeypatch.setattr(predict, "_STRIP", pixels)
+        strips = predict_mask(model, image, protocol=protocol, crf=False, labels=labels)
+        np.testing.assert_array_equal(strips, whole)
+
+
+def test_rows_of_a_zoom_are_those_of_the_whole():
+    scores = torch.randn(3, 41, 41, generator=torch.Generator().manual_seed(0))
+    for height, width in ((97, 131), (41, 60), (241, 41), (41, 41), (1, 5)):
+        whole = zoom_to(scores, height, width)
+        for first in range(0, height, 13):
+            rows = zoom_rows(scores, height, width, slice(first, first + 13))
+            assert torch.equal(rows, whole[:, first : first + 13])

@@ -23,6 +23,9 @@ def printable(text: object) -> str:
     )
 
 
+_LONGEST = 1200  # letters of a message: a name or a value in it may have megabytes
+
+
 class InputError(ValueError):
     """Bad input: a file, key or value that is not what was expected.
 
@@ -32,7 +35,8 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: object) -> None:
-        super().__init__(printable(message))
+        text = printable(message)
+        super().__init__(text if len(text) <= _LONGEST else f"{text[: _LONGEST - 300]} … {text[-280:]}")
 
 
 class StoppedError(RuntimeError):

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,12 @@ from repro.data import preprocess_zoomed
 from repro.errors import InputError
 from repro.files import file_sha256
 from repro.layers import CRFParams, mean_field
-from repro.layers.resize import zoom_to
+from repro.layers.resize import zoom_rows
 from repro.models import CaffeNet, build_model
 from repro.training.precision import LAYOUT, to_device
 from weights_conversion import LoadReport, load_weights
 
+_STRIP = 1 << 19  # pixels whose probabilities are made at once
 FLOOR = 1e-5  # `probs[probs < 0.00001] = 0.00001` in every test script
 
 
@@ -99,24 +101,34 @@ def _as_read(model: CaffeNet, image_rgb: np.ndarray, protocol: str) -> torch.Ten
 
 
 def _probs(model: CaffeNet, picture: torch.Tensor, script: Protocol) -> torch.Tensor:
+    return _zoomed(_grids(model, picture, script), script, *picture.shape[:2], slice(None))
+
+
+def _zoomed(
+    grids: list[torch.Tensor], script: Protocol, height: int, width: int, rows: slice
+) -> torch.Tensor:
+    """The probabilities (C, rows, W) at image size of each scale's scores, or probabilities, (C, h, w) on the grid."""
+    total = reduce(torch.add, (zoom_rows(grid, height, width, rows) for grid in grids))
+    return total if script.zooms_probabilities else torch.softmax(total, dim=0)
+
+
+def _grids(model: CaffeNet, picture: torch.Tensor, script: Protocol) -> list[torch.Tensor]:
     height, width = picture.shape[:2]
     parameter = next(model.parameters())
     was_training = model.training
     model.eval()
     try:
-        total: torch.Tensor | None = None
+        grids = []
         for factors in script.zooms(height, width):
             blob = preprocess_zoomed(picture, factors)[None].to(parameter.dtype)
             blob = blob.contiguous(memory_format=LAYOUT)
             grid = model(blob)
             if script.zooms_probabilities:
                 grid = torch.softmax(grid, dim=1)
-            zoomed = zoom_to(grid[0], height, width)
-            total = zoomed if total is None else total + zoomed
+            grids.append(grid[0])
     finally:
         model.train(was_training)
-    assert total is not None
-    return total if script.zooms_probabilities else torch.softmax(total, dim=0)
+    return grids
 
 
 @torch.inference_mode()
@@ -145,8 +157,17 @@ def predict_mask(
     """
     # to the device once: a copy in between would wait there for the net, and the CRF's launches with it
     picture = _as_read(model, image_rgb, protocol)
-    probs = _probs(model, picture, PROTOCOLS[protocol])
-    return decide(probs[None], picture[None], crf=crf, labels=None if labels is None else [labels])[0]
+    script, of_image = PROTOCOLS[protocol], None if labels is None else [labels]
+    grids = _grids(model, picture, script)
+    height, width = picture.shape[:2]
+    # without a CRF a pixel's class depends on its own probabilities alone: all at once would take 20 times the image
+    step = height if crf else max(1, _STRIP // width)
+    strips = []
+    for first in range(0, height, step):
+        rows = slice(first, first + step)
+        probs = _zoomed(grids, script, height, width, rows)
+        strips.append(decide(probs[None], picture[None, rows], crf=crf, labels=of_image)[0])
+    return np.concatenate(strips)
 
 
 @torch.inference_mode()
@@ -198,7 +219,9 @@ def refuse_beyond_memory(images: np.ndarray) -> Iterator[None]:
             raise
         count, height, width = images.shape[:3]
         raise InputError(
-            f"{count} image{'s' * (count > 1)} of {width}x{height} pixels: more memory needed than there is"
+            f"{count} image{'s' * (count > 1)} of {width}x{height} pixels: more memory needed than there is; with a CRF "
+            f"their probabilities take {count * height * width * 21 * 4 / 1e9:.1f} GB, and several times as much for "
+            "21 classes; inference.crf=false takes little more than the net"
         ) from error
 
 

@@ -115,6 +115,11 @@ def zoom_to(array: ArrayT, height: int, width: int, *, axes: tuple[int, int] = (
     return _zoom_axes(array, sizes)
 
 
+def zoom_rows(scores: torch.Tensor, height: int, width: int, rows: slice) -> torch.Tensor:
+    """``zoom_to(scores, height, width)[:, rows]`` of (C, h, w), to the bit, without the memory for all rows."""
+    return _zoom_double(scores.detach(), [len(scores), height, width], rows).to(scores.dtype, copy=True)
+
+
 def _round_half_up(value: float) -> int:
     if not math.isfinite(value):
         raise InputError(f"zoom to {value} samples: a finite size expected")
@@ -128,23 +133,27 @@ def _zoom_axes(array: ArrayT, sizes: Sequence[int]) -> ArrayT:
     if isinstance(array, torch.Tensor):
         if not array.is_floating_point():
             raise InputError(f"zoom of {array.dtype}: a floating type expected")
-        return _zoom_double(array.detach().double(), sizes).to(array.dtype, copy=True)
+        # the weights are doubles, so all is computed in them, after the samples have been picked
+        return _zoom_double(array.detach(), sizes).to(array.dtype, copy=True)
     if not np.issubdtype(array.dtype, np.floating):
         raise InputError(f"zoom of {array.dtype}: a floating type expected")
     double = torch.from_numpy(np.array(array, dtype=np.float64))
     return _zoom_double(double, sizes).numpy().astype(array.dtype)
 
 
-def _zoom_double(values: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+def _zoom_double(values: torch.Tensor, sizes: Sequence[int], rows: slice | None = None) -> torch.Tensor:
+    """``rows``: of the last axis but one, the places of the result that are wanted."""
     # One term for each corner of the surrounding cell, its weights multiplied in axis by axis, the terms
     # summed in index order: SciPy's arithmetic to the last bit, which blending axis after axis is not.
     terms = [values]
     for axis, (size_in, size_out) in enumerate(zip(values.shape, sizes, strict=True)):
+        part = rows if rows is not None and axis == values.ndim - 2 else slice(None)
         if size_in == size_out:
+            terms = [term[..., part, :] for term in terms] if part != slice(None) else terms
             continue
-        column = (size_out,) + (1,) * (values.ndim - 1 - axis)
+        column = (-1,) + (1,) * (values.ndim - 1 - axis)
         taps = [
-            (places, weights.view(column))
+            (places[part], weights[part].view(column))
             for places, weights in _scipy_taps(size_in, size_out, values.device)
         ]
         terms = [term.index_select(axis, places) * weights for term in terms for places, weights in taps]
