@@ -42,7 +42,10 @@ from repro.training.csv_log import CsvLog, read_log
 from weights_conversion import describe_file
 
 CLASSES = ("background", "cat", "dog")
-CUES = {3: ([1, 2], [[0, 1, 2], [0, 5, 1], [0, 4, 1]]), 4: ([1], np.zeros((3, 0), np.int64))}
+CUES: dict[int, tuple[Any, Any]] = {
+    3: ([1, 2], [[0, 1, 2], [0, 5, 1], [0, 4, 1]]),
+    4: ([1], np.zeros((3, 0), np.int64)),
+}
 SECONDS, MEMORY, TIMES = 5.0, 200 * MIB, 10
 _BATCH = 250  # files a process
 
@@ -306,7 +309,8 @@ def main() -> None:
     parser.add_argument("--read", type=int, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.read:
-        _read_all(*options.read, options.seed)
+        first, last = options.read
+        _read_all(first, last, options.seed)
         return
     found = run(options.files, options.seed, options.keep)
     print("\n".join(found) or f"{options.files} files, seed {options.seed}: nothing found")

@@ -101,7 +101,8 @@ def _as_read(model: CaffeNet, image_rgb: np.ndarray, protocol: str) -> torch.Ten
 
 
 def _probs(model: CaffeNet, picture: torch.Tensor, script: Protocol) -> torch.Tensor:
-    return _zoomed(_grids(model, picture, script), script, *picture.shape[:2], slice(None))
+    height, width = picture.shape[:2]
+    return _zoomed(_grids(model, picture, script), script, height, width, slice(None))
 
 
 def _zoomed(
@@ -219,8 +220,8 @@ def refuse_beyond_memory(images: np.ndarray) -> Iterator[None]:
             raise
         count, height, width = images.shape[:3]
         raise InputError(
-            f"{count} image{'s' * (count > 1)} of {width}x{height} pixels: more memory needed than there is; with a CRF "
-            f"their probabilities take {count * height * width * 21 * 4 / 1e9:.1f} GB, and several times as much for "
+            f"{count} image{'s' * (count > 1)} of {width}x{height} pixels: more memory needed than there is; with a "
+            f"CRF their probabilities take {count * height * width * 21 * 4 / 1e9:.1f} GB, and several times as much for "
             "21 classes; inference.crf=false takes little more than the net"
         ) from error
 
