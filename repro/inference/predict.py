@@ -221,8 +221,8 @@ def refuse_beyond_memory(images: np.ndarray) -> Iterator[None]:
         count, height, width = images.shape[:3]
         raise InputError(
             f"{count} image{'s' * (count > 1)} of {width}x{height} pixels: more memory needed than there is; with a "
-            f"CRF their probabilities take {count * height * width * 21 * 4 / 1e9:.1f} GB, and several times as much for "
-            "21 classes; inference.crf=false takes little more than the net"
+            f"CRF their probabilities take {count * height * width * 21 * 4 / 1e9:.1f} GB, several times over, for 21 "
+            "classes; inference.crf=false takes little more than the net"
         ) from error
 
 
