@@ -11,8 +11,26 @@ import pytest
 import torch
 
 from parity_tests.conftest import GOLDEN, assert_close
+from parity_tests.onnx_nets import run_as_onnx
 from parity_tests.tolerances import CAFFE_LAYER_REL
+from repro.errors import InputError
 from repro.models.net import load_net
+
+# types, or settings of them, that have no form in ONNX: exporting says so by layer
+WITHOUT_ONNX = (
+    *(f"{kind}/" for kind in ("Accuracy", "BiasChannel", "Embed", "Filter", "Im2col", "SegAccuracy", "SPP")),
+    *(f"{kind}/" for kind in ("ContrastiveLoss", "EuclideanLoss", "HingeLoss", "InfogainLoss")),
+    *(f"{kind}/" for kind in ("MultinomialLogisticLoss", "SigmoidCrossEntropyLoss", "SoftmaxWithLoss")),
+    *(f"ArgMax/{setting}" for setting in ("axis1_top2_val", "maxval", "plain", "top3")),
+    *(f"Pooling/AVE_{setting}" for setting in ("hw", "k2s2", "k3s2", "k3s2p1", "k5s4p2")),
+    *(f"Pooling/MAX_{setting}" for setting in ("hw", "k5s4p2")),
+    "InnerProduct/axis2",
+    *(
+        f"graph/{name}"
+        for name in ("inception", "msc_shared", "propagate_down", "shared_params", "two_losses")
+    ),
+)
+OWN_STATISTICS = ("BatchNorm/train",)
 
 
 def recordings() -> list[str]:
@@ -50,6 +68,33 @@ def test_recorded_layer(golden, name, tmp_path):
         close(gradient(inputs[blob]), values, f"{name}: gradient of input {blob}")
     for layer, index, values in parameters(recorded, "param_diff"):
         close(gradient(net.params[layer][index]), values, f"{name}: gradient of parameter {index} of {layer}")
+
+
+def in_test_phase() -> list[str]:
+    """The recordings that ONNX can follow: not the batch's own statistics, and no net without an output."""
+    with h5py.File(GOLDEN / "layers_caffe.h5", "r") as file:
+        return [
+            name
+            for name in recordings()
+            if file[name].attrs["phase"] == "TEST" and name not in OWN_STATISTICS
+        ]
+
+
+@pytest.mark.parametrize("name", in_test_phase())
+def test_recorded_layer_in_onnx(golden, name, tmp_path):
+    recorded = golden("layers_caffe")[name]
+    (tmp_path / "net.prototxt").write_text(recorded.attrs["prototxt"])
+    net = load_net(tmp_path / "net.prototxt")
+    with torch.no_grad():
+        for layer, index, values in parameters(recorded, "params"):
+            net.params[layer][index].copy_(torch.from_numpy(values))
+    inputs = {blob: np.asarray(values[()]) for blob, values in recorded["inputs"].items()}
+    if name.startswith(WITHOUT_ONNX):
+        with pytest.raises(InputError, match="ONNX"):
+            run_as_onnx(net, inputs, net.outputs)
+        return
+    for blob, found in zip(net.outputs, run_as_onnx(net, inputs, net.outputs), strict=True):
+        close(torch.from_numpy(found), recorded["blobs"][blob], f"{name}: blob {blob} in ONNX")
 
 
 def shape_as_built(name: str, values: h5py.Dataset) -> tuple[int, ...]:

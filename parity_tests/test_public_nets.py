@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from parity_tests.conftest import assert_close
+from parity_tests.onnx_nets import run_as_onnx
 from parity_tests.public_nets import PUBLIC_NETS
-from parity_tests.tolerances import IMPORTER_REL
+from parity_tests.tolerances import IMPORTER_REL, ONNX_SCORES_REL
 from repro.models.net import CaffeNet, load_net
 from weights_conversion import write_caffemodel
 
@@ -83,3 +84,12 @@ def test_segnet_puts_values_back_where_they_came_from(tmp_path):
             x = block(x, f"conv_decode{index}", relu=False)
         x = F.conv2d(x, *net.params["conv_classifier"], padding=0).softmax(1)
     assert_close(blobs["prob"], x, IMPORTER_REL, "prob", relative_to_max=True)
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLIC_NETS if name not in SLOW])
+def test_outputs_are_onnxs(name, tmp_path):
+    net, image = build(name, tmp_path)
+    with torch.no_grad():
+        blobs = net.forward_blobs(torch.from_numpy(image))
+    for blob, theirs in zip(net.outputs, run_as_onnx(net, {"data": image}, net.outputs), strict=True):
+        assert_close(blobs[blob], theirs, ONNX_SCORES_REL, f"{name}: {blob}", relative_to_max=True)

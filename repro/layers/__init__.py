@@ -17,14 +17,11 @@ from repro.layers.losses import (
     seed_loss,
     sigmoid_cross_entropy_loss,
 )
-from repro.layers.pooling import CaffeAvePool, CaffeMaxPool
 from repro.layers.region_growing import grow_seeds
 from repro.layers.softmax import caffe_softmax
 
 __all__ = [
     "CRFParams",
-    "CaffeAvePool",
-    "CaffeMaxPool",
     "activation_maps",
     "balanced_seed_loss",
     "caffe_softmax",

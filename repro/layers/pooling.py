@@ -6,7 +6,7 @@ Caffe rounds the output size up and then drops a last window that would start in
 
 PyTorch's ``ceil_mode=True`` states the same rule. AVE divides by the window's size clipped to the *padded*
 input, so border windows of a 3x3 kernel with pad 1 still divide by 9: ``count_include_pad=True``.
-MAX never sees the padding. Both are thin here so that a net reads like its prototxt.
+MAX never sees the padding.
 
 Where PyTorch and Caffe part: Caffe allows a padding of more than half a kernel, and without padding it keeps a last
 window that lies outside of the image (stride larger than kernel), which is -FLT_MAX for MAX and 0 for AVE.
@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 
 Pair = tuple[int, ...]  # rows and columns
@@ -163,17 +162,3 @@ def _grow(out: torch.Tensor, sizes: Pair, value: float) -> torch.Tensor:
     """Adds the windows outside of the image that PyTorch leaves out."""
     missing_h, missing_w = sizes[0] - out.shape[-2], sizes[1] - out.shape[-1]
     return F.pad(out, (0, missing_w, 0, missing_h), value=value) if missing_h or missing_w else out
-
-
-class CaffeMaxPool(nn.MaxPool2d):
-    """``pooling_param { pool: MAX }``: (N, C, H, W) -> (N, C, H', W') with Caffe's output size."""
-
-    def __init__(self, kernel_size: int, stride: int, pad: int = 0) -> None:
-        super().__init__(kernel_size, stride=stride, padding=pad, ceil_mode=True)
-
-
-class CaffeAvePool(nn.AvgPool2d):
-    """``pooling_param { pool: AVE }``: (N, C, H, W) -> (N, C, H', W') with Caffe's output size and divisor."""
-
-    def __init__(self, kernel_size: int, stride: int, pad: int = 0) -> None:
-        super().__init__(kernel_size, stride=stride, padding=pad, ceil_mode=True, count_include_pad=True)

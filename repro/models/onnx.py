@@ -47,9 +47,16 @@ class Graph:
         self.nodes.append(node)
         return output
 
-    def emit(self, operator: str, inputs: Sequence[str], top: str, **attributes: Any) -> str:
-        """The node that gives a layer's top; it has the layer's name."""
-        return self.node(operator, *inputs, name=self.layer, output=top, **attributes)
+    def emit(
+        self, operator: str, inputs: Sequence[str], top: str, *, more: Sequence[str] = (), **attributes: Any
+    ) -> str:
+        """The node that gives a layer's top; it has the layer's name, and for a second top the top's behind it.
+        ``more`` are names of further outputs."""
+        again = any(node.name == self.layer for node in self.nodes)
+        name = f"{self.layer}/{top}" if again else self.layer
+        output = self.node(operator, *inputs, name=name, output=top, **attributes)
+        self.nodes[-1].output.extend(more)
+        return output
 
     def step(self, what: str, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
         """A node on the way to a layer's top, ``<layer>/<what>``."""

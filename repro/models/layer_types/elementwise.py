@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from repro.layers.elementwise import axpy, bias_channel, eltwise_max, eltwise_product, eltwise_sum
+from repro.models.layer_types.activations import number
 from repro.models.registry import Layer, register
 from weights_conversion.caffe_pb2 import BiasChannelParameter, EltwiseParameter
 
@@ -38,8 +39,9 @@ class Eltwise(Layer):
 
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
         operator = {EltwiseParameter.PROD: "Mul", EltwiseParameter.SUM: "Add", EltwiseParameter.MAX: "Max"}
-        if any(value != 1 for value in self.coefficients):
-            super().onnx(graph, bottoms, tops)
+        for index, value in enumerate(self.coefficients):
+            if value != 1:
+                bottoms[index] = graph.step(f"times{index}", "Mul", [bottoms[index], number(graph, value)])
         total = bottoms[0]
         for index, bottom in enumerate(bottoms[1:-1], start=1):
             total = graph.step(str(index), operator[self.operation], [total, bottom])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 
 from repro.layers.interp import interp, interp_size
@@ -29,3 +32,28 @@ class Interp(Layer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return interp(x, **self.arguments)
+
+    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        """Resize with aligned corners; the size is worked out in the graph, for images of any size."""
+
+        def numbers(*values: int) -> str:
+            return graph.constant("numbers_" + "_".join(map(str, values)), np.array(values, np.int64))
+
+        x, get = bottoms[0], self.arguments.get
+        if get("pad_beg", 0) or get("pad_end", 0):
+            begin, end = -get("pad_beg", 0), get("pad_end", 0) or np.iinfo(np.int64).max
+            x = graph.step("crop", "Slice", [x, numbers(begin, begin), numbers(end, end), numbers(2, 3)])
+        shape = graph.step("shape", "Shape", [x])
+        if "height" in self.arguments:
+            size = numbers(self.arguments["height"], self.arguments["width"])
+        else:
+            less = graph.step(
+                "less", "Sub", [graph.step("size", "Gather", [shape, numbers(2, 3)]), numbers(1)]
+            )
+            shrunk = graph.step("shrunk", "Div", [less, numbers(get("shrink_factor", 1))])
+            zoomed = graph.step("zoomed", "Mul", [shrunk, numbers(get("zoom_factor", 1))])
+            size = graph.step("new", "Add", [zoomed, numbers(1)])
+        front = graph.step("front", "Gather", [shape, numbers(0, 1)])
+        sizes = graph.step("sizes", "Concat", [front, size], axis=0)
+        modes = {"mode": "linear", "coordinate_transformation_mode": "align_corners"}
+        graph.emit("Resize", [x, "", "", sizes], tops[0], **modes)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from repro.layers.norms import lrn_across, lrn_within, mvn, normalize
+from repro.models.layer_types.activations import linear, number
 from repro.models.registry import Layer, register
 from weights_conversion.caffe_pb2 import FillerParameter, LRNParameter
 
@@ -34,7 +35,18 @@ class LRN(Layer):
 
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
         if not self.across:
-            super().onnx(graph, bottoms, tops)
+            square = graph.step("square", "Mul", bottoms * 2)
+            window = {
+                "kernel_shape": [self.size] * 2,
+                "pads": [(self.size - 1) // 2] * 4,
+                "count_include_pad": 1,
+            }
+            mean = graph.step("mean", "AveragePool", [square], **window)
+            scale = graph.step(
+                "scale", "Pow", [linear(graph, mean, self.alpha, 1.0), number(graph, -self.beta)]
+            )
+            graph.emit("Mul", [bottoms[0], scale], tops[0])
+            return
         graph.emit("LRN", bottoms, tops[0], size=self.size, alpha=self.alpha, beta=self.beta, bias=self.k)
 
 
@@ -52,6 +64,21 @@ class MVN(Layer):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return mvn(x, normalize_variance=self.variance, across_channels=self.across, eps=self.eps)
 
+    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        axes = list(range(1 if self.across else 2, len(self.shapes[0])))
+        mean = graph.step("mean", "ReduceMean", bottoms, axes=axes)
+        if not self.variance:
+            graph.emit("Sub", [bottoms[0], mean], tops[0])
+            return
+        centred = graph.step("centred", "Sub", [bottoms[0], mean])
+        square = graph.step("square", "Mul", [centred, centred])
+        deviation = graph.step(
+            "deviation", "Sqrt", [graph.step("variance", "ReduceMean", [square], axes=axes)]
+        )
+        graph.emit(
+            "Div", [centred, graph.step("divisor", "Add", [deviation, number(graph, self.eps)])], tops[0]
+        )
+
 
 @register("Normalize")
 class Normalize(Layer):
@@ -68,3 +95,11 @@ class Normalize(Layer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return normalize(x, self.weight, across_spatial=self.across, eps=self.eps)
+
+    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        axes = list(range(1, len(self.shapes[0]))) if self.across else [1]
+        total = graph.step("total", "ReduceSumSquare", bottoms, axes=axes)
+        norm = graph.step("norm", "Sqrt", [graph.step("sum", "Add", [total, number(graph, self.eps)])])
+        gain = self.weight.reshape(-1, *[1] * (len(self.shapes[0]) - 2))
+        scaled = graph.step("scaled", "Div", [bottoms[0], norm])
+        graph.emit("Mul", [scaled, graph.constant(f"{self.caffe_name}.gain", gain)], tops[0])

@@ -108,19 +108,12 @@ class Scale(Layer):
         return affine(x, self.weight if factor is None else factor, self.bias, axis=self.first)
 
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
-        after = len(self.shapes[0]) - self.first
-        if len(bottoms) > 1:
-            super().onnx(graph, bottoms, tops)
-        values = []
-        for name in self.fillers:
-            blob = self._parameters[name]
-            assert blob is not None
-            shape = (*blob.shape, *[1] * (after - blob.ndim))
-            values.append(graph.constant(f"{self.caffe_name}.{name}", blob.reshape(shape)))
+        factor = in_graph(self, graph, "weight", bottoms)
         if self.bias is None:
-            graph.emit("Mul", [bottoms[0], values[0]], tops[0])
+            graph.emit("Mul", [bottoms[0], factor], tops[0])
         else:
-            graph.emit("Add", [graph.step("weight", "Mul", [bottoms[0], values[0]]), values[1]], tops[0])
+            scaled = graph.step("weight", "Mul", [bottoms[0], factor])
+            graph.emit("Add", [scaled, in_graph(self, graph, "bias", bottoms[:1])], tops[0])
 
 
 @register("Bias")
@@ -141,11 +134,21 @@ class Bias(Layer):
         return x + expanded(self.bias if values is None else values, x, self.first)
 
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
-        if len(bottoms) > 1:
-            super().onnx(graph, bottoms, tops)
-        after = len(self.shapes[0]) - self.first - self.bias.ndim
-        shaped = self.bias.reshape(*self.bias.shape, *[1] * after)
-        graph.emit("Add", [bottoms[0], graph.constant(f"{self.caffe_name}.bias", shaped)], tops[0])
+        graph.emit("Add", [bottoms[0], in_graph(self, graph, "bias", bottoms)], tops[0])
+
+
+def in_graph(layer: Scale | Bias, graph: Any, name: str, bottoms: list[str]) -> str:
+    """The second bottom, or else the blob ``name``, in ONNX and in a shape that goes along the first bottom."""
+    axes = len(layer.shapes[0]) - layer.first
+    if len(bottoms) > 1:
+        missing = np.arange(len(layer.shapes[1]), axes)
+        if not len(missing):
+            return bottoms[1]
+        named = graph.constant("numbers_" + "_".join(map(str, missing)), missing.astype(np.int64))
+        return str(graph.step("along", "Unsqueeze", [bottoms[1], named]))
+    blob = layer.caffe_blobs()[name]
+    shape = (*blob.shape, *[1] * (axes - blob.ndim))
+    return str(graph.constant(f"{layer.caffe_name}.{name}", blob.reshape(shape)))
 
 
 def covered_axes(layer: Layer) -> tuple[int, tuple[int, ...]]:

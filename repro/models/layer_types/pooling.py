@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from repro.layers.pooling import (
@@ -76,7 +77,7 @@ class Pooling(Layer):
 
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
         maximum = self.method == PoolingParameter.MAX
-        if self.mask or self.method == PoolingParameter.STOCHASTIC:
+        if self.method == PoolingParameter.STOCHASTIC or (self.mask and self.whole):
             super().onnx(graph, bottoms, tops)
         if self.whole:
             graph.emit("GlobalMaxPool" if maximum else "GlobalAveragePool", bottoms, tops[0])
@@ -87,7 +88,18 @@ class Pooling(Layer):
         # every input size where p + stride <= kernel: then no window starts in the padding that Caffe would drop.
         if maximum and not self.floor and all(pad + stride <= kernel for kernel, stride, pad in sizes):
             behind = [pad + stride - 1 for _, stride, pad in sizes]
-            graph.emit("MaxPool", bottoms, tops[0], pads=[*self.pad, *behind], **common)
+            pads = [*self.pad, *behind]
+            if self.mask:
+                # ONNX counts places through the whole blob, Caffe through a plane
+                values = f"{tops[0]}/places"
+                graph.emit("MaxPool", bottoms, tops[0], more=[values], pads=pads, **common)
+                sides = graph.step(
+                    "sides", "Slice", [graph.step("shape", "Shape", bottoms), *_last_two(graph)]
+                )
+                plane = graph.step("plane", "ReduceProd", [sides], keepdims=0)
+                graph.node("Cast", graph.step("place", "Mod", [values, plane]), name=tops[1], to=1)
+                return
+            graph.emit("MaxPool", bottoms, tops[0], pads=pads, **common)
         elif not maximum and set(self.stride) == {1}:  # nothing to round; the divisor counts the padding
             pads = [*self.pad, *self.pad]
             graph.emit("AveragePool", bottoms, tops[0], pads=pads, count_include_pad=1, **common)
@@ -96,6 +108,12 @@ class Pooling(Layer):
                 "",
                 f"kernel {self.kernel}, stride {self.stride}, pad {self.pad} has no exact form in ONNX here",
             )
+
+
+def _last_two(graph: Any) -> list[str]:
+    """Start and end of a shape's last two numbers, for ONNX's Slice."""
+    ends = ((2,), (4,))
+    return [graph.constant(f"numbers_{end[0]}", np.array(end, np.int64)) for end in ends]
 
 
 @register("SPP")
@@ -147,3 +165,29 @@ class Upsample(Layer):
             for size, scale, missing in zip(x.shape[2:], self.scale, self.missing, strict=True)
         )
         return unpool(x, mask, self.size or (high, wide))
+
+    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        def numbers(*values: int) -> str:
+            return graph.constant("numbers_" + "_".join(map(str, values)), np.array(values, np.int64))
+
+        shape = graph.step("shape", "Shape", bottoms[:1])
+        front = graph.step("front", "Slice", [shape, numbers(0), numbers(2)])
+        if self.size:
+            size = numbers(*self.size)
+        else:
+            grown = graph.step(
+                "grown",
+                "Mul",
+                [graph.step("sides", "Slice", [shape, *_last_two(graph)]), numbers(*self.scale)],
+            )
+            size = graph.step("size", "Sub", [grown, numbers(*self.missing)])
+        cells = graph.step("cells", "ReduceProd", [size], keepdims=1)
+        flat = graph.step("flat", "Concat", [front, cells], axis=0)
+        zeros = graph.step("zeros", "ConstantOfShape", [flat])
+        values, mask = (
+            graph.step(name, "Reshape", [x, numbers(0, 0, -1)])
+            for name, x in zip(("values", "mask"), bottoms, strict=True)
+        )
+        places = graph.step("places", "Cast", [mask], to=7)
+        scattered = graph.step("scattered", "ScatterElements", [zeros, places, values], axis=2)
+        graph.emit("Reshape", [scattered, graph.step("whole", "Concat", [front, size], axis=0)], tops[0])

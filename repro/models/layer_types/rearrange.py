@@ -88,11 +88,8 @@ class Flatten(Layer):
         return x.flatten(self.first, self.last)
 
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
-        after = len(self.shapes[0]) - 1 - self.last
-        if after:  # sizes behind are taken from the net as built
-            super().onnx(graph, bottoms, tops)
-        dims = np.array([0] * self.first + [-1], np.int64)
-        graph.emit("Reshape", [*bottoms, graph.constant(f"{self.caffe_name}.dims", dims)], tops[0])
+        dims = [0] * self.first + [-1]
+        reshaped(graph, bottoms[0], dims, self.last + 1, len(self.shapes[0]), tops[0])
 
 
 @register("Reshape")
@@ -113,10 +110,20 @@ class Reshape(Layer):
         return reshape(x, self.dims, axis=self.first, num_axes=self.axes)
 
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
-        if self.first != 0 or self.axes != -1:
-            super().onnx(graph, bottoms, tops)
-        dims = graph.constant(f"{self.caffe_name}.dims", np.array(self.dims, np.int64))
-        graph.emit("Reshape", [*bottoms, dims], tops[0])
+        axes = len(self.shapes[0])
+        first = self.first if self.first >= 0 else axes + self.first + 1
+        stop = axes if self.axes == -1 else first + self.axes
+        reshaped(graph, bottoms[0], [0] * first + self.dims, stop, axes, tops[0])
+
+
+def reshaped(graph: Any, x: str, dims: list[int], stop: int, axes: int, top: str) -> None:
+    """ONNX's Reshape to ``dims`` and x's sizes from axis ``stop`` on; a 0 copies the size at its place, as Caffe's."""
+    shape = graph.constant("numbers_" + "_".join(map(str, dims)), np.array(dims, np.int64))
+    if stop < axes:
+        ends = [graph.constant(f"numbers_{end}", np.array([end], np.int64)) for end in (stop, axes)]
+        behind = graph.step("behind", "Slice", [graph.step("shape", "Shape", [x]), *ends])
+        shape = graph.step("dims", "Concat", [shape, behind], axis=0)
+    graph.emit("Reshape", [x, shape], top)
 
 
 @register("Permute")
@@ -200,6 +207,10 @@ class BatchReindex(Layer):
 
     def forward(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         return batch_reindex(x, index)
+
+    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        index = graph.step("index", "Cast", bottoms[1:], to=7)
+        graph.emit("Gather", [bottoms[0], index], tops[0], axis=0)
 
 
 @register("Filter")

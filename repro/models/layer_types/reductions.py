@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from repro.layers.reductions import accuracy, argmax, reduction, seg_accuracy
+from repro.models.layer_types.activations import number
 from repro.models.registry import Layer, register
 from weights_conversion.caffe_pb2 import ReductionParameter
 
@@ -40,6 +42,15 @@ class Reduction(Layer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return reduction(x, self.operation, axis=self.first, coeff=self.coeff)
+
+    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        operator = {"SUM": "ReduceSum", "ASUM": "ReduceL1", "SUMSQ": "ReduceSumSquare", "MEAN": "ReduceMean"}
+        axes = list(range(self.first, len(self.shapes[0])))
+        inputs, attributes = list(bottoms), {"axes": axes}
+        if self.operation == "SUM":  # which alone takes its axes as an input in this version of ONNX
+            inputs, attributes = [*bottoms, graph.constant(f"axes_{axes}", np.array(axes, np.int64))], {}
+        total = graph.step("total", operator[self.operation], inputs, keepdims=0, **attributes)
+        graph.emit("Mul", [total, number(graph, self.coeff)], tops[0])
 
 
 @register("ArgMax")
