@@ -43,7 +43,7 @@ class LRN(Layer):
             }
             mean = graph.step("mean", "AveragePool", [square], **window)
             scale = graph.step(
-                "scale", "Pow", [linear(graph, mean, self.alpha, 1.0), number(graph, -self.beta)]
+                "power", "Pow", [linear(graph, mean, self.alpha, 1.0), number(graph, -self.beta)]
             )
             graph.emit("Mul", [bottoms[0], scale], tops[0])
             return
