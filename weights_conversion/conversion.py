@@ -94,7 +94,8 @@ def convert_solverstate(
     weights = source.with_suffix(".safetensors")
     report = load_weights(model, weights)
     shapes = [tuple(parameter.shape) for parameter in model.parameters()]
-    if report.missing or [array.shape for array in state.history] != shapes:
+    kinds = len(state.history) // max(len(shapes), 1)  # of history: AdaDelta and Adam have two
+    if report.missing or [array.shape for array in state.history] != shapes * max(kinds, 1):
         raise CaffeFileError(f"{source}: not of this net: {report}")
     learned_net = target.with_name(target.name.replace(".solverstate", ".caffemodel"))
     write_caffemodel(model, learned_net)

@@ -26,7 +26,7 @@ from repro.layers import (
 )
 from repro.layers.dense_crf import TRAINING_SCALE, images_for_crf
 from repro.models import CaffeNet, build_model
-from repro.solver import CaffeSGD
+from repro.solver import build_solver
 from repro.training.loop import update
 from repro.training.objectives import Batch, Stage1Objective
 from repro.training.precision import LAYOUT, to_device
@@ -43,7 +43,7 @@ def training_rows(config: Config, inputs: Inputs, timer: Timer, references: bool
     """
     device, section = timer.device, config.stage1
     model = _model(config, device).train()
-    solver = CaffeSGD(model, section.solver)
+    solver = build_solver(model, section.solver)
     data = section.data
     grid = model.grid_size(data.new_height, data.new_width)
     dataset = ImageData(

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 import torch
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -58,8 +59,10 @@ def _plain(value: Any) -> Any:
 
 class SolverConfig(Section):
     """Caffe's ``SolverParameter``, the fields that matter here; defaults are Caffe's but for ``display``, which
-    shows and logs every iteration. ``snapshot_keep`` is not Caffe's: how many of the newest snapshots stay (0: all)."""
+    shows and logs every iteration. ``snapshot_keep`` is not Caffe's: how many of the newest snapshots stay (0: all).
+    ``momentum2`` is Adam's, ``rms_decay`` RMSProp's; ``delta`` is added where the last four types divide."""
 
+    type: Literal["SGD", "Nesterov", "AdaGrad", "RMSProp", "AdaDelta", "Adam"] = "SGD"
     base_lr: float = Field(gt=0)
     lr_policy: Literal["fixed", "step", "exp", "inv", "multistep", "poly", "sigmoid"]
     gamma: float = 0.0
@@ -69,6 +72,9 @@ class SolverConfig(Section):
     max_iter: NonNegative = 0
     iter_size: Positive = 1
     momentum: float = Field(default=0.0, ge=0, lt=1)
+    momentum2: float = Field(default=0.999, ge=0, lt=1)
+    rms_decay: float = Field(default=0.99, ge=0, lt=1)
+    delta: float = Field(default=1e-8, ge=0)
     weight_decay: float = Field(default=0.0, ge=0)
     regularization_type: Literal["L1", "L2"] = "L2"
     clip_gradients: float = -1.0
@@ -87,6 +93,19 @@ class SolverConfig(Section):
             raise ValueError(f"lr_policy inv needs gamma of at least 0, not {self.gamma}")
         if self.lr_policy == "multistep" and sorted(self.stepvalue) != self.stepvalue:
             raise ValueError(f"stepvalue must ascend, not {self.stepvalue}")
+        return self
+
+    @model_validator(mode="after")
+    def _type_has_its_numbers(self) -> Self:
+        if self.type in ("AdaGrad", "RMSProp") and self.momentum:
+            raise ValueError(f"type {self.type} has no momentum; expected momentum 0, found {self.momentum}")
+        if self.type in ("SGD", "Nesterov"):
+            return self
+        if not np.float32(self.delta) > 0:  # as Caffe holds it
+            raise ValueError(f"type {self.type} divides by delta where a gradient is 0: expected it above 0")
+        for name in ("momentum", "momentum2", "rms_decay"):
+            if np.float32(getattr(self, name)) == 1:
+                raise ValueError(f"{name} {getattr(self, name)}: is 1 in float32, expected it below 1")
         return self
 
     @classmethod

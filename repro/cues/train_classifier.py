@@ -22,7 +22,7 @@ from repro.inference.predict import load_every_layer
 from repro.models import CaffeNet, build_model
 from repro.run.experiment import LabelledSet, open_labelled, stage0_of
 from repro.run.folder import Run
-from repro.solver import CaffeSGD
+from repro.solver import build_solver
 from repro.training.loop import SolverLoop
 from repro.training.measured_filler import fill_by_first_batch
 from repro.training.objectives import ClassifierObjective
@@ -104,7 +104,7 @@ def train_classifier(config: Config, net: str, run: Run) -> Path:
                 section,
                 config.seed,
                 model,
-                CaffeSGD(model, section.solver),
+                build_solver(model, section.solver),
                 ClassifierObjective(data.batch_size),
                 images,
                 list_path,

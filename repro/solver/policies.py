@@ -36,13 +36,22 @@ def learning_rate(solver_config: SolverConfig | dict, iteration: int) -> float:
         case "fixed":
             return base_lr
         case "step" | "multistep":
-            return base_lr * gamma ** current_step(config, t)
+            return base_lr * _power(gamma, current_step(config, t))
         case "exp":
-            return base_lr * gamma**t
+            return base_lr * _power(gamma, t)
         case "inv":
-            return base_lr * (1 + gamma * t) ** -power
+            return base_lr * _power(1 + gamma * t, -power)
         case "poly":
-            return base_lr * max(0.0, 1 - t / config.max_iter) ** power
+            return base_lr * _power(max(0.0, 1 - t / config.max_iter), power)
         case "sigmoid":
             # 1 / (1 + e^-x) as tanh, which does not overflow
             return base_lr * 0.5 * (1 + math.tanh(0.5 * gamma * (t - config.stepsize)))
+
+
+def _power(base: float, exponent: float) -> float:
+    """C's ``pow``, which overflows to infinity where Python raises."""
+    try:
+        power: float = base**exponent
+    except (OverflowError, ZeroDivisionError):
+        return math.inf
+    return power

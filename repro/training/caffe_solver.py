@@ -39,7 +39,11 @@ from weights_conversion.net_comparison import Difference, compare_nets
 from weights_conversion.net_shapes import runs_in
 from weights_conversion.prototxt import Value
 
-_FLOATS = {"base_lr", "gamma", "power", "momentum", "weight_decay", "clip_gradients"}
+_FLOATS = {
+    *("base_lr", "gamma", "power", "momentum", "momentum2", "rms_decay", "delta"),
+    *("weight_decay", "clip_gradients"),
+}
+_TYPES = ("SGD", "Nesterov", "AdaGrad", "RMSProp", "AdaDelta", "Adam")  # by their numbers in solver_type
 _TAKEN = _FLOATS | {
     *("lr_policy", "stepsize", "stepvalue", "max_iter", "iter_size", "regularization_type"),
     *("average_loss", "snapshot"),
@@ -80,7 +84,7 @@ def load_solver(path: str, overrides: Sequence[str] = ()) -> SolverRun:
     """Read a solver prototxt and its train net as a configuration; ``key=value`` overrides come last.
 
     Raises:
-        InputError: a file that cannot be read, another solver than SGD, a net or a setting that is not among ours.
+        InputError: a file that cannot be read, a solver, a net or a setting that is not among ours.
     """
     solver = read_prototxt(path)
     fields = _solver_fields(solver, path)
@@ -135,10 +139,7 @@ def _number(message: Message, name: str, where: str, default: float) -> float:
 
 
 def _solver_fields(solver: Message, path: str) -> dict[str, Any]:
-    kind = _one(solver, "type", path, _one(solver, "solver_type", path, "SGD"))
-    if kind not in ("SGD", 0):
-        raise InputError(f"{path}: type {kind!r}: the papers' solver is SGD, no other is implemented")
-    fields: dict[str, Any] = {}
+    fields: dict[str, Any] = {"type": _solver_type(solver, path)}
     for name in _TAKEN & solver.keys():
         if name == "stepvalue":
             fields[name] = list(solver[name])
@@ -149,6 +150,20 @@ def _solver_fields(solver: Message, path: str) -> dict[str, Any]:
         if isinstance(value, str):
             fields[name] = str(value)
     return fields
+
+
+def _solver_type(solver: Message, path: str) -> str:
+    """``type``, or what ``solver_type``, its old form, is upgraded to (``UpgradeSolverType``)."""
+    if "solver_type" not in solver:
+        return str(_one(solver, "type", path, "SGD"))
+    if "type" in solver:
+        raise InputError(f"{path}: has type and solver_type, its old form; expected one of them")
+    old = _one(solver, "solver_type", path)
+    for number, kind in enumerate(_TYPES):
+        if old in (number, kind.upper()):
+            return kind
+    names = ", ".join(kind.upper() for kind in _TYPES)
+    raise InputError(f"{path}: solver_type: expected one of {names}, found {old!r}")
 
 
 def _train_net(solver: Message, path: str) -> tuple[Message, str]:

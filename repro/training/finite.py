@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from repro.models import CaffeNet
-from repro.solver import CaffeSGD
+from repro.solver import CaffeSolver
 from repro.training.objectives import Batch, Objective
 
 
@@ -68,7 +68,7 @@ def _watch(where: str, found: list[str]) -> Callable[[nn.Module, Any, torch.Tens
     return look
 
 
-def gradients(solver: CaffeSGD) -> list[torch.Tensor]:
+def gradients(solver: CaffeSolver) -> list[torch.Tensor]:
     """The gradients that the solver's next step will use."""
     parameters = (parameter for group in solver.param_groups for parameter in group["params"])
     return [parameter.grad for parameter in parameters if parameter.grad is not None]

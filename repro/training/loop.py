@@ -38,7 +38,7 @@ from repro.errors import InputError, StoppedError
 from repro.files import atomic_path
 from repro.models import CaffeNet
 from repro.run.folder import Step
-from repro.solver import CaffeSGD
+from repro.solver import CaffeSolver
 from repro.training.csv_log import CsvLog, Figures, Row
 from repro.training.finite import all_finite, first_not_finite, gradients
 from repro.training.objectives import Batch, Objective
@@ -53,7 +53,7 @@ Sums = dict[str, torch.Tensor]
 
 def update(
     net: nn.Module,
-    solver: CaffeSGD,
+    solver: CaffeSolver,
     objective: Objective,
     batches: Iterator[Batch],
     check: Callable[[Sums], None] | None = None,
@@ -127,7 +127,7 @@ class SolverLoop:
         section: Stage0Config | Stage1Config | Stage2Config,
         seed: int,
         model: CaffeNet,
-        solver: CaffeSGD,
+        solver: CaffeSolver,
         objective: Objective,
         dataset: DataLayer,
         list_path: Path,

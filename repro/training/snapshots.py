@@ -20,7 +20,7 @@ import torch
 from repro.errors import InputError, damaged
 from repro.files import atomic_path, file_sha256
 from repro.models import CaffeNet
-from repro.solver import CaffeSGD, current_step
+from repro.solver import CaffeSolver, current_step
 from weights_conversion import load_weights, read_pth, save_safetensors
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def snapshots(folder: Path) -> list[int]:
 
 
 def write_snapshot(
-    folder: Path, model: CaffeNet, solver: CaffeSGD, observed: dict[str, torch.Tensor]
+    folder: Path, model: CaffeNet, solver: CaffeSolver, observed: dict[str, torch.Tensor]
 ) -> None:
     """Write both files of the present iteration, each atomically, the state last; ``observed`` goes into it."""
     iteration = solver.iteration
@@ -56,7 +56,7 @@ def write_snapshot(
         torch.save(state, temporary)
 
 
-def resume(folder: Path, model: CaffeNet, solver: CaffeSGD) -> dict[str, torch.Tensor]:
+def resume(folder: Path, model: CaffeNet, solver: CaffeSolver) -> dict[str, torch.Tensor]:
     """Take over the newest snapshot in the folder that is whole, if there is one; returns its ``observed``.
 
     Damaged ones are passed over with a warning. They stay where they are until the run gets there again.

@@ -22,7 +22,7 @@ from repro.errors import InputError
 from repro.files import file_sha256
 from repro.models import CaffeNet, build_model
 from repro.run.folder import Run
-from repro.solver import CaffeSGD
+from repro.solver import CaffeSolver, build_solver
 from repro.training.loop import SolverLoop
 from repro.training.measured_filler import fill_by_first_batch, needs_measuring
 from repro.training.objectives import Objective, Stage1Objective, Stage2Objective
@@ -71,7 +71,7 @@ def train(config: Config, stage: int, run: Run) -> Path:
             _check_truth(section, dataset, config.model.num_classes)
             observer, objective = _objective(section, len(dataset))
             to_device(model, config, run.device)
-            solver = CaffeSGD(model, section.solver)
+            solver = build_solver(model, section.solver)
             if not snapshots(step.folder):
                 _warn_of_fillers(config, stage, section.init, needs_measuring(model, missing))
                 if section.init.filler == "lsuv" and distributed.is_first():  # the others get its weights
@@ -244,7 +244,7 @@ def _warn_of_fillers(config: Config, stage: int, init: InitConfig, hidden: list[
         )
 
 
-def _take_over(solver: CaffeSGD, path: str) -> None:
+def _take_over(solver: CaffeSolver, path: str) -> None:
     state = read_solverstate(path)
     try:
         solver.load_history(state.history, state.iter)
