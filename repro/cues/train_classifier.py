@@ -109,7 +109,7 @@ def train_classifier(config: Config, net: str, run: Run) -> Path:
                 images,
                 list_path,
                 step,
-                observer if held_out else None,
+                [observer] if held_out else [],
             ).run()
         return weights
 

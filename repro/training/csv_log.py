@@ -30,7 +30,7 @@ class Row(NamedTuple):
     smoothed: float
 
     def fields(self) -> dict[str, float]:
-        """What ``log.csv`` has of it."""
+        """What ``log.csv`` has of it, and figures that only observers read."""
         return {"iteration": self.iteration, "lr": self.rate, **self.figures}
 
 
@@ -142,8 +142,9 @@ class CsvLog:
         self.file.close()
 
     def write(self, fields: Mapping[str, float | None]) -> None:
-        """Append a row; floats get nine digits, None is an empty cell."""
-        self.writer.writerow({k: f"{v:.9g}" if isinstance(v, float) else v for k, v in fields.items()})
+        """Append a row of those fields that have a column; floats get nine digits, None is an empty cell."""
+        cells = {name: fields[name] for name in self.columns}
+        self.writer.writerow({k: f"{v:.9g}" if isinstance(v, float) else v for k, v in cells.items()})
 
     def sync(self) -> None:
         """Put the rows on the disk: a snapshot must not outlive the rows that led to it."""

@@ -21,9 +21,8 @@ import os
 import shutil
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -103,8 +102,8 @@ def on_device(batch: Batch, parameter: torch.Tensor) -> Batch:
     return {**moved, "images": moved["images"].contiguous(memory_format=LAYOUT)}
 
 
-class Observer(Protocol):
-    """Looks on while a stage trains and keeps a log of its own; it changes nothing.
+class Observer:
+    """Looks on while a stage trains; it changes nothing. Each method may be left as it is here.
 
     With several ranks each has one. What it gathers is to be the same on all of them, its log is the first's.
     """
@@ -112,11 +111,15 @@ class Observer(Protocol):
     def start(self, folder: Path, iteration: int, state: dict[str, torch.Tensor]) -> None:
         """The run begins at ``iteration``; ``state`` is what ``state()`` gave then, empty for a new run."""
 
+    def row(self, row: Row) -> None:
+        """A row of the log has arrived on the host; on CUDA that is after later iterations were queued."""
+
     def after(self, done: int) -> None:
         """``done`` iterations are done."""
 
     def state(self) -> dict[str, torch.Tensor]:
         """What it has gathered and not yet logged, for a snapshot; asked for after each iteration."""
+        return {}
 
 
 class SolverLoop:
@@ -132,9 +135,9 @@ class SolverLoop:
         dataset: DataLayer,
         list_path: Path,
         step: Step,
-        observer: Observer | None = None,
+        observers: Sequence[Observer] = (),
     ) -> None:
-        self.section, self.seed, self.observer = section, seed, observer
+        self.section, self.seed, self.observers = section, seed, observers
         self._observed: dict[str, torch.Tensor] = {}
         self.model, self.solver, self.objective = model, solver, objective
         self.dataset, self.list_path = dataset, list_path
@@ -176,8 +179,8 @@ class SolverLoop:
 
     def _iterate(self, batches: Iterator[Batch], interruption: Interruption) -> None:
         config, solver = self.section.solver, self.solver
-        if self.observer:
-            self.observer.start(self.folder, solver.iteration, self._observed)
+        for observer in self.observers:
+            observer.start(self.folder, solver.iteration, self._observed)
         self.model.train()
         net = self._net()
         latest: deque[torch.Tensor] = deque(maxlen=config.average_loss)
@@ -213,9 +216,11 @@ class SolverLoop:
                     for row in figures.send(iteration, rate, sums, smoothed):
                         self._report(row, log_file, bar)
                 bar.update()
-                if self.observer:
-                    self.observer.after(done)
-                    self._observed = self.observer.state()
+                for observer in self.observers:
+                    observer.after(done)
+                self._observed = {
+                    name: kept for observer in self.observers for name, kept in observer.state().items()
+                }
                 if is_last or stopped_by or (config.snapshot and done % config.snapshot == 0):
                     for row in figures.rest():
                         self._report(row, log_file, bar)
@@ -279,8 +284,12 @@ class SolverLoop:
         self._check_finite(row.iteration, row.figures)
         if log_file:
             log_file.write(row.fields())
+        for observer in self.observers:
+            observer.row(row)
         images = self.section.data.batch_size * self.solver.config.iter_size * (bar.format_dict["rate"] or 0)
-        parts = {name: f"{value:.4g}" for name, value in row.figures.items() if name != "loss"}
+        parts = {
+            name: f"{value:.4g}" for name, value in row.figures.items() if name in self.objective.columns
+        }
         bar.set_postfix(
             {"lr": f"{row.rate:.2g}", "loss": f"{row.smoothed:.4g}", **parts, "images/s": f"{images:.1f}"}
         )

@@ -5,7 +5,8 @@ Stage 1, DSRG     balanced seed on the grown cues + constrain; the CRF refines t
 Stage 2           softmax loss against pseudo labels sampled every 8th pixel, void ignored, mean over valid cells.
 
 An objective takes the net and a batch and returns named scalars: the losses by their Caffe layer names, which
-are summed (``loss_weight: 1``), and figures that are only reported.
+are summed (``loss_weight: 1``), and figures that are only reported: those among its ``columns`` in the log, others to
+observers. ``winners`` is how many classes win at least one cell of stage 1's mini-batch.
 
 With several ranks the batch is this rank's part of the mini-batch. Then the losses are what this part adds to the
 mini-batch's, so that their sum over the ranks, and that of the gradients, is what one process has; the figures are
@@ -95,7 +96,7 @@ class Stage1Objective:
         scores = net(images)
         probs = caffe_softmax(scores)
         crf_input = probs if config.variant == "dsrg" else scores
-        figures = {}
+        figures = {"winners": _winners(scores.detach())}
         if config.constrain or config.cues == "grown":
             refined = refine(crf_input, images, variant=config.variant)
             log_result, raised = crf_log(crf_input, images, variant=config.variant, refined=refined)
@@ -134,6 +135,12 @@ class ClassifierObjective:
     def __call__(self, net: Net, batch: Batch) -> Outcome:
         loss = sigmoid_cross_entropy_loss(net(batch["images"]), batch["labels"])
         return Outcome(_shares({"loss": loss}, len(batch["images"]), self.batch_size))
+
+
+def _winners(scores: torch.Tensor) -> torch.Tensor:
+    winner = scores.argmax(dim=1).flatten()
+    hits = scores.new_zeros(scores.shape[1]).scatter_(0, winner, 1.0)
+    return (distributed.add_up(hits) > 0).sum()
 
 
 def _shares(losses: dict[str, torch.Tensor], images: int, batch_size: int | None) -> dict[str, torch.Tensor]:

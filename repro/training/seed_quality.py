@@ -15,11 +15,12 @@ from repro.data.labels import LabelledImages
 from repro.metrics import seed_figures, seed_matrix
 from repro.models import CaffeNet
 from repro.training.csv_log import CsvLog
+from repro.training.loop import Observer
 from repro.training.objectives import Batch
 from repro.training.precision import LAYOUT
 
 
-class SeedQuality:
+class SeedQuality(Observer):
     """``seed_quality.csv``: precision, recall and IoU of the seeds that stage 1 trains on, and the share of the pixels
     that they label, after each pass through the images (Fig. 4 of the DSRG paper).
 
@@ -88,7 +89,7 @@ def average_precision(scores: npt.NDArray[np.floating], present: npt.NDArray[np.
     return float(best_beyond[hits].mean())
 
 
-class HeldOutPrecision:
+class HeldOutPrecision(Observer):
     """``average_precision.csv``: mean and per class, every ``interval`` iterations and after the last.
 
     The mean is over the classes that the held-out images show; the cells of the others are empty.
@@ -123,9 +124,6 @@ class HeldOutPrecision:
             }
             known = [value for value in found.values() if value is not None]
             self._log.write({"iteration": done, "mean": sum(known) / len(known), **found})
-
-    def state(self) -> dict[str, torch.Tensor]:
-        return {}
 
     @torch.inference_mode()
     def _scores(self) -> tuple[np.ndarray, np.ndarray]:

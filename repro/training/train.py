@@ -23,7 +23,8 @@ from repro.files import file_sha256
 from repro.models import CaffeNet, build_model
 from repro.run.folder import Run
 from repro.solver import CaffeSolver, build_solver
-from repro.training.loop import SolverLoop
+from repro.training.collapse import SEED_TERMS, CollapseWatch
+from repro.training.loop import Observer, SolverLoop
 from repro.training.measured_filler import fill_by_first_batch, needs_measuring
 from repro.training.objectives import Objective, Stage1Objective, Stage2Objective
 from repro.training.precision import to_device
@@ -69,7 +70,7 @@ def train(config: Config, stage: int, run: Run) -> Path:
             dataset = _dataset(section, stage, files, config.model.num_classes, model)
             survey_images(dataset.image_paths())
             _check_truth(section, dataset, config.model.num_classes)
-            observer, objective = _objective(section, len(dataset))
+            observers, objective = _objective(section, len(dataset), config.model.num_classes)
             to_device(model, config, run.device)
             solver = build_solver(model, section.solver)
             if not snapshots(step.folder):
@@ -88,7 +89,7 @@ def train(config: Config, stage: int, run: Run) -> Path:
                 _take_over(solver, section.init.solverstate)
             list_path = Path(files["list"])
             SolverLoop(
-                section, config.seed, model, solver, objective, dataset, list_path, step, observer
+                section, config.seed, model, solver, objective, dataset, list_path, step, observers
             ).run()
         return step.folder / f"iter_{section.solver.max_iter}.safetensors"
 
@@ -116,18 +117,21 @@ def _files(section: Stage1Config | Stage2Config, stage: int) -> dict[str, str]:
     return files
 
 
-def _objective(section: Stage1Config | Stage2Config, images: int) -> tuple[SeedQuality | None, Objective]:
-    """What the stage minimises, and what watches its seeds."""
+def _objective(
+    section: Stage1Config | Stage2Config, images: int, num_classes: int
+) -> tuple[list[Observer], Objective]:
+    """What the stage minimises, and what watches it."""
     if isinstance(section, Stage2Config):
-        return None, Stage2Objective(section.data.label_shrink)
+        return [], Stage2Objective(section.data.label_shrink)
+    collapse = CollapseWatch(num_classes, SEED_TERMS[section.loss.seed])
     if section.data.truth_root is None:
-        return None, Stage1Objective(section.loss, section.data.batch_size)
+        return [collapse], Stage1Objective(section.loss, section.data.batch_size)
     log.info(
         "masks of %s: for the log of the seeds' quality alone; training does not see them",
         section.data.truth_root,
     )
     quality = SeedQuality(images, section.data.batch_size * section.solver.iter_size)
-    return quality, Stage1Objective(section.loss, section.data.batch_size, quality.watch)
+    return [collapse, quality], Stage1Objective(section.loss, section.data.batch_size, quality.watch)
 
 
 def _cues_are_pngs(section: Stage1Config | Stage2Config) -> bool:
