@@ -112,7 +112,7 @@ def test_a_saturated_net_is_told_in_training(golden, tmp_path, caplog):
         *(
             f"init.weights={tmp_path}/dead.safetensors",
             f"output={tmp_path}/run",
-            f"solver.max_iter={AT_FLOOR + 5}",
+            f"solver.max_iter={AT_FLOOR + 2}",
         ),
     ]
     with caplog.at_level(logging.WARNING):
