@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ import torch.nn.functional as F
 
 from parity_tests.conftest import assert_close
 from parity_tests.tolerances import SOLVER
-from repro.config import SolverConfig
+from repro.config import SolverConfig, load_config
 from repro.errors import InputError
 from repro.models import build_model
+from repro.run import forecast
 from repro.solver import CaffeSGD, build_solver, learning_rate
 from repro.training.snapshots import write_snapshot
 from weights_conversion import convert_solverstate, read_solverstate, write_solverstate
@@ -199,6 +201,18 @@ def test_a_snapshot_becomes_caffes(tmp_path, kind, ending):
         solver.step()
     for (name, left), right in zip(nets[0].named_parameters(), nets[1].parameters(), strict=True):
         assert torch.equal(left, right), name
+
+
+def test_a_forecast_counts_both_histories(tmp_path):
+    sizes = {}
+    for kind in ("SGD", "Adam"):
+        fields = [f"stage1.solver.type={kind}", "stage1.solver.max_iter=1", "stage1.solver.snapshot=1"]
+        planned = SimpleNamespace(config=load_config("mini", fields), folder=tmp_path)
+        rates = {
+            forecast._training_key(forecast._device(planned), planned.config.model_dump(), "stage1"): 1.0
+        }
+        sizes[kind] = forecast._training(planned, "stage1", rates).size - 100  # its line of the log
+    assert sizes["Adam"] == 1.5 * sizes["SGD"] > 0
 
 
 @pytest.mark.parametrize("kind", TYPES)

@@ -3,7 +3,7 @@
 Rates are measured where a finished step of the same net, size, batch, precision and device has its time in a
 manifest. Elsewhere they are a model: the net's multiplications and additions, three times forward for a training
 step, at half the device's measured rate of float32 matrix products; plus the CPU's measured cost of the dense CRF
-(docs/performance.md). Disk: 4 bytes a weight and as many for its history in each snapshot, and 6 kB a mask.
+(docs/performance.md). Disk: for each snapshot 4 bytes a weight and as many for each kind of history, 6 kB a mask.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from repro.models import build_model
 from repro.run.experiment import open_experiment
 from repro.run.folder import device_name, resolve_device
 from repro.run.plan import PlannedRun
+from repro.solver import SOLVERS
 from repro.training.snapshots import snapshots
 
 _MASK_BYTES = 6_000
@@ -100,11 +101,9 @@ def _training(planned: PlannedRun, stage: str, rates: dict[str, float]) -> Work:
         rate = 3 * images * _flops(planned.config, side, side) / _rate(resolve_device(planned.config.device))
         if stage == "stage1":
             rate += images * _crf_seconds(planned.config, (side / 8) ** 2)
-    weights = 4 * _parameters(planned.config)
+    snapshot = 4 * _parameters(planned.config) * (1 + len(SOLVERS[solver.type].histories))
     kept = -(-left // solver.snapshot) if solver.snapshot else int(left > 0)
-    return Work(
-        stage, left, solver.max_iter, left * (rate or 0), 2 * weights * kept + 100 * left, key in rates
-    )
+    return Work(stage, left, solver.max_iter, left * (rate or 0), snapshot * kept + 100 * left, key in rates)
 
 
 def _predicting(planned: PlannedRun, step: str, settings: Any, images: int, rates: dict[str, float]) -> Work:

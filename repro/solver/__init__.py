@@ -18,7 +18,7 @@ from repro.solver.types import (
     CaffeSGD,
 )
 
-_TYPES: dict[str, type[CaffeSolver]] = {
+SOLVERS: dict[str, type[CaffeSolver]] = {
     solver.type: solver
     for solver in (CaffeSGD, CaffeNesterov, CaffeAdaGrad, CaffeRMSProp, CaffeAdaDelta, CaffeAdam)
 }
@@ -42,7 +42,7 @@ def build_solver(
         InputError: bad settings.
     """
     config = SolverConfig.of(config)
-    return _TYPES[config.type](net_or_groups, config)
+    return SOLVERS[config.type](net_or_groups, config)
 
 
-__all__ = ["CaffeSGD", "CaffeSolver", "build_solver", "current_step", "learning_rate"]
+__all__ = ["SOLVERS", "CaffeSGD", "CaffeSolver", "build_solver", "current_step", "learning_rate"]
