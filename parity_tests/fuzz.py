@@ -31,9 +31,10 @@ from parity_tests.bad_input import MIB, SEEDS, _peak, _saved, mutated
 from repro.config import load_config
 from repro.data import CocoInstances
 from repro.data.cues import CueFile, write_cues
+from repro.data.image_list import read_id_list, read_pairs_list
 from repro.data.images import read_image_rgb
 from repro.data.labels import read_labels
-from repro.data.voc import read_id_list, read_mask, read_pairs_list
+from repro.data.voc import read_mask
 from repro.data.voc_xml import read_xml
 from repro.fetch.archives import unpack
 from repro.fetch.catalogue import read_catalogue

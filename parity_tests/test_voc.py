@@ -1,4 +1,4 @@
-"""VOC's colours, masks and lists, on the sample and on bad files."""
+"""VOC's colours, and masks, on the sample and on bad files."""
 
 from __future__ import annotations
 
@@ -7,18 +7,8 @@ import pytest
 from PIL import Image
 
 from repro.constants import VOID
-from repro.data.voc import (
-    CLASS_NAMES,
-    CueLine,
-    LabelLine,
-    VocLayout,
-    colour_palette,
-    read_id_list,
-    read_label_list,
-    read_mask,
-    read_pairs_list,
-    write_mask,
-)
+from repro.data.image_list import read_id_list
+from repro.data.voc import CLASS_NAMES, VocLayout, colour_palette, read_mask, write_mask
 from repro.errors import InputError
 
 
@@ -135,80 +125,3 @@ def test_missing_mask_and_wrong_array(tmp_path):
         with pytest.raises(InputError, match="uint8"):
             write_mask(tmp_path / "mask.png", wrong)
     assert not (tmp_path / "mask.png").exists()
-
-
-# --- lists --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def list_of(tmp_path):
-    def write(content: bytes | str):
-        path = tmp_path / "list.txt"
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return path
-
-    return write
-
-
-@pytest.mark.parametrize("content", ["a\nb\n", "a\r\nb\r\n", "\n  a \n\nb", "\ufeffa\nb\n"])
-def test_id_lists(list_of, content):
-    assert read_id_list(list_of(content)) == ["a", "b"]
-
-
-def test_pairs_and_label_lists(list_of):
-    path = list_of("x.jpg 3\r\n\r\ny.jpg\t0\nx.jpg 3\n")
-    assert read_pairs_list(path) == [CueLine("x.jpg", 3, 1), CueLine("y.jpg", 0, 3), CueLine("x.jpg", 3, 4)]
-    path = list_of("/JPEGImages/x.jpg /labels/x.png\n")
-    assert read_label_list(path) == [LabelLine("/JPEGImages/x.jpg", "/labels/x.png", 1)]
-
-
-def test_sample_list(voc_sample):
-    lines = read_pairs_list(voc_sample / "input_list.txt")
-    assert len(lines) == 10582
-    assert lines[0] == CueLine("2008_007028.jpg", 0, 1)
-    assert sorted(line.cue_index for line in lines) == list(range(10582))
-
-
-@pytest.mark.parametrize(
-    ("read", "content", "reason"),
-    [
-        (read_id_list, "", "is empty"),
-        (read_id_list, "\n \n", "is empty"),
-        (read_id_list, "a\nb c\n", ":2: 'b c', one image name expected"),
-        (read_id_list, "a\nb\na\n", ":3: 'a' again .see line 1."),
-        (read_id_list, b"a\n\xff\xfe\n", "not UTF-8"),
-        (read_id_list, "a\n../b\n", ":2: '../b' leads out of its folder"),
-        (read_id_list, "a/../../b\n", ":1: 'a/../../b' leads out"),
-        (read_id_list, "..\n", ":1: '..' leads out"),
-        (read_id_list, "a\\..\\b\n", ":1: .* leads out"),
-        (read_id_list, "a\0b\n", ":1: 'a.x00b' leads out"),
-        (read_id_list, "/etc/passwd\n", ":1: '/etc/passwd' is an absolute path"),
-        (read_pairs_list, "../x.jpg 1\n", ":1: '../x.jpg' leads out"),
-        (read_label_list, "x.jpg a/../../y.png\n", ":1: 'a/../../y.png' leads out"),
-        (read_pairs_list, "", "is empty"),
-        (read_pairs_list, "x.jpg 1\ny.jpg\n", ":2: 'y.jpg', '<image> <cue index>' expected"),
-        (read_pairs_list, "x.jpg 1 2\n", ":1: 'x.jpg 1 2'"),
-        (read_pairs_list, "x.jpg -1\n", ":1: cue index '-1'"),
-        (read_pairs_list, "x.jpg 1.0\n", ":1: cue index '1.0'"),
-        (read_pairs_list, "x.jpg 1_0\n", ":1: cue index '1_0'"),
-        (read_pairs_list, "x.jpg cat\n", ":1: cue index 'cat'"),
-        (read_pairs_list, "x.jpg " + "9" * 30, ":1: cue index"),
-        (read_label_list, "x.jpg y.png\nx.jpg\n", ":2: 'x.jpg', '<image> <label>' expected"),
-        (read_label_list, "", "is empty"),
-    ],
-)
-def test_bad_lists_name_file_line_and_what_was_expected(list_of, read, content, reason):
-    path = list_of(content)
-    with pytest.raises(InputError, match=reason) as caught:
-        read(path)
-    assert str(caught.value).startswith(str(path))
-    assert "expected" in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("read", [read_id_list, read_pairs_list, read_label_list])
-def test_missing_lists(tmp_path, read):
-    with pytest.raises(InputError, match="no such list"):
-        read(tmp_path / "absent.txt")
-    with pytest.raises(InputError, match="cannot be read"):
-        read(tmp_path)

@@ -13,7 +13,7 @@ from repro.cli.shared import ConfigOption, DeviceOption, Overrides, SeedOption, 
 from repro.config import load_config, profile_names
 from repro.constants import VOID
 from repro.data import CLASS_NAMES, read_id_list
-from repro.data.voc import read_text
+from repro.data.image_list import read_text
 from repro.errors import InputError, printable
 from repro.files import write_json
 from repro.inference.evaluate import evaluate_folder
@@ -88,7 +88,7 @@ def train(
 def evaluate(
     pred: Annotated[Path, typer.Option(help="Folder of predicted masks, <id>.png.")],
     gt: Annotated[Path, typer.Option(help="Folder of ground-truth masks, <id>.png (indices; 255 is void).")],
-    ids: Annotated[Path, typer.Option("--list", help="Ids, one a line.")],
+    ids: Annotated[Path, typer.Option("--list", help="The images: x, x.jpg, or a training list's lines.")],
     num_classes: Annotated[
         int | None,
         typer.Option(min=2, max=VOID, help="Classes, background included.", show_default="VOC's 21"),

@@ -13,7 +13,7 @@ from repro import distributed
 from repro.cli.shared import ConfigOption, DeviceOption, Overrides, app, images_of, load, report_masks, say
 from repro.config import Config, PredictConfig
 from repro.data import find_images, read_id_list
-from repro.data.voc import list_line
+from repro.data.image_list import list_line
 from repro.errors import InputError
 from repro.export import GraphName, PrecisionName
 from repro.files import write_text
@@ -37,7 +37,7 @@ def predict(
     images: Annotated[Path, typer.Option(help="An image or a folder of images.")],
     out: Annotated[Path, typer.Option(help="Folder for the palette PNGs.")],
     overrides: Overrides = None,
-    ids: Annotated[Path | None, typer.Option("--list", help="Only the ids of this list, one a line.")] = None,
+    ids: Annotated[Path | None, typer.Option("--list", help="Only the images of this list.")] = None,
     submission: Annotated[
         Path | None,
         typer.Option(help="Pack the masks for VOC's test server, too: a .tar.gz.", show_default=False),
@@ -221,7 +221,7 @@ def export(
 )
 def check_submission_archive(
     archive: Annotated[Path, typer.Argument(help="The .tar.gz for VOC's test server.")],
-    ids: Annotated[Path, typer.Option("--list", help="VOC 2012's test.txt.")],
+    ids: Annotated[Path, typer.Option("--list", help="VOC 2012's test.txt, or another list of images.")],
     images: Annotated[
         Path | None, typer.Option(help="The test images, to compare sizes with.", show_default=False)
     ] = None,

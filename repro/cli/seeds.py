@@ -91,7 +91,7 @@ def seeds_score(
     input_list: Annotated[
         Path | None, typer.Option("--list", help="The cue file's list, lines 'image index'.")
     ] = None,
-    ids: Annotated[Path | None, typer.Option(help="Only the images of this list, one a line.")] = None,
+    ids: Annotated[Path | None, typer.Option(help="Only the images of this list.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the figures as JSON, too.")] = None,
 ) -> None:
     """Precision, recall and IoU of cues against masks, and the share of the pixels they label."""

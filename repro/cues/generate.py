@@ -36,11 +36,11 @@ from repro.data import (
 )
 from repro.data.cues import cell_counts
 from repro.data.datasets import Item, tensor
+from repro.data.image_list import list_line, read_cue_indices
 from repro.data.image_survey import survey_images
 from repro.data.images import open_image
 from repro.data.labels import CLASSIFIER_MEAN_BGR, present
 from repro.data.mask_set import MaskSet
-from repro.data.voc import list_line, read_cue_indices
 from repro.errors import InputError
 from repro.files import atomic_path, file_sha256, json_sha256, write_json, write_text
 from repro.inference.predict import load_every_layer

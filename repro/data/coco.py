@@ -20,8 +20,9 @@ from pycocotools import mask as coco_mask
 from repro.constants import MEAN_BGR, VOID
 from repro.data.cues import CellTruth
 from repro.data.datasets import Item, located_pairs, naming, tensor
+from repro.data.image_list import image_name, read_label_list
 from repro.data.images import MAX_PIXELS, read_image_bgr, subtract_mean
-from repro.data.voc import read_label_list, read_mask, write_mask
+from repro.data.voc import read_mask, write_mask
 from repro.errors import InputError, damaged
 from repro.files import path_inside
 from repro.layers.resize import zoom_to
@@ -122,7 +123,7 @@ class AnnotationCOCO:
             "index": index,
         }
         if self.truth is not None:
-            counts = naming(where, self.truth.counts, Path(self.lines[index].image).stem)
+            counts = naming(where, self.truth.counts, image_name(self.lines[index].image))
             item["truth"] = tensor(counts[:, :, ::flip])
         return item
 

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 
 from repro.data.datasets import located, naming
+from repro.data.image_list import read_text
 from repro.data.images import read_image_bgr
-from repro.data.voc import read_mask, read_text
+from repro.data.voc import read_mask
 from repro.errors import InputError
 from repro.guard import read_hdf5
 from repro.layers.resize import resize_bilinear_u8

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,8 +19,9 @@ import torch
 from repro.constants import MEAN_BGR, VOID
 from repro.data.cues import CellTruth, CueFile
 from repro.data.image_cache import KeptImages
-from repro.data.images import read_image_bgr, read_image_rgb, subtract_mean
-from repro.data.voc import CLASS_NAMES, LabelLine, read_label_list, read_mask, read_pairs_list
+from repro.data.image_list import LabelLine, image_name, read_label_list, read_pairs_list
+from repro.data.images import IMAGE_SUFFIXES, read_image_bgr, read_image_rgb, subtract_mean
+from repro.data.voc import CLASS_NAMES, read_mask
 from repro.errors import InputError
 from repro.layers.resize import resize_bilinear_u8
 
@@ -110,7 +110,7 @@ class ImageData:
         }
         if self.truth is not None:
             where = f"{self._list}:{line.line}"
-            item["truth"] = tensor(naming(where, self.truth.counts, Path(line.image).stem)[:, :, ::flip])
+            item["truth"] = tensor(naming(where, self.truth.counts, image_name(line.image))[:, :, ::flip])
         return item
 
     def keep(self, limit: int) -> None:
@@ -131,7 +131,8 @@ class ImageSegData:
 
     Args:
         image_root, label_root: what the two paths of a line are appended to.
-        list_path: lines ``image label``; the labels are PNGs of class indices, 255 = ignore.
+        list_path: lines ``image label``, or ``image`` alone, whose label is ``<name>.png``; the labels are PNGs of
+            class indices, 255 = ignore.
         crop_size: rows and columns of the result.
         rgb: swap the channels, as `repro.data.coco.AnnotationCOCO` does; the mean's order stays.
 
@@ -207,6 +208,7 @@ def tensor(array: np.ndarray) -> torch.Tensor:
 def located(root: PathLike, names: Iterable[str], list_path: str, lines: Iterable[int]) -> list[str]:
     """``root`` + name as text of each name, which is what Caffe does; a folder need not end in a slash.
 
+    A name that is no file may lack its suffix: an image's is tried.
     Raises InputError naming list and line of the first that is no file. Folders are listed once: asked for one by one,
     80,000 files take seconds, and minutes on a network.
     """
@@ -219,10 +221,12 @@ def located(root: PathLike, names: Iterable[str], list_path: str, lines: Iterabl
         folder, _, own = path.rpartition("/")
         if folder not in listed:
             listed[folder] = _files_in(folder)
-        if own not in listed[folder] and not os.path.isfile(
-            path
-        ):  # the file system may take other spellings, too
-            raise InputError(f"{list_path}:{line}: no such file: {path}")
+        # the file system may take other spellings, too
+        if own not in listed[folder] and not os.path.isfile(path):
+            suffix = next((end for end in IMAGE_SUFFIXES if f"{own}{end}" in listed[folder]), None)
+            if suffix is None:
+                raise InputError(f"{list_path}:{line}: no such file: {path}")
+            path += suffix
         paths.append(path)
     return paths
 

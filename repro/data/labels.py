@@ -21,8 +21,8 @@ import numpy as np
 from repro.data.coco import CocoInstances
 from repro.data.cues import HDF5_SUFFIXES, PICKLE_SUFFIXES, CueFile
 from repro.data.datasets import Item, tensor
+from repro.data.image_list import image_name, read_cue_indices, read_text
 from repro.data.images import read_image_bgr, subtract_mean
-from repro.data.voc import read_cue_indices, read_text
 from repro.data.voc_xml import read_xml
 from repro.errors import InputError
 from repro.files import write_text
@@ -219,7 +219,7 @@ def _read_text_labels(path: Path, indices: Mapping[str, int]) -> Labels:
         where = f"{path}:{number}"
         if number == 1 and file_name.lower() in _HEADERS and not set(names) & indices.keys():
             continue
-        name = Path(file_name).stem
+        name = image_name(file_name)
         if files.setdefault(name, file_name) != file_name:
             raise InputError(f"{where}: {files[name]} and {file_name} would share their labels and cues")
         if not names:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Literal
 
 from repro.data.cues import CueFile
-from repro.data.voc import VocLayout, data_folder, read_pairs_list
+from repro.data.image_list import read_pairs_list
+from repro.data.voc import VocLayout, data_folder
 from repro.errors import InputError
 from repro.fetch.archives import unpack
 from repro.fetch.catalogue import LOCK_NAME, ArchiveContent, LockFile, Pin, Source, check_file, read_catalogue

@@ -12,11 +12,12 @@ import numpy as np
 from repro.config import Config, Stage0Config
 from repro.constants import VOID
 from repro.data import CueFile, VocLayout, find_images, read_id_list, read_mask
+from repro.data.image_list import read_cue_indices
 from repro.data.images import IMAGE_SUFFIXES
 from repro.data.labels import Labels, labels_of, read_labels
 from repro.data.mask_set import check_masks
 from repro.data.mini import build_mini
-from repro.data.voc import CUE_NAMES, INPUT_LIST_NAMES, data_folder, found_beside, read_cue_indices
+from repro.data.voc import CUE_NAMES, INPUT_LIST_NAMES, data_folder, found_beside
 from repro.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -157,7 +158,7 @@ def open_labelled(config: Config) -> LabelledSet:
 
     labels = read_labels(source, dataset.classes, input_list=input_list or dataset.input_list)
     if listed is not None:
-        names = [Path(name).stem for name in read_id_list(listed)]
+        names = read_id_list(listed)
         if absent := [name for name in names if name not in found]:
             raise InputError(f"{listed}: {absent[0]} has no image in {data.image_root or dataset.root}")
     elif data.image_root is not None:

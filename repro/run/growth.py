@@ -16,7 +16,7 @@ from repro import distributed
 from repro.config import Config
 from repro.constants import VOID
 from repro.data import ImageData, write_mask
-from repro.data.voc import list_line
+from repro.data.image_list import list_line
 from repro.errors import InputError
 from repro.files import write_text
 from repro.inference.predict import load_model

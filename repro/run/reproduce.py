@@ -25,7 +25,7 @@ from repro import distributed
 from repro.config import Config, PredictConfig, Stage1Data, Stage2Data
 from repro.cues.generate import make_cues
 from repro.cues.train_classifier import SEED_CLASSIFIERS, train_classifier
-from repro.data.voc import list_line, read_cue_indices
+from repro.data.image_list import list_line, read_cue_indices
 from repro.errors import InputError
 from repro.files import file_sha256, write_json
 from repro.inference.batch_predict import predict_folder

@@ -16,6 +16,7 @@ import torch
 from repro import distributed
 from repro.config import Config, InitConfig, Mark, Stage1Config, Stage2Config, shaping
 from repro.data import AnnotationCOCO, ImageData, ImageSegData, read_label_list
+from repro.data.image_list import image_name
 from repro.data.image_survey import survey_images
 from repro.data.mask_set import check_masks
 from repro.errors import InputError
@@ -203,7 +204,7 @@ def _check_truth(
     """Raise InputError where the masks that seeds are compared with hold no class."""
     if isinstance(section, Stage1Config) and section.data.truth_root is not None:
         root = Path(section.data.truth_root)
-        names = (Path(line.image).stem for line in dataset.lines)
+        names = (image_name(line.image) for line in dataset.lines)
         check_masks((root / f"{name}.png" for name in names), num_classes)
 
 
