@@ -268,7 +268,7 @@ class CaffeNet(nn.Module):
     def _inferred(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
         """All shapes for inputs of these, from running the net on the meta device."""
         inputs = {name: meta(shape) for name, shape in shapes.items()}
-        blobs = self._run_layers(inputs, self._plan(frozenset(inputs), None))
+        blobs = self._run_layers(inputs, self._plan(frozenset(inputs), None), shapes_alone=True)
         return {name: tuple(blob.shape) for name, blob in blobs.items()}
 
     @property
@@ -357,7 +357,7 @@ class CaffeNet(nn.Module):
                 return self._run_layers(given, plan)
         return self._run_layers(given, plan)
 
-    def _run_layers(self, given: Blobs, plan: _Plan) -> Blobs:
+    def _run_layers(self, given: Blobs, plan: _Plan, *, shapes_alone: bool = False) -> Blobs:
         blobs, keeps_all, holder = dict(given), not any(plan.frees), Holder()
         for layer, frees in zip(plan.layers, plan.frees, strict=True):
             module = self[layer.name]
@@ -368,10 +368,10 @@ class CaffeNet(nn.Module):
                         blobs[name] = bottom
             if layer.stops:
                 bottoms = [x.detach() if stop else x for x, stop in zip(bottoms, layer.stops, strict=True)]
-            if isinstance(module, DataLayer):
-                result = tuple(top.to(self._device) for top in _tuple(module()))
-            elif bottoms and bottoms[0].is_meta:
+            if shapes_alone:
                 result = _tuple(module.infer(*bottoms))
+            elif isinstance(module, DataLayer):
+                result = tuple(top.to(self._device) for top in _tuple(module()))
             elif layer.name in self._overwritten:
                 result = (holder.run(module, layer.tops[0], bottoms),)
             else:

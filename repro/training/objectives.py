@@ -15,28 +15,19 @@ the whole mini-batch's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 
 from repro import distributed
 from repro.config import LossConfig
 from repro.constants import VOID
-from repro.layers import (
-    balanced_seed_loss,
-    caffe_softmax,
-    constrain_loss,
-    crf_log,
-    expand_loss,
-    grow_seeds,
-    interp,
-    refine,
-    seed_loss,
-    sigmoid_cross_entropy_loss,
-)
+from repro.layers.reductions import confusion, seg_scores
+from repro.models import CaffeNet
+from repro.models.zoo import classifier_losses, stage1_losses, stage2_losses
+from weights_conversion.caffe_pb2 import LayerParameter, NetParameter
 
 Batch = dict[str, torch.Tensor]
 Net = Callable[[torch.Tensor], torch.Tensor]  # images to scores
@@ -60,6 +51,27 @@ class Objective(Protocol):
     def __call__(self, net: Net, batch: Batch) -> Outcome: ...
 
 
+class _Tail:
+    """The loss layers behind a net's scores as a net of their own, made for the shapes of the blobs that it gets."""
+
+    def __init__(self, layers: Sequence[LayerParameter]) -> None:
+        self._layers = layers
+        self._nets: dict[tuple[tuple[str, tuple[int, ...]], ...], CaffeNet] = {}
+
+    def __call__(self, given: Batch) -> tuple[dict[str, torch.Tensor], Batch]:
+        """The losses that count, by layer, and every blob."""
+        shapes = tuple((name, tuple(blob.shape)) for name, blob in given.items())
+        if shapes not in self._nets:
+            names, dims = zip(*shapes, strict=True)
+            parameter = NetParameter(
+                name="losses", input=names, input_shape=[{"dim": dim} for dim in dims], layer=self._layers
+            )
+            self._nets[shapes] = CaffeNet(parameter, phase="train")
+        net = self._nets[shapes]
+        blobs = net.forward_blobs(given)
+        return {layer.name: blobs[layer.top] for layer in net.layers if any(layer.loss_weights)}, blobs
+
+
 class Stage1Objective:
     """Seed, expand and constrain losses on image-level labels and cues.
 
@@ -80,44 +92,23 @@ class Stage1Objective:
         batch_size: int | None = None,
         watch: Callable[[Batch, torch.Tensor], None] | None = None,
     ) -> None:
-        self.config, self.batch_size, self.watch = config, batch_size, watch
-        names = {
-            "loss-Seed": config.seed != "none",
-            "loss-Expand": config.expand,
-            "loss-Constrain": config.constrain,
-        }
-        self.columns = tuple(name for name, used in names.items() if used)
+        self.batch_size, self.watch = batch_size, watch
+        layers = stage1_losses("scores", **config.model_dump())
+        self.tail = _Tail(layers)
+        self.columns = tuple(layer.name for layer in layers if layer.loss_weight)
         if config.cues == "grown":
             self.columns += ("seeds",)
 
     def __call__(self, net: Net, batch: Batch) -> Outcome:
-        config = self.config
-        images, labels, cues = batch["images"], batch["labels"], batch["cues"]
+        images = batch["images"]
         scores = net(images)
-        probs = caffe_softmax(scores)
-        crf_input = probs if config.variant == "dsrg" else scores
+        given = {"scores": scores, "images": images, "labels": batch["labels"], "cues": batch["cues"]}
+        losses, blobs = self.tail(given)
         figures = {"winners": _winners(scores.detach())}
-        if config.constrain or config.cues == "grown":
-            refined = refine(crf_input, images, variant=config.variant)
-            log_result, raised = crf_log(crf_input, images, variant=config.variant, refined=refined)
-            if config.variant == "dsrg":
-                probs = raised  # the CRF layer edits the blob in place: all later layers read it so
-            if config.cues == "grown":
-                cues = grow_seeds(
-                    labels, refined, cues, theta_f=config.theta_f, theta_b=config.theta_b, rule=config.rule
-                )
-                figures["seeds"] = distributed.add_up(cues.sum())
+        if "seeds" in self.columns:
+            figures["seeds"] = distributed.add_up(blobs["cues-new"].sum())
         if self.watch:
-            self.watch(batch, cues)
-        losses = {}
-        if config.seed != "none":
-            losses["loss-Seed"] = (balanced_seed_loss if config.seed == "balanced" else seed_loss)(
-                probs, cues
-            )
-        if config.expand:
-            losses["loss-Expand"] = expand_loss(probs, labels, pooling=config.pooling)
-        if config.constrain:
-            losses["loss-Constrain"] = constrain_loss(probs, log_result, clip=config.variant == "dsrg")
+            self.watch(batch, blobs.get("cues-new", batch["cues"]))
         return Outcome(_shares(losses, len(images), self.batch_size), figures)
 
 
@@ -131,10 +122,11 @@ class ClassifierObjective:
 
     def __init__(self, batch_size: int | None = None) -> None:
         self.batch_size = batch_size
+        self.tail = _Tail(classifier_losses("scores"))
 
     def __call__(self, net: Net, batch: Batch) -> Outcome:
-        loss = sigmoid_cross_entropy_loss(net(batch["images"]), batch["labels"])
-        return Outcome(_shares({"loss": loss}, len(batch["images"]), self.batch_size))
+        losses, _ = self.tail({"scores": net(batch["images"]), "labels-classes": batch["labels"]})
+        return Outcome(_shares(losses, len(batch["images"]), self.batch_size))
 
 
 def _winners(scores: torch.Tensor) -> torch.Tensor:
@@ -153,45 +145,22 @@ def _shares(losses: dict[str, torch.Tensor], images: int, batch_size: int | None
 class Stage2Objective:
     """``SoftmaxWithLoss`` (ignore 255, mean over valid cells) on labels shrunk by ``Interp``, and ``SegAccuracy``.
 
-    The batch holds ``images`` (N, 3, S, S) and ``label`` (N, 1, S, S) float, class ids or 255.
+    The batch holds ``images`` (N, 3, S, S) and ``label`` (N, 1, S, S) float, class ids or 255. With several ranks the
+    loss is a mean over the valid cells of all of them, and the figures are the whole mini-batch's.
     """
 
     columns: tuple[str, ...] = ("accuracy", "accuracy-recall", "accuracy-jaccard")
 
     def __init__(self, label_shrink: int) -> None:
-        self.label_shrink = label_shrink
+        self.tail = _Tail(stage2_losses("scores", label_shrink=label_shrink))
 
     def __call__(self, net: Net, batch: Batch) -> Outcome:
         scores = net(batch["images"])
-        # the shrunk grid falls on whole pixels, so this samples labels and never blends them
-        label = interp(batch["label"], shrink_factor=self.label_shrink)[:, 0].round().long()
-        counts = distributed.add_up(_confusion(scores.detach(), label))
-        # Caffe divides by max(count, 1): a batch of void alone costs 0, where PyTorch's mean is NaN
-        summed = F.cross_entropy(scores, label, ignore_index=VOID, reduction="sum")
-        return Outcome({"loss": summed / counts.sum().clamp_min(1)}, _seg_accuracy(counts))
-
-
-def _confusion(scores: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """Valid cells by true and winning class, (C, C) int64."""
-    classes = scores.shape[1]
-    valid = label != VOID
-    # void goes into a row of its own that is cut off
-    truth = torch.where(valid, label, classes)
-    place = (truth * classes + scores.argmax(dim=1)).flatten()
-    counts = place.new_zeros((classes + 1) * classes)  # not bincount, which waits for the device
-    counts.scatter_add_(0, place, torch.ones_like(place))
-    return counts[: classes * classes].reshape(classes, classes)
-
-
-def _seg_accuracy(counts: torch.Tensor) -> dict[str, torch.Tensor]:
-    """DeepLab's ``SegAccuracy`` on one batch: the share of right cells among the valid ones, the mean recall over
-    the classes that occur in the labels, the mean intersection over union over **all** classes, where one that
-    occurs neither in the labels nor in the prediction counts as 1."""
-    matrix = counts.float()
-    correct, actual = matrix.diagonal(), matrix.sum(dim=1)
-    union = actual + matrix.sum(dim=0) - correct
-    return {
-        "accuracy": correct.sum() / actual.sum().clamp_min(1),
-        "accuracy-recall": (correct / actual.clamp_min(1)).sum() / (actual > 0).sum().clamp_min(1),
-        "accuracy-jaccard": torch.where(union > 0, correct / union.clamp_min(1), 1.0).mean(),
-    }
+        losses, blobs = self.tail({"scores": scores, "label": batch["label"]})
+        accuracy = blobs["accuracy"]
+        if distributed.size() > 1:
+            own = confusion(scores.detach(), blobs["label_shrink"], ignore_labels=(VOID,))
+            whole = distributed.add_up(own)
+            share = own.sum().clamp_min(1) / whole.sum().clamp_min(1)
+            losses, accuracy = {name: loss * share for name, loss in losses.items()}, seg_scores(whole)
+        return Outcome(losses, dict(zip(self.columns, accuracy.flatten(), strict=True)))

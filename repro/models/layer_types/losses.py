@@ -17,7 +17,7 @@ from repro.layers.caffe_losses import (
     softmax_loss,
 )
 from repro.models.layer_types.reductions import check_labels
-from repro.models.registry import Count, Layer, register
+from repro.models.registry import Count, Layer, meta, register
 from weights_conversion.caffe_pb2 import HingeLossParameter, LossParameter
 
 
@@ -26,6 +26,10 @@ class Loss(Layer):
 
     counts: ClassVar[Count] = 2
     is_loss = True
+
+    def infer(self, *bottoms: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """A scalar, and probabilities in the shape of the scores where there is a second top."""
+        return tuple(meta(bottoms[0].shape if index else ()) for index in range(len(self.layer.top)))
 
     def normalization(self, default: Normalization) -> tuple[int | None, Normalization]:
         """``ignore_label`` and the normalisation mode of loss_param, with the old ``normalize`` as Caffe reads it."""

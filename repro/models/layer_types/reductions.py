@@ -9,7 +9,7 @@ import torch
 
 from repro.layers.reductions import accuracy, argmax, reduction, seg_accuracy
 from repro.models.layer_types.activations import number
-from repro.models.registry import Layer, register
+from repro.models.registry import Layer, meta, register
 from weights_conversion.caffe_pb2 import ReductionParameter
 
 
@@ -113,6 +113,9 @@ class SegAccuracy(Layer):
         if len(self.shapes[0]) != 4:
             self.fail("", f"scores of {len(self.shapes[0])} axes, expected 4")
         check_labels(self, 1)
+
+    def infer(self, *bottoms: torch.Tensor) -> torch.Tensor:
+        return meta((1, 1, 1, 3))
 
     def forward(self, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return seg_accuracy(scores, labels, ignore_labels=self.ignored)
