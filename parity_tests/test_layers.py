@@ -20,7 +20,8 @@ from repro.layers import (
     refine,
     seed_loss,
 )
-from repro.layers.common import Scale
+from repro.models import CaffeNet
+from weights_conversion.caffe_pb2 import NetParameter
 
 SCENES = ("scene", "noise", "small")
 SEC_SCENES = ("scene", "noise")  # SEC's layers are fixed to the 41x41 grid
@@ -214,7 +215,9 @@ def test_unknown_variant():
 def test_scale_under_autocast_rounds_once_and_keeps_the_type(learns):
     """A learnt Scale goes PyTorch's way, which returns float32 and gives gain and bias their gradients."""
     generator = torch.Generator().manual_seed(0)
-    layer = Scale(5)
+    scale = {"name": "s", "type": "Scale", "bottom": ["x"], "top": ["y"], "scale_param": {"bias_term": True}}
+    shape = {"dim": [2, 5, 3, 4]}
+    layer = CaffeNet(NetParameter(input=["x"], input_shape=[shape], layer=[scale]))["s"]
     for blob in layer.caffe_blobs().values():
         blob.data = torch.randn(5, generator=generator)
         blob.requires_grad_(learns)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, NoReturn, TypeAlias
 
@@ -47,8 +48,8 @@ class Message(dict[str, list["Value"]]):
 Value: TypeAlias = str | float | Message
 
 
-def read_prototxt(path: str | os.PathLike[str]) -> Message:
-    """Read a prototxt of a net or a solver.
+def read_prototxt(path: str | os.PathLike[str], variables: Mapping[str, str] | None = None) -> Message:
+    """Read a prototxt of a net or a solver; ``variables`` are what ``${NAME}`` in a template stands for.
 
     Values become ``str`` (quoted), ``Identifier`` (unquoted), ``bool`` (``true``, ``false``), ``int``, ``float``
     or ``Message``. Raises ``CaffeFileError`` (a ``ValueError``) with line and column if the text is not
@@ -68,7 +69,21 @@ def read_prototxt(path: str | os.PathLike[str]) -> Message:
         column = error.start - raw.rfind(b"\n", 0, error.start)
         place = f"line {line}, column {column}"
         raise CaffeFileError(f"{os.fspath(path)}: {place}: not UTF-8 text") from error
-    return _Parser(text, os.fspath(path)).parse()
+    return _Parser(_substituted(text, variables or {}, os.fspath(path)), os.fspath(path)).parse()
+
+
+def _substituted(text: str, variables: Mapping[str, str], path: str) -> str:
+    """The text with a value in place of each ``${NAME}``, as DeepLab's scripts fill their templates."""
+
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in variables:
+            line = text.count("\n", 0, match.start()) + 1
+            raise CaffeFileError(
+                f"{path}: line {line}: {match[0]} has no value; give one with --set {match[1]}=VALUE"
+            )
+        return variables[match[1]]
+
+    return re.sub(r"\$\{(\w+)\}", value, text)
 
 
 # Every repetition is possessive (*+, ++): on text that does not match, giving characters back one by one

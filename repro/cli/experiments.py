@@ -25,6 +25,7 @@ from repro.run.plan import plan
 from repro.run.reproduce import reproduce as reproduce_runs
 from repro.training.caffe_solver import load_solver
 from repro.training.train import train as train_stage
+from repro.training.train_file import FileTraining, uses_release_data
 
 
 @app.command(
@@ -43,7 +44,8 @@ def train(
     solver: Annotated[
         str | None,
         typer.Option(
-            help="Instead of a profile: a Caffe solver prototxt of one of our nets.", show_default=False
+            help="Instead of a profile: a Caffe solver prototxt. It trains the net that it names.",
+            show_default=False,
         ),
     ] = None,
     stage: Annotated[
@@ -54,6 +56,10 @@ def train(
             help="1: on cues. 2: on pseudo labels.",
             show_default="1, or what the solver's net trains",
         ),
+    ] = None,
+    variables: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="NAME=VALUE: fills ${NAME} in the solver's files.", show_default=False),
     ] = None,
     device: DeviceOption = None,
     seed: SeedOption = None,
@@ -67,8 +73,16 @@ def train(
     distributed.join()
     if (config is None) == (solver is None):
         raise InputError("train: give either --config or --solver")
+    named = dict(_pair(text) for text in variables or [])
+    if named and solver is None:
+        raise InputError("--set: goes with --solver")
+    if solver is not None and not uses_release_data(solver, named):
+        if stage is not None:
+            raise InputError(f"--stage {stage}: {solver} is trained as it is, not as a stage")
+        _train_file(solver, with_options(overrides, device, seed), named)
+        return
     if solver is not None:
-        run = load_solver(solver, with_options(overrides, device, seed))
+        run = load_solver(solver, with_options(overrides, device, seed), named)
         if stage not in (None, run.stage):
             raise InputError(f"{solver}: its net is of stage {run.stage}, not of --stage {stage}")
         for note in run.notes:
@@ -78,6 +92,28 @@ def train(
         stage = stage or 1
         settings = load(str(config), overrides, device, seed, stages=(f"stage{stage}",))
     weights = train_stage(settings, stage, Run(settings, resolve_device(settings.device)))
+    say(weights, weights.parent / "log.csv")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise InputError(f"--set {text}: expected NAME=VALUE")
+    return name, value
+
+
+def _train_file(solver: str, overrides: list[str], variables: dict[str, str]) -> None:
+    """Train the solver's own net; ``overrides`` are output, device and init.weights."""
+    if distributed.size() > 1:
+        raise InputError(f"{solver}: a net of a file trains in one process")
+    keys = {"output": str(Path("results/runs") / Path(solver).stem), "device": "auto", "init.weights": ""}
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key not in keys:
+            raise InputError(f"{key}: {solver} says how its net trains; expected one of {', '.join(keys)}")
+        keys[key] = value
+    training = FileTraining(solver, variables=variables, weights=keys["init.weights"] or None)
+    weights = training.run(Path(keys["output"]), resolve_device(keys["device"]))
     say(weights, weights.parent / "log.csv")
 
 

@@ -14,7 +14,7 @@ import ast
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,14 +80,18 @@ class SolverRun:
     notes: list[str]
 
 
-def load_solver(path: str, overrides: Sequence[str] = ()) -> SolverRun:
+def load_solver(
+    path: str, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None
+) -> SolverRun:
     """Read a solver prototxt and its train net as a configuration; ``key=value`` overrides come last.
+
+    ``variables`` are what ``${NAME}`` in the files stands for.
 
     Raises:
         InputError: a file that cannot be read, a solver, a net or a setting that is not among ours.
     """
-    solver = read_prototxt(path)
-    fields = _solver_fields(solver, path)
+    solver = read_prototxt(path, variables)
+    fields = solver_fields(solver, path)
     validated(SolverConfig, fields, path)  # here, where an error names the solver's file
     unknown = unknown_fields(solver, "SolverParameter")
     notes = []
@@ -95,7 +99,7 @@ def load_solver(path: str, overrides: Sequence[str] = ()) -> SolverRun:
         if name not in _USED:
             reason = "unknown, ignored" if name in unknown else _NO_USE.get(name, "of no effect here")
             notes.append(f"{path}: {name}: {reason}")
-    net, net_path = _train_net(solver, path)
+    net, net_path = _train_net(solver, path, variables)
     notes += [f"{net_path}: {line}: unknown" for line in unknown_fields(net, "NetParameter")]
     reader = _NetReader(net, net_path)
     sections = reader.sections(fields)
@@ -138,7 +142,8 @@ def _number(message: Message, name: str, where: str, default: float) -> float:
     return value
 
 
-def _solver_fields(solver: Message, path: str) -> dict[str, Any]:
+def solver_fields(solver: Message, path: str) -> dict[str, Any]:
+    """The fields of a solver prototxt that :class:`SolverConfig` has."""
     fields: dict[str, Any] = {"type": _solver_type(solver, path)}
     for name in _TAKEN & solver.keys():
         if name == "stepvalue":
@@ -166,7 +171,7 @@ def _solver_type(solver: Message, path: str) -> str:
     raise InputError(f"{path}: solver_type: expected one of {names}, found {old!r}")
 
 
-def _train_net(solver: Message, path: str) -> tuple[Message, str]:
+def _train_net(solver: Message, path: str, variables: Mapping[str, str] | None) -> tuple[Message, str]:
     """The net that the solver trains, without the layers of the other phase, and where it stands."""
     given = [name for name in _NET_FIELDS if name in solver]
     if len(given) != 1:
@@ -177,9 +182,9 @@ def _train_net(solver: Message, path: str) -> tuple[Message, str]:
     if isinstance(value, Message):
         net, where = value, path
     else:
-        where = _located(str(value), Path(path).parent)
+        where = located(str(value), Path(path).parent)
         try:
-            net = read_prototxt(where)
+            net = read_prototxt(where, variables)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
     if "layers" in net:
@@ -199,7 +204,7 @@ def _train_net(solver: Message, path: str) -> tuple[Message, str]:
     return Message({**net, "layer": layers}), where
 
 
-def _located(path: str, beside: Path) -> str:
+def located(path: str, beside: Path) -> str:
     """A path as Caffe takes it, from the working directory; or beside the solver, where that has it."""
     return str(beside / path) if not Path(path).exists() and (beside / path).exists() else path
 
@@ -513,7 +518,7 @@ def _whole_config(path: str, reader: _NetReader, section: dict[str, Any], solver
     content |= {"name": name, "model": reader.model, f"stage{reader.stage}": section}
     content["seed"] = seed if seed >= 0 else 0  # -1, Caffe's default, is the clock
     if weights := _one(solver, "weights", path):
-        section["init"]["weights"] = _located(str(weights), Path(path).parent)
+        section["init"]["weights"] = located(str(weights), Path(path).parent)
     return content
 
 
@@ -521,4 +526,4 @@ def _resolve_paths(section: dict[str, Any], beside: Path) -> None:
     data = section["data"]
     for key in ("image_root", "label_root", "list", "cues"):
         if isinstance(data.get(key), str) and data[key]:
-            data[key] = _located(data[key], beside)
+            data[key] = located(data[key], beside)
