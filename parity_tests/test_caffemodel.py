@@ -205,7 +205,7 @@ SIX = field(5, VALUES.tobytes())
 DAMAGED = {
     "empty file": (b"", "empty file"),
     "text": (b'name: "net"\nlayer { name: "c1" }\n', "text file"),
-    "web page": (b"<!DOCTYPE html><html>404</html>" * 40, "text file"),
+    "web page": (b"<!DOCTYPE html><html>404</html>" * 40, "web page"),
     "noise": (random.Random(0).randbytes(400), "protobuf field|cut off"),
     "no layers": (field(1, b"net"), "no layers"),
     "truncated in the floats": (GOOD[:-3], r"cut off\?"),

@@ -18,17 +18,10 @@ from repro.models.net import load_net
 
 # types, or settings of them, that have no form in ONNX: exporting says so by layer
 WITHOUT_ONNX = (
-    *(f"{kind}/" for kind in ("Accuracy", "BiasChannel", "Embed", "Filter", "Im2col", "SegAccuracy", "SPP")),
+    *(f"{kind}/" for kind in ("Accuracy", "BiasChannel", "Filter", "Im2col", "SegAccuracy", "SPP")),
     *(f"{kind}/" for kind in ("ContrastiveLoss", "EuclideanLoss", "HingeLoss", "InfogainLoss")),
     *(f"{kind}/" for kind in ("MultinomialLogisticLoss", "SigmoidCrossEntropyLoss", "SoftmaxWithLoss")),
-    *(f"ArgMax/{setting}" for setting in ("axis1_top2_val", "maxval", "plain", "top3")),
-    *(f"Pooling/AVE_{setting}" for setting in ("hw", "k2s2", "k3s2", "k3s2p1", "k5s4p2")),
-    *(f"Pooling/MAX_{setting}" for setting in ("hw", "k5s4p2")),
-    "InnerProduct/axis2",
-    *(
-        f"graph/{name}"
-        for name in ("inception", "msc_shared", "propagate_down", "shared_params", "two_losses")
-    ),
+    *(f"graph/{name}" for name in ("msc_shared", "propagate_down", "shared_params", "two_losses")),
 )
 OWN_STATISTICS = ("BatchNorm/train",)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -156,13 +157,14 @@ def _rounding(doubles: int) -> tuple[str, ...]:
     return (f"{doubles} blobs of doubles rounded to float32",) if doubles else ()
 
 
-def write_caffemodel(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write the weights of ``model`` as float32 in Caffe's current layout, or as HDF5 if ``path`` ends in .h5.
+def write_caffemodel(model: nn.Module | Mapping[str, CaffeLayerView], path: str | os.PathLike[str]) -> None:
+    """Write the weights of ``model``, or layers, as float32 in Caffe's current layout, or as HDF5 if ``path`` ends in
+    .h5.
 
     Layers, their names, types and blobs are those of ``caffe_layers(model)``. The file appears whole or not
     at all. Raises ``ValueError`` for a model without blobs and for a layer name that HDF5 cannot hold.
     """
-    views = caffe_layers(model)
+    views = caffe_layers(model) if isinstance(model, nn.Module) else dict(model)
     if not views:
         raise ValueError(f"{type(model).__name__} has no layers with blobs to write")
     with atomic_path(path) as temporary:

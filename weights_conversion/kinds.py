@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from weights_conversion import hdf5, keras_files, npy_files, onnx_files
+from weights_conversion import hdf5, keras_files, npy_files, npz_files, onnx_files
 from weights_conversion.wire import WireFile, open_wire
 
-Kind = Literal["caffemodel", "solverstate", "safetensors", "pth", "keras", "onnx", "npy", "prototxt"]
+Kind = Literal["caffemodel", "solverstate", "safetensors", "pth", "keras", "onnx", "npy", "npz", "prototxt"]
 
 _ZIP = b"PK\x03\x04"
 _PICKLE = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch.save before 1.6: a row of pickles
@@ -17,7 +17,7 @@ _PICKLE = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch.save bef
 
 def file_kind(path: str | os.PathLike[str]) -> Kind:
     """The kind of a file: Caffe's weights or solver state (binary or HDF5), safetensors, ``torch.save``, Keras' HDF5,
-    ONNX, NumPy's ``.npy``, or text.
+    ONNX, NumPy's ``.npy`` and ``.npz``, or text.
 
     Nothing but the kind is checked: the readers do the rest. Raises ``CaffeFileError`` if the file cannot be
     opened or is empty.
@@ -25,6 +25,8 @@ def file_kind(path: str | os.PathLike[str]) -> Kind:
     with open_wire(path) as file:
         if file.head.startswith(hdf5.MAGIC):
             return _hdf5_kind(path)
+        if file.head.startswith(npz_files.MAGIC) and npz_files.is_npz(file.head):
+            return "npz"
         if file.head.startswith((_ZIP, *_PICKLE)):
             return "pth"
         if file.head.startswith(npy_files.MAGIC):

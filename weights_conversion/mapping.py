@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -87,44 +87,92 @@ def load_caffe_weights(
     Raises ``CaffeFileError`` (a ``ValueError``) for a file that ``read_caffemodel`` refuses, or where number
     or shape of a layer's blobs differ; the model is then as it was.
     """
-    layers: _FileLayers = {}
-    content = read_caffemodel(path)
-    for name, layer in content.layers.items():
-        pairs = zip(layer.blobs, layer.legacy, strict=True)
-        blobs = {str(i): _FileBlob(torch.from_numpy(blob), legacy) for i, (blob, legacy) in enumerate(pairs)}
-        layers[name] = blobs
-    return _copy(
-        model,
-        path,
-        layers,
-        spread_branches,
-        lambda view: [str(i) for i in range(len(view.tensors))],
-        content.form,
-        list(content.changes),
-    )
+    return _copy(model, _read_caffe(path), spread_branches)
 
 
 def load_weights(
     model: nn.Module, path: str | os.PathLike[str], *, spread_branches: bool = False
 ) -> LoadReport:
-    """Copy any weight file into ``model``: Caffe's, safetensors (keys ``conv1_1.weight``, …), or one of the files of
-    PyTorch, Keras, ONNX and caffe-tensorflow that :mod:`weights_conversion.sources` knows.
+    """Copy any weight file into ``model``: Caffe's, safetensors (keys ``conv1_1.weight``, …), NumPy's .npz of such
+    keys, or one of the files of PyTorch, Keras, ONNX and caffe-tensorflow that :mod:`weights_conversion.sources` knows.
 
     The rules, the report and the errors are those of ``load_caffe_weights``. The form is told from the file's
     content, or by the suffix ``.safetensors``.
     """
-    kind = file_kind(path)
+    return _copy(model, read_weights(path), spread_branches)
+
+
+@dataclass(frozen=True)
+class FileWeights:
+    """A weight file: its layers, with types where it states them; ``numbered`` where blobs are keyed by "0", "1", …"""
+
+    path: str
+    layers: _FileLayers
+    form: str
+    changes: list[str]
+    types: dict[str, str] = field(default_factory=dict)
+    numbered: bool = False
+
+    def views(self) -> dict[str, CaffeLayerView]:
+        """The layers with blobs as such, under the names that blobs have in our files, in Caffe's order."""
+        views = {}
+        for name, blobs in self.layers.items():
+            tensors = {key: blob.values for key, blob in blobs.items()}
+            if self.numbered:
+                tensors = dict(
+                    zip(_blob_names(self.types.get(name, ""), tensors), tensors.values(), strict=True)
+                )
+            else:
+                tensors = {key: tensors[key] for key in sorted(tensors, key=_place)}
+            if tensors:
+                type_ = self.types.get(name, "")
+                views[name] = CaffeLayerView(type_ or ("BatchNorm" if "factor" in tensors else ""), tensors)
+        return views
+
+
+_BATCH_NORM = ("mean", "variance", "factor")
+_ORDER = ("weight", "bias", *_BATCH_NORM)  # of blobs in Caffe's files
+
+
+def _blob_names(type_: str, blobs: Mapping[str, Tensor]) -> Sequence[str]:
+    """The names of numbered blobs; HDF5 files state no types, there a BatchNorm has three, the last of one value."""
+    if type_ == "Bias":
+        return ("bias",)
+    three = len(blobs) == 3 and type_ in ("", "BatchNorm") and blobs["2"].numel() == 1
+    if type_ == "BatchNorm" or three:
+        return _BATCH_NORM[: len(blobs)]
+    return [*("weight", "bias")[: len(blobs)], *(f"blob{index}" for index in range(2, len(blobs)))]
+
+
+def _place(name: str) -> tuple[int, str]:
+    return (_ORDER.index(name), "") if name in _ORDER else (len(_ORDER), name)
+
+
+def read_weights(path: str | os.PathLike[str]) -> FileWeights:
+    """The layers of a weight file of any form that ``load_weights`` reads; errors as there."""
+    kind, where = file_kind(path), os.fspath(path)
     if kind == "safetensors":
-        layers, form, changes = read_safetensors(path), "safetensors", list[str]()
+        layers = read_safetensors(path)
         named = {name: {blob: each.values for blob, each in blobs.items()} for name, blobs in layers.items()}
-        if foreign := recognised(named, os.fspath(path)):
-            layers, form, changes = _blobs(foreign), f"safetensors, {foreign.form}", foreign.changes
-    elif kind in READERS:
+        if foreign := recognised(named, where):
+            return FileWeights(where, _blobs(foreign), f"safetensors, {foreign.form}", foreign.changes)
+        return FileWeights(where, layers, "safetensors", [])
+    if kind in READERS:
         foreign = READERS[kind](path)
-        layers, form, changes = _blobs(foreign), foreign.form, foreign.changes
-    else:
-        return load_caffe_weights(model, path, spread_branches=spread_branches)
-    return _copy(model, path, layers, spread_branches, lambda view: list(view.tensors), form, changes)
+        return FileWeights(where, _blobs(foreign), foreign.form, foreign.changes)
+    if kind == "prototxt":
+        raise CaffeFileError(f"{where}: a text file, expected weights")
+    return _read_caffe(path)
+
+
+def _read_caffe(path: str | os.PathLike[str]) -> FileWeights:
+    content = read_caffemodel(path)
+    layers: _FileLayers = {}
+    for name, layer in content.layers.items():
+        pairs = zip(layer.blobs, layer.legacy, strict=True)
+        layers[name] = {str(i): _FileBlob(torch.from_numpy(blob), old) for i, (blob, old) in enumerate(pairs)}
+    types = {name: layer.type for name, layer in content.layers.items()}
+    return FileWeights(os.fspath(path), layers, content.form, list(content.changes), types, numbered=True)
 
 
 def _blobs(foreign: ForeignLayers) -> _FileLayers:
@@ -161,17 +209,20 @@ def read_safetensors(path: str | os.PathLike[str]) -> _FileLayers:
     return layers
 
 
-def _copy(
-    model: nn.Module,
-    path: str | os.PathLike[str],
-    layers: _FileLayers,
-    spread_branches: bool,
-    keys: Callable[[CaffeLayerView], list[str]],
-    form: str,
-    changes: list[str],
-) -> LoadReport:
-    """Check everything, then copy everything; ``keys`` are those that a layer's blobs have in the file."""
-    views = caffe_layers(model)
+class MisfitError(CaffeFileError):
+    """A layer of a weight file that does not fit the model's; ``shapes`` are all of the file's, by layer."""
+
+    def __init__(self, message: str, file: FileWeights) -> None:
+        super().__init__(message)
+        self.shapes = {
+            name: {key: tuple(tensor.shape) for key, tensor in view.tensors.items()}
+            for name, view in file.views().items()
+        }
+
+
+def _copy(model: nn.Module, file: FileWeights, spread_branches: bool) -> LoadReport:
+    """Check everything, then copy everything."""
+    views, layers = caffe_layers(model), file.layers
     sources: dict[str, str] = {}
     for name in views:
         branch = _BRANCH.fullmatch(name) if spread_branches else None
@@ -183,19 +234,21 @@ def _copy(
     copies: list[tuple[Tensor, Tensor]] = []
     for name, source in sources.items():
         blobs, tensors = layers[source], views[name].tensors
-        what = f"{os.fspath(path)}: layer {source!r}" + (f" for {name!r}" if source != name else "")
-        expected = keys(views[name])
+        what = f"{file.path}: layer {source!r}" + (f" for {name!r}" if source != name else "")
+        expected = [str(i) for i in range(len(tensors))] if file.numbered else list(tensors)
         if set(blobs) != set(expected):
-            raise CaffeFileError(
+            raise MisfitError(
                 f"{what}: {len(blobs)} blobs in the file ({', '.join(sorted(blobs)) or 'none'}), "
-                f"{len(expected)} in the model ({', '.join(tensors)})"
+                f"{len(expected)} in the model ({', '.join(tensors)})",
+                file,
             )
         for key, (label, tensor) in zip(expected, tensors.items(), strict=True):
             blob = blobs[key]
             if not _same_shape(tuple(blob.values.shape), tuple(tensor.shape), blob.legacy):
-                raise CaffeFileError(
+                raise MisfitError(
                     f"{what}, blob {key!r} ({label}): shape {tuple(blob.values.shape)} in the file, "
-                    f"expected {tuple(tensor.shape)}"
+                    f"expected {tuple(tensor.shape)}",
+                    file,
                 )
             if not blob.values.is_floating_point():
                 raise CaffeFileError(f"{what}, blob {key!r}: {blob.values.dtype}, expected floating point")
@@ -206,13 +259,13 @@ def _copy(
             tensor.copy_(values)
     used = set(sources.values())
     return LoadReport(
-        path=os.fspath(path),
+        path=file.path,
         loaded=list(sources),
         missing=[name for name in views if name not in sources],
         unused=[name for name, blobs in layers.items() if blobs and name not in used],
         spread={name: source for name, source in sources.items() if name != source},
-        form=form,
-        changes=changes,
+        form=file.form,
+        changes=file.changes,
     )
 
 
@@ -224,19 +277,29 @@ def _same_shape(in_file: tuple[int, ...], in_model: tuple[int, ...], legacy: boo
 
 
 def save_safetensors(
-    model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
+    model: nn.Module | Mapping[str, CaffeLayerView],
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the weights of ``model`` as safetensors under the keys ``<Caffe layer>.weight``, ``.bias``, ….
+    """Write the weights of ``model``, or layers, as safetensors under the keys ``<Caffe layer>.weight``, ``.bias``, ….
 
     Values keep their dtype. The file appears whole or not at all. ``metadata`` goes into its header; raises
     ``TypeError`` if it is not all strings.
     """
     if metadata and not all(isinstance(text, str) for pair in metadata.items() for text in pair):
         raise TypeError("the metadata of a safetensors file must be strings")
-    tensors = {
-        f"{layer}.{name}": detached(tensor)
-        for layer, view in caffe_layers(model).items()
-        for name, tensor in view.tensors.items()
-    }
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=dict(metadata) if metadata else None)
+        save_file(named_tensors(model), temporary, metadata=dict(metadata) if metadata else None)
+
+
+def named_tensors(model: nn.Module | Mapping[str, CaffeLayerView]) -> dict[str, Tensor]:
+    """Tensors on the CPU by ``<Caffe layer>.<blob>``; one that layers share is copied, so that each has its own."""
+    views = caffe_layers(model) if isinstance(model, nn.Module) else model
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for layer, view in views.items():
+        for name, tensor in view.tensors.items():
+            values = detached(tensor)
+            tensors[f"{layer}.{name}"] = values.clone() if id(tensor) in seen else values
+            seen.add(id(tensor))
+    return tensors

@@ -74,9 +74,14 @@ def _check_tensors(content: object, file: WireFile) -> None:
             waiting.extend(value)
 
 
-def _check_zip(file: WireFile) -> None:
+def check_directory(file: WireFile) -> None:
+    """Refuse a zip whose list of members would take much memory."""
     if _directory_size(file) > _MOST_DIRECTORY:
         raise file.error("", "a zip of more members than any net has tensors")
+
+
+def _check_zip(file: WireFile) -> None:
+    check_directory(file)
     try:
         with zipfile.ZipFile(file.path) as archive:
             members = archive.infolist()
@@ -105,7 +110,7 @@ def _directory_size(file: WireFile) -> int:
     tail = file.read(max(0, file.size - (1 << 16) - 98), file.size, "")
     end, end64 = tail.rfind(b"PK\5\6"), tail.rfind(b"PK\6\6")
     if end < 0 or len(tail) < end + 22:
-        raise file.error("", "damaged PyTorch file: the zip's end is missing (cut off?)")
+        raise file.error("", "damaged: the zip's end is missing (cut off?)")
     size = int.from_bytes(tail[end + 12 : end + 16], "little")
     if size == 0xFFFFFFFF and end64 >= 0:
         size = int.from_bytes(tail[end64 + 40 : end64 + 48], "little")

@@ -31,6 +31,7 @@ from weights_conversion.errors import CaffeFileError
 from weights_conversion.keras_files import read_keras
 from weights_conversion.kinds import Kind
 from weights_conversion.npy_files import read_npy
+from weights_conversion.npz_files import read_npz
 from weights_conversion.onnx_files import read_onnx
 from weights_conversion.pth import read_pth
 from weights_conversion.resnet101_files import deeplab_layers
@@ -110,6 +111,7 @@ READERS: dict[Kind, Callable[[Any], ForeignLayers]] = {
     "keras": read_keras,
     "onnx": read_onnx,
     "npy": read_npy,
+    "npz": read_npz,
 }
 """By the kind of file, the reader of layers that are not Caffe's own."""
 

@@ -15,7 +15,7 @@ from repro.config import Config, PredictConfig
 from repro.data import find_images, read_id_list
 from repro.data.image_list import list_line
 from repro.errors import InputError
-from repro.export import GraphName, PrecisionName
+from repro.export import PrecisionName, ScriptGraph
 from repro.files import write_text
 from repro.inference.batch_predict import predict_folder
 from repro.inference.predict import TorchSegmenter, describe, load_model
@@ -162,7 +162,7 @@ def export(
     out: Annotated[Path, typer.Option(help="The .onnx to write.")],
     overrides: Overrides = None,
     graph: Annotated[
-        GraphName,
+        ScriptGraph,
         typer.Option(
             help="The net; with softmax at image size; or the profile's whole test script but its CRF, from bytes.",
         ),

@@ -10,12 +10,13 @@ if TYPE_CHECKING:
     from repro.export.onnx import export_onnx
     from repro.export.runtime import OnnxSegmenter
 
-GraphName = Literal["scores", "probs", "multiscale"]
+ScriptGraph = Literal["scores", "probs", "multiscale"]  # of our nets, for their test scripts
+GraphName = Literal[ScriptGraph, "net"]
 PrecisionName = Literal["fp32", "fp16", "int8"]
 
 _MODULES = {"export_onnx": "repro.export.onnx", "OnnxSegmenter": "repro.export.runtime"}
 
-__all__ = ["GraphName", "OnnxSegmenter", "PrecisionName", "export_onnx"]
+__all__ = ["GraphName", "OnnxSegmenter", "PrecisionName", "ScriptGraph", "export_onnx"]
 
 
 def __getattr__(name: str) -> Any:

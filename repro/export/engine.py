@@ -13,7 +13,7 @@ import torch
 from repro.config import Config, PredictConfig
 from repro.data import read_image_rgb
 from repro.errors import InputError
-from repro.export import GraphName, PrecisionName
+from repro.export import PrecisionName, ScriptGraph
 from repro.export.agreement import Agreement, measure
 from repro.export.onnx import export_onnx
 from repro.export.runtime import OnnxSegmenter, OnnxSession, providers_for
@@ -31,7 +31,7 @@ def export_file(
     path: Path,
     *,
     device: torch.device,
-    graph: GraphName,
+    graph: ScriptGraph,
     precision: PrecisionName = "fp32",
     classifier: str | None = None,
     check: Mapping[str, Path] | None = None,

@@ -1,12 +1,14 @@
-"""Writing our networks as ONNX files.
+"""Writing networks as ONNX files: those of the papers with what their test scripts do, and any other as it is.
 
     graph        images                                      result
     scores       (N, 3, H, W) float32, BGR minus the mean    scores (N, C, H', W'): the network alone
     probs        (N, 3, H, W) float32, BGR minus the mean    probs (N, C, H, W): scores zoomed to H, W, softmax
     multiscale   (N, H, W, 3) uint8, RGB as it is            multiscale (N, C, H, W): a whole test script but its CRF
+    net          the net's own inputs, under its names       its own outputs, under its names
 
-N, H and W are free; the classifiers of the cues take the one size that they are built for. The input is named
-``images``, the output as the graph. The file's metadata say what it is: see ``METADATA_KEYS``.
+N, H and W are free; the classifiers of the cues take the one size that they are built for, and in ``net`` what the
+layers leave open is. The input of the first three is named ``images``, the output as the graph. The file's metadata
+say what it is: see ``METADATA_KEYS``.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from repro.files import atomic_path, file_sha256
 from repro.inference.predict import PROTOCOLS
 from repro.models import CaffeNet
 from repro.models.folding import fold_batch_norm
-from repro.models.onnx import Graph
+from repro.models.onnx import Graph, add_net
 
 GRAPHS: tuple[GraphName, ...] = get_args(GraphName)
 PRECISIONS: tuple[PrecisionName, ...] = get_args(PrecisionName)
@@ -42,10 +44,10 @@ LARGEST_FILE = 2**31 - 2**20
 """Bytes beyond which the weights go into a second file, ``<name>.data``: protobuf ends at 2 GiB."""
 
 METADATA_KEYS = {
-    "graph": "scores, probs or multiscale",
-    "model": "the net's name for build_model",
+    "graph": "scores, probs, multiscale or net",
+    "model": "the net's name, for build_model where it is one of ours",
     "protocol": "the test script that multiscale follows",
-    "classes": "JSON list of names, in the order of their indices",
+    "classes": "JSON list of names, in the order of their indices; like the next two not of graph net",
     "palette": "JSON list of [red, green, blue], a class each",
     "mean_bgr": "JSON list; subtracted inside of multiscale, to be subtracted before the other graphs",
     "precision": "fp32, fp16 or int8",
@@ -71,7 +73,8 @@ def export_onnx(
     """Write a net as an ONNX file, whole or not at all, that onnx's checker and shape inference have passed.
 
     Args:
-        model: from ``build_model``, in any mode and on any device; what is written is its test-time form, float32.
+        model: from ``build_model``, or for graph ``net`` from ``load_net``, in any mode and on any device; what is
+            written is its test-time form, float32.
         path: the file to write; weights beyond ``largest_file`` bytes go into ``<path>.data`` beside it.
         graph: see the head of this module.
         protocol: for ``multiscale``, a key of ``PROTOCOLS``.
@@ -110,6 +113,8 @@ def build_onnx(
         raise InputError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
     if protocol not in PROTOCOLS:
         raise InputError(f"protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
+    if graph == "net":
+        return _finished(*_net_graph(model, precision), model, graph, precision, weights, {})
     if model.fixed_size and graph != "scores":
         raise InputError(
             f"graph {graph!r}: {model.name} classifies images of one size, graph 'scores' expected"
@@ -120,42 +125,86 @@ def build_onnx(
     if len(classes) != outputs:
         raise InputError(f"classes: {len(classes)} names, {model.name} has {outputs} outputs")
 
-    parameters_sha256 = _parameters_sha256(model)
-    if precision != "fp32":
-        model = fold_batch_norm(model)
+    written = fold_batch_norm(model) if precision != "fp32" else model
     content = Graph()
     side: list[str | int] = [model.input_size] * 2 if model.fixed_size else ["H", "W"]
     image_type, image_shape = TensorProto.FLOAT, ["N", 3, *side]
     shape: list[str | int] = ["N", outputs, *side]
     if graph == "multiscale":
         image_type, image_shape = TensorProto.UINT8, ["N", *side, 3]
-        add_multiscale(content, model, PROTOCOLS[protocol])
+        add_multiscale(content, written, PROTOCOLS[protocol])
     elif graph == "probs":
-        add_probs(content, model)
+        add_probs(content, written)
     else:
-        blob = add_scores(content, model, "images")
+        blob = add_scores(content, written, "images")
         if blob != graph:
             content.node("Identity", blob, name=graph)
         shape = ["N", outputs] if model.fixed_size else ["N", outputs, "H_grid", "W_grid"]
     metadata = {
-        "graph": graph,
-        "model": model.name,
         **({"protocol": protocol} if graph == "multiscale" else {}),
         "classes": json.dumps(list(classes)),
         "palette": json.dumps(colour_palette()[:outputs].tolist()),
         "mean_bgr": json.dumps(MEAN_BGR),
+    }
+    inputs = [helper.make_tensor_value_info("images", image_type, image_shape)]
+    results = [helper.make_tensor_value_info(graph, TensorProto.FLOAT, shape)]
+    return _finished(content, inputs, results, model, graph, precision, weights, metadata)
+
+
+def _net_graph(
+    model: CaffeNet, precision: PrecisionName
+) -> tuple[Graph, list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
+    """The net's nodes, inputs and outputs; sizes that its layers leave open have names."""
+    if not model.inputs:
+        raise InputError(f"{model.path or model.name}: the net has no input blob; a deploy prototxt has")
+    written = fold_batch_norm(model) if precision != "fp32" else model
+    content = Graph()
+    tensors = add_net(content, written, {name: name for name in model.inputs})
+    batch, size = model.free_sizes()
+    grown = model.shapes_with(batch=int(batch), side=32 * int(size)) or model.shapes
+    first = next(iter(model.inputs.values()))
+    names = {0: "N", 2: "H", 3: "W"}
+
+    def described(blob: str, tensor: str) -> onnx.ValueInfoProto:
+        built = model.shapes[blob]
+        shape = [
+            number
+            if number == grown[blob][axis]
+            else names.get(axis, "")
+            if axis < len(first)
+            and number == first[axis]
+            and grown[blob][axis] - number == (32 if axis else 1)
+            else f"{blob}_{axis}"
+            for axis, number in enumerate(built)
+        ]
+        return helper.make_tensor_value_info(tensor, TensorProto.FLOAT, shape)
+
+    inputs = [described(blob, blob) for blob in model.inputs]
+    return content, inputs, [described(blob, tensors[blob]) for blob in model.outputs]
+
+
+def _finished(
+    content: Graph,
+    inputs: list[onnx.ValueInfoProto],
+    outputs: list[onnx.ValueInfoProto],
+    model: CaffeNet,
+    graph: GraphName,
+    precision: PrecisionName,
+    weights: str | os.PathLike[str] | None,
+    metadata: dict[str, str],
+) -> onnx.ModelProto:
+    """The ONNX model of a graph, in ``precision``, with what is known of it."""
+    metadata = {
+        "graph": graph,
+        "model": model.name,
+        **metadata,
         "precision": precision,
-        "parameters_sha256": parameters_sha256,
+        "parameters_sha256": _parameters_sha256(model),
     }
     if weights is not None:
         metadata |= {"weights": Path(weights).name, "weights_sha256": file_sha256(weights)}
     exported = helper.make_model(
-        helper.make_graph(
-            content.nodes,
-            f"{model.name}_{graph}",
-            [helper.make_tensor_value_info("images", image_type, image_shape)],
-            [helper.make_tensor_value_info(graph, TensorProto.FLOAT, shape)],
-        ),
+        helper.make_graph(content.nodes, f"{model.name or 'net'}_{graph}", inputs, outputs),
         producer_name=PRODUCER,
         producer_version=__version__,
         ir_version=IR_VERSION,

@@ -32,6 +32,37 @@ _CUDA_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 _CUDA_DEFAULTS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
 
 
+def open_session(
+    path: Path,
+    providers: Sequence[tuple[str, Mapping[str, Any]]] = (("CPUExecutionProvider", {}),),
+    *,
+    threads: int | None = None,
+) -> Any:
+    """onnxruntime's session of a file; on CUDA without TF32, unless the options say so.
+
+    Raises:
+        InputError: no such file, or one that onnxruntime cannot load.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.log_severity_level = 3  # what matters of its warnings is checked here
+    if not path.is_file():
+        raise InputError(f"{path}: no such model file")
+    try:
+        return onnxruntime.InferenceSession(
+            os.fspath(path),
+            options,
+            providers=[name for name, _ in providers],
+            provider_options=[
+                {**(_CUDA_DEFAULTS if name == "CUDAExecutionProvider" else {}), **settings}
+                for name, settings in providers
+            ],
+        )
+    except Exception as error:  # onnxruntime's exceptions have no common base of their own
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: onnxruntime cannot load it: {reason[:300]}") from error
+
+
 class OnnxSession:
     """An exported model in onnxruntime on the device of its first provider.
 
@@ -57,24 +88,7 @@ class OnnxSession:
         self.path = Path(path)
         chosen = [(item, {}) if isinstance(item, str) else (item[0], dict(item[1])) for item in providers]
         self.device = _device(chosen)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or torch.get_num_threads()
-        options.log_severity_level = 3  # what matters of its warnings is checked here
-        if not self.path.is_file():
-            raise InputError(f"{self.path}: no such model file")
-        try:
-            self._session = onnxruntime.InferenceSession(
-                os.fspath(self.path),
-                options,
-                providers=[name for name, _ in chosen],
-                provider_options=[
-                    {**(_CUDA_DEFAULTS if name == "CUDAExecutionProvider" else {}), **settings}
-                    for name, settings in chosen
-                ],
-            )
-        except Exception as error:  # onnxruntime's exceptions have no common base of their own
-            reason = " ".join(str(error).split())
-            raise InputError(f"{self.path}: onnxruntime cannot load it: {reason[:300]}") from error
+        self._session = open_session(self.path, chosen, threads=threads)
         active = self._session.get_providers()
         if inactive := [name for name, _ in chosen if name not in active]:
             raise InputError(

@@ -265,6 +265,39 @@ class CaffeNet(nn.Module):
             return False
         return True
 
+    def free_sizes(self) -> tuple[bool, bool]:
+        """Whether the net takes another batch size, and another height and width, than it was built for."""
+        return self.shapes_with(batch=1) is not None, self.shapes_with(side=32) is not None
+
+    def shapes_with(self, *, batch: int = 0, side: int = 0) -> dict[str, tuple[int, ...]] | None:
+        """All shapes for inputs with so many more items, rows and columns than as built; None if it cannot take them.
+
+        Other inputs grow with the first one where they have its batch size, and its height and width.
+        """
+        first = next(iter(self.inputs.values()), ())
+        if not first or (side and len(first) != 4):
+            return None
+        inputs = {}
+        for name, shape in self.inputs.items():
+            grown = list(shape)
+            if grown[:1] == [first[0]]:
+                grown[0] += batch
+            if len(grown) == 4 and shape[2:] == first[2:]:
+                grown[2:] = [size + side for size in grown[2:]]
+            inputs[name] = grown
+        try:
+            return self._inferred(inputs)
+        except (RuntimeError, ValueError, IndexError):
+            return None
+
+    def multiply_adds(self, shapes: Mapping[str, Sequence[int]] | None = None) -> dict[str, int]:
+        """By layer, the multiplications with weights of one pass, for blobs of ``shapes``, by default as built."""
+        found = shapes or self.shapes
+        return {
+            layer.name: self[layer.name].multiply_adds([tuple(found[blob]) for blob in layer.bottoms])
+            for layer in self.layers
+        }
+
     def _inferred(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
         """All shapes for inputs of these, from running the net on the meta device."""
         inputs = {name: meta(shape) for name, shape in shapes.items()}

@@ -37,6 +37,7 @@ class Graph:
         self.layer = ""  # name of the nodes to come
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
+        self._owners: dict[int, str] = {}
 
     def node(
         self, operator: str, *inputs: str, name: str, output: str | None = None, **attributes: Any
@@ -58,13 +59,21 @@ class Graph:
         self.nodes[-1].output.extend(more)
         return output
 
-    def step(self, what: str, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
-        """A node on the way to a layer's top, ``<layer>/<what>``."""
-        return self.node(operator, *inputs, name=f"{self.layer}/{what}", **attributes)
+    def step(
+        self, what: str, operator: str, inputs: Sequence[str], *, more: Sequence[str] = (), **attributes: Any
+    ) -> str:
+        """A node on the way to a layer's top, ``<layer>/<what>``; ``more`` are names of further outputs."""
+        output = self.node(operator, *inputs, name=f"{self.layer}/{what}", **attributes)
+        self.nodes[-1].output.extend(more)
+        return output
 
     def parameter(self, layer: Layer, name: str) -> str:
         """A layer's blob."""
-        return self.constant(f"{layer.caffe_name}.{name}", layer.caffe_blobs()[name])
+        blob = layer.caffe_blobs()[name]
+        self._owners.setdefault(
+            id(blob), f"{layer.caffe_name}.{name}"
+        )  # one that layers share is written once
+        return self.constant(self._owners[id(blob)], blob)
 
     def constant(self, name: str, value: np.ndarray | torch.Tensor) -> str:
         """An initializer, once under each name; tensors become float32."""
@@ -105,7 +114,9 @@ def add_net(graph: Graph, net: CaffeNet, inputs: dict[str, str], prefix: str = "
     for layer in net.layers:
         bottoms = [blobs[bottom] for bottom in layer.bottoms]
         tops = [
-            prefix + top if last_writer[top] == layer.name else f"{prefix}{top}/{layer.name}"
+            prefix + top
+            if last_writer[top] == layer.name and prefix + top not in inputs.values()
+            else f"{prefix}{top}/{layer.name}"
             for top in layer.tops
         ]
         graph.note, graph.layer = f"{LAYER_NOTE}{layer.name}", prefix + layer.name

@@ -56,6 +56,13 @@ module for a class of that name gets the same entry. ``self.settings()`` is the 
 adds a node and returns its output's name, ``graph.emit(operator, inputs, top, **attributes)`` the one that gives a top,
 ``graph.parameter(self, "weight")`` is a blob, ``graph.constant(name, array)`` and ``graph.integer(n)`` other values.
 Without the method the layer has no form in ONNX, and exporting its net is refused with its name.
+
+**Plain PyTorch.** ``source(code, *bottoms)`` gets names of variables and returns the expression of the top, or several:
+``return f"torch.tanh({bottoms[0]})"``. ``code.module("nn.Linear(3, 5)")`` is an attribute that holds the blobs,
+``code.blob("weight")`` one of them, ``code.call(function, *values, **named)`` a call of a function of this project,
+which is copied into the file. Without the method the layer has no such form.
+
+**Cost.** ``multiply_adds(shapes)`` counts the multiplications with weights for bottoms of these shapes, 0 by default.
 """
 
 from __future__ import annotations
@@ -113,6 +120,11 @@ _ABOVE = {  # types whose entries read files, with what stands above this packag
 def meta(shape: Sequence[int]) -> torch.Tensor:
     """A tensor of this shape without values."""
     return torch.empty(tuple(shape), device="meta")
+
+
+def shapes_of(blobs: Sequence[torch.Tensor]) -> str:
+    """The shapes of blobs, for a message."""
+    return ", ".join(str(tuple(blob.shape)) for blob in blobs)
 
 
 @dataclass(frozen=True)
@@ -185,6 +197,12 @@ class Layer(nn.Module):
 
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
         raise InputError(f"{self}: has no form in ONNX here")
+
+    def source(self, code: Any, *bottoms: str) -> str | Sequence[str]:
+        raise InputError(f"{self}: has no form in plain PyTorch here")
+
+    def multiply_adds(self, shapes: Sequence[Shape]) -> int:
+        return 0
 
     def blob(
         self, name: str, shape: Sequence[int], filler: FillerParameter | None = None, *, learnt: bool = True

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from repro.layers.powers import exponential, logarithm, power
+from repro.models.literals import literal
 from repro.models.registry import Layer, register
 from weights_conversion.caffe_pb2 import FillerParameter
 
@@ -38,6 +39,10 @@ class ReLU(Layer):
         else:
             graph.emit("Relu", bottoms, tops[0])
 
+    def source(self, code: Any, *bottoms: str) -> str:
+        (x,) = bottoms
+        return f"F.leaky_relu({x}, {literal(self.slope)})" if self.slope else f"F.relu({x})"
+
 
 @register("Dropout")
 class Dropout(Layer):
@@ -60,6 +65,9 @@ class Dropout(Layer):
         # a test-time identity; as a node it keeps the layer's and the blob's names
         graph.emit("Identity", bottoms, tops[0])
 
+    def source(self, code: Any, *bottoms: str) -> str:
+        return f"F.dropout({bottoms[0]}, {literal(self.ratio)}, self.training)"
+
 
 class Unary(Layer):
     """A function of each value, without settings, that ONNX has under a name of its own."""
@@ -73,6 +81,10 @@ class Unary(Layer):
 
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
         graph.emit(self.operator, bottoms, tops[0])
+
+    def source(self, code: Any, *bottoms: str) -> str:
+        name = type(self).function.__name__
+        return f"{'torch' if hasattr(torch, name) else 'F'}.{name}({bottoms[0]})"
 
 
 @register("AbsVal")
@@ -138,6 +150,9 @@ class ELU(Layer):
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
         graph.emit("Elu", bottoms, tops[0], alpha=self.alpha)
 
+    def source(self, code: Any, *bottoms: str) -> str:
+        return f"F.elu({bottoms[0]}, {literal(self.alpha)})"
+
 
 @register("PReLU")
 class PReLU(Layer):
@@ -156,6 +171,10 @@ class PReLU(Layer):
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
         slope = self.weight.reshape(-1, *[1] * (len(self.shapes[0]) - 2))
         graph.emit("PRelu", [*bottoms, graph.constant(f"{self.caffe_name}.slope", slope)], tops[0])
+
+    def source(self, code: Any, *bottoms: str) -> str:
+        weight = code.blob("weight")
+        return f"F.prelu({bottoms[0]}, {weight if self.weight.ndim else f'{weight}.reshape(1)'})"
 
 
 @register("Power")
@@ -186,6 +205,9 @@ class Power(Layer):
         inner = linear(graph, bottoms[0], self.arguments["scale"], self.arguments["shift"])
         graph.emit("Pow", [inner, number(graph, self.arguments["power"])], tops[0])
 
+    def source(self, code: Any, *bottoms: str) -> str:
+        return str(code.call(power, *bottoms, **self.arguments))
+
 
 @register("Exp")
 class Exp(Layer):
@@ -207,6 +229,9 @@ class Exp(Layer):
         _, scale, shift = self.arguments.values()
         log_base = _log_base(self)
         graph.emit("Exp", [linear(graph, bottoms[0], log_base * scale, log_base * shift)], tops[0])
+
+    def source(self, code: Any, *bottoms: str) -> str:
+        return str(code.call(exponential, *bottoms, **self.arguments))
 
 
 @register("Log")
@@ -231,6 +256,9 @@ class Log(Layer):
         _, scale, shift = self.arguments.values()
         inner = graph.step("log", "Log", [linear(graph, bottoms[0], scale, shift)])
         graph.emit("Div", [inner, number(graph, _log_base(self))], tops[0])
+
+    def source(self, code: Any, *bottoms: str) -> str:
+        return str(code.call(logarithm, *bottoms, **self.arguments))
 
 
 def _log_base(layer: Exp | Log) -> float:
@@ -261,6 +289,10 @@ class Threshold(Layer):
         above = graph.step("above", "Greater", [*bottoms, number(graph, self.threshold)])
         graph.emit("Cast", [above], tops[0], to=1)
 
+    def source(self, code: Any, *bottoms: str) -> str:
+        (x,) = bottoms
+        return f"({x} > {literal(self.threshold)}).to({x}.dtype)"
+
 
 @register("Clip")
 class Clip(Layer):
@@ -280,6 +312,9 @@ class Clip(Layer):
 
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
         graph.emit("Clip", [*bottoms, *(number(graph, limit) for limit in self.limits)], tops[0])
+
+    def source(self, code: Any, *bottoms: str) -> str:
+        return f"{bottoms[0]}.clamp({', '.join(map(literal, self.limits))})"
 
 
 @register("ReLU6")
@@ -308,6 +343,10 @@ class Swish(Layer):
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
         gate = graph.step("gate", "Sigmoid", [linear(graph, bottoms[0], self.beta, 0.0)])
         graph.emit("Mul", [bottoms[0], gate], tops[0])
+
+    def source(self, code: Any, *bottoms: str) -> str:
+        (x,) = bottoms
+        return f"{x} * torch.sigmoid({literal(self.beta)} * {x})"
 
 
 def number(graph: Any, value: float) -> str:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from repro.layers.rearrange import embed, im2col
 from repro.models.layer_types.spatial import spatial
-from repro.models.registry import Layer, meta, register
+from repro.models.registry import Layer, Shape, meta, register
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _DECONVOLUTIONS = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -84,6 +85,28 @@ class ConvolutionBase(Layer):
                 dilations=self.dilation,
                 **({"group": self.group} if self.group > 1 else {}),
             )
+
+    def source(self, code: Any, *bottoms: str) -> Sequence[str]:
+        def each(values: tuple[int, ...]) -> str:
+            return str(values[0] if len(set(values)) == 1 else values)
+
+        settings = {
+            "stride": (each(self.stride), "1"),
+            "padding": (each(self.pad), "0"),
+            "dilation": (each(self.dilation), "1"),
+            "groups": (str(self.group), "1"),
+            "bias": (str(self.bias is not None), "True"),
+        }
+        inside = [str(self.shapes[0][1]), str(self.outputs), each(self.kernel)]
+        inside += [f"{name}={value}" for name, (value, default) in settings.items() if value != default]
+        kind = f"nn.Conv{'Transpose' * self.transposed}{len(self.kernel)}d"
+        module = code.module(f"{kind}({', '.join(inside)})")
+        return [f"{module}({bottom})" for bottom in bottoms]
+
+    def multiply_adds(self, shapes: Sequence[Shape]) -> int:
+        """Each weight once a cell: of the top, or of the bottom where the layer is transposed."""
+        cells = shapes if self.transposed else [top.shape for top in self.infer(*map(meta, shapes))]
+        return sum(self.weight.numel() * shape[0] * math.prod(shape[2:]) for shape in cells)
 
 
 @register("Convolution")
@@ -180,10 +203,35 @@ class InnerProduct(Layer):
 
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
         if self.first != 1:
-            super().onnx(graph, bottoms, tops)
+            self._onnx_from(graph, bottoms, tops)
+            return
         flat = graph.step("flat", "Flatten", bottoms, axis=1)
         parameters = [graph.parameter(self, name) for name in self.fillers]
         graph.emit("Gemm", [flat, *parameters], tops[0], transB=0 if self.transpose else 1)
+
+    def _onnx_from(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        """From another axis than 1 on: a matrix product over what comes before."""
+        dims = np.array([0] * self.first + [-1], np.int64)
+        flat = graph.step("flat", "Reshape", [*bottoms, graph.constant(f"{self.caffe_name}.dims", dims)])
+        weight = self.weight if self.transpose else self.weight.T
+        product = [flat, graph.constant(f"{self.caffe_name}.matrix", weight)]
+        if self.bias is None:
+            graph.emit("MatMul", product, tops[0])
+        else:
+            scores = graph.step("product", "MatMul", product)
+            graph.emit("Add", [scores, graph.parameter(self, "bias")], tops[0])
+
+    def source(self, code: Any, *bottoms: str) -> str:
+        (x,) = bottoms
+        flat = x if self.first == len(self.shapes[0]) - 1 else f"{x}.flatten({self.first})"
+        if self.transpose:
+            bias = code.blob("bias") if self.bias is not None else None
+            return f"F.linear({flat}, {code.blob('weight')}.T, {bias})"
+        bias = "" if self.bias is not None else ", bias=False"
+        return f"{code.module(f'nn.Linear({self.inputs}, {self.outputs}{bias})')}({flat})"
+
+    def multiply_adds(self, shapes: Sequence[Shape]) -> int:
+        return self.weight.numel() * math.prod(shapes[0][: self.first])
 
 
 @register("Embed")
@@ -206,6 +254,18 @@ class Embed(Layer):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return embed(ids, self.weight, self.bias)
 
+    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        ids = graph.step("ids", "Cast", bottoms, to=7)
+        gathered = [graph.parameter(self, "weight"), ids]
+        if self.bias is None:
+            graph.emit("Gather", gathered, tops[0], axis=0)
+        else:
+            rows = graph.step("rows", "Gather", gathered, axis=0)
+            graph.emit("Add", [rows, graph.parameter(self, "bias")], tops[0])
+
+    def source(self, code: Any, *bottoms: str) -> str:
+        return str(code.call(embed, *bottoms, *(code.blob(name) for name in self.fillers)))
+
 
 @register("Im2col")
 class Im2col(Layer):
@@ -224,3 +284,6 @@ class Im2col(Layer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return im2col(x, self.kernel, **self.others)
+
+    def source(self, code: Any, *bottoms: str) -> str:
+        return str(code.call(im2col, *bottoms, self.kernel, **self.others))

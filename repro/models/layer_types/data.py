@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from repro.errors import InputError
@@ -48,6 +50,12 @@ class Parameter(Layer):
 
     def forward(self) -> torch.Tensor:
         return self.weight
+
+    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        graph.emit("Identity", [graph.parameter(self, "weight")], tops[0])
+
+    def source(self, code: Any, *bottoms: str) -> str:
+        return str(code.blob("weight"))
 
 
 @register("DummyData")

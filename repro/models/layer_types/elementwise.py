@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 
 from repro.layers.elementwise import axpy, bias_channel, eltwise_max, eltwise_product, eltwise_sum
 from repro.models.layer_types.activations import number
-from repro.models.registry import Layer, register
+from repro.models.literals import literal
+from repro.models.registry import Layer, meta, register, shapes_of
 from weights_conversion.caffe_pb2 import BiasChannelParameter, EltwiseParameter
 
 
@@ -30,6 +32,11 @@ class Eltwise(Layer):
         if self.coefficients and len(self.coefficients) != len(self.bottoms):
             self.fail("coeff", f"{len(self.coefficients)} values for {len(self.bottoms)} bottoms")
 
+    def infer(self, *bottoms: torch.Tensor) -> torch.Tensor:
+        if any(x.shape != bottoms[0].shape for x in bottoms):
+            raise RuntimeError(f"layer {self.caffe_name!r}: bottoms of the shapes {shapes_of(bottoms)}")
+        return meta(bottoms[0].shape)
+
     def forward(self, *bottoms: torch.Tensor) -> torch.Tensor:
         if self.operation == EltwiseParameter.PROD:
             return eltwise_product(bottoms, stable_gradient=self.stable)
@@ -46,6 +53,15 @@ class Eltwise(Layer):
         for index, bottom in enumerate(bottoms[1:-1], start=1):
             total = graph.step(str(index), operator[self.operation], [total, bottom])
         graph.emit(operator[self.operation], [total, bottoms[-1]], tops[0])
+
+    def source(self, code: Any, *bottoms: str) -> str:
+        if self.operation == EltwiseParameter.MAX:
+            return functools.reduce(lambda a, b: f"torch.maximum({a}, {b})", bottoms)
+        if self.operation == EltwiseParameter.PROD:
+            return " * ".join(bottoms)
+        factors = self.coefficients or [1.0] * len(bottoms)
+        terms = zip(factors, bottoms, strict=True)
+        return " + ".join(x if factor == 1 else f"{literal(factor)} * {x}" for factor, x in terms)
 
 
 @register("Axpy")
@@ -69,6 +85,9 @@ class Axpy(Layer):
             super().onnx(graph, bottoms, tops)
         graph.emit("Add", [graph.step("scaled", "Mul", bottoms[:2]), bottoms[2]], tops[0])
 
+    def source(self, code: Any, *bottoms: str) -> str:
+        return str(code.call(axpy, *bottoms))
+
 
 @register("SpatialProduct")
 class SpatialProduct(Layer):
@@ -87,6 +106,9 @@ class SpatialProduct(Layer):
 
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
         graph.emit("Mul", bottoms, tops[0])
+
+    def source(self, code: Any, *bottoms: str) -> str:
+        return " * ".join(bottoms)
 
 
 @register("BiasChannel")
@@ -110,3 +132,7 @@ class BiasChannel(Layer):
         return bias_channel(
             x, labels, bg_bias=self.background, fg_bias=self.foreground, ignore_labels=self.ignored
         )
+
+    def source(self, code: Any, *bottoms: str) -> str:
+        settings = {"bg_bias": self.background, "fg_bias": self.foreground, "ignore_labels": self.ignored}
+        return str(code.call(bias_channel, *bottoms, **settings))

@@ -33,6 +33,9 @@ class Interp(Layer):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return interp(x, **self.arguments)
 
+    def source(self, code: Any, *bottoms: str) -> str:
+        return str(code.call(interp, *bottoms, **self.arguments))
+
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
         """Resize with aligned corners; the size is worked out in the graph, for images of any size."""
 

@@ -8,6 +8,7 @@ import torch
 
 from repro.layers.norms import lrn_across, lrn_within, mvn, normalize
 from repro.models.layer_types.activations import linear, number
+from repro.models.literals import literal
 from repro.models.registry import Layer, register
 from weights_conversion.caffe_pb2 import FillerParameter, LRNParameter
 
@@ -49,6 +50,13 @@ class LRN(Layer):
             return
         graph.emit("LRN", bottoms, tops[0], size=self.size, alpha=self.alpha, beta=self.beta, bias=self.k)
 
+    def source(self, code: Any, *bottoms: str) -> str:
+        settings = {"size": self.size, "alpha": self.alpha, "beta": self.beta}
+        if not self.across:
+            return str(code.call(lrn_within, *bottoms, **settings))
+        inside = ", ".join(f"{name}={literal(value)}" for name, value in (settings | {"k": self.k}).items())
+        return f"F.local_response_norm({bottoms[0]}, {inside})"
+
 
 @register("MVN")
 class MVN(Layer):
@@ -79,6 +87,10 @@ class MVN(Layer):
             "Div", [centred, graph.step("divisor", "Add", [deviation, number(graph, self.eps)])], tops[0]
         )
 
+    def source(self, code: Any, *bottoms: str) -> str:
+        settings = {"normalize_variance": self.variance, "across_channels": self.across, "eps": self.eps}
+        return str(code.call(mvn, *bottoms, **settings))
+
 
 @register("Normalize")
 class Normalize(Layer):
@@ -103,3 +115,7 @@ class Normalize(Layer):
         gain = self.weight.reshape(-1, *[1] * (len(self.shapes[0]) - 2))
         scaled = graph.step("scaled", "Div", [bottoms[0], norm])
         graph.emit("Mul", [scaled, graph.constant(f"{self.caffe_name}.gain", gain)], tops[0])
+
+    def source(self, code: Any, *bottoms: str) -> str:
+        settings = {"across_spatial": self.across, "eps": self.eps}
+        return str(code.call(normalize, *bottoms, code.blob("weight"), **settings))

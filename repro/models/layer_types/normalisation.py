@@ -9,11 +9,13 @@ It knows no gain and bias: those are a Scale layer's, y = weight·x + bias.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from repro.models.literals import literal
 from repro.models.registry import Layer, register
 from weights_conversion.caffe_pb2 import FillerParameter
 
@@ -46,8 +48,7 @@ class BatchNorm(Layer):
 
     def statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and variance (C), divided by the factor."""
-        scale = torch.where(self.factor == 0, self.factor, 1 / self.factor)
-        return self.mean * scale, self.variance * scale
+        return statistics(self)
 
     def gain_and_bias(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The layer with global statistics as y = gain·x + bias, both (C)."""
@@ -82,8 +83,20 @@ class BatchNorm(Layer):
             graph.constant(f"ones_{channels}", np.ones(channels, np.float32)),
             graph.constant(f"zeros_{channels}", np.zeros(channels, np.float32)),
         ]
-        statistics = [graph.constant(f"{name}.mean", mean), graph.constant(f"{name}.variance", variance)]
-        graph.emit("BatchNormalization", [*bottoms, *gain, *statistics], tops[0], epsilon=self.eps)
+        blobs = [graph.constant(f"{name}.mean", mean), graph.constant(f"{name}.variance", variance)]
+        graph.emit("BatchNormalization", [*bottoms, *gain, *blobs], tops[0], epsilon=self.eps)
+
+    def source(self, code: Any, *bottoms: str) -> str:
+        blobs = code.blob("mean").removesuffix(".mean")
+        if self.use_global is False:
+            return f"F.batch_norm({bottoms[0]}, None, None, training=True, eps={literal(self.eps)})"
+        return f"F.batch_norm({bottoms[0]}, *{code.function(statistics)}({blobs}), eps={literal(self.eps)})"
+
+
+def statistics(blobs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """BatchNorm's mean and variance (C), divided by the factor."""
+    scale = torch.where(blobs.factor == 0, blobs.factor, 1 / blobs.factor)
+    return blobs.mean * scale, blobs.variance * scale
 
 
 @register("Scale")
@@ -115,6 +128,10 @@ class Scale(Layer):
             scaled = graph.step("weight", "Mul", [bottoms[0], factor])
             graph.emit("Add", [scaled, in_graph(self, graph, "bias", bottoms[:1])], tops[0])
 
+    def source(self, code: Any, *bottoms: str) -> str:
+        scaled = f"{bottoms[0]} * {in_source(self, code, 'weight', bottoms)}"
+        return scaled if self.bias is None else f"{scaled} + {in_source(self, code, 'bias', bottoms[:1])}"
+
 
 @register("Bias")
 class Bias(Layer):
@@ -136,6 +153,9 @@ class Bias(Layer):
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
         graph.emit("Add", [bottoms[0], in_graph(self, graph, "bias", bottoms)], tops[0])
 
+    def source(self, code: Any, *bottoms: str) -> str:
+        return f"{bottoms[0]} + {in_source(self, code, 'bias', bottoms)}"
+
 
 def in_graph(layer: Scale | Bias, graph: Any, name: str, bottoms: list[str]) -> str:
     """The second bottom, or else the blob ``name``, in ONNX and in a shape that goes along the first bottom."""
@@ -149,6 +169,14 @@ def in_graph(layer: Scale | Bias, graph: Any, name: str, bottoms: list[str]) -> 
     blob = layer.caffe_blobs()[name]
     shape = (*blob.shape, *[1] * (axes - blob.ndim))
     return str(graph.constant(f"{layer.caffe_name}.{name}", blob.reshape(shape)))
+
+
+def in_source(layer: Scale | Bias, code: Any, name: str, bottoms: Sequence[str]) -> str:
+    """The same in Python."""
+    values = bottoms[1] if len(bottoms) > 1 else code.blob(name)
+    axes = len(layer.shapes[1]) if len(bottoms) > 1 else layer.caffe_blobs()[name].ndim
+    after = len(layer.shapes[0]) - layer.first - axes
+    return f"{values}[{', '.join(['...', *['None'] * after])}]" if after else values
 
 
 def covered_axes(layer: Layer) -> tuple[int, tuple[int, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,14 @@ from repro.layers.pooling import (
     stochastic_pool,
     unpool,
 )
+from repro.models.layer_types.activations import number
 from repro.models.layer_types.spatial import spatial
+from repro.models.literals import Code
 from repro.models.registry import Layer, meta, register
 from weights_conversion.caffe_pb2 import PoolingParameter, SPPParameter
 
 _METHODS = PoolingParameter.PoolMethod
+LOWEST = float(np.finfo(np.float32).min)  # what Caffe gives for a window without a cell
 
 
 @register("Pooling")
@@ -86,28 +90,91 @@ class Pooling(Layer):
         sizes = list(zip(self.kernel, self.stride, self.pad, strict=True))
         # With p cells of padding before and p + stride - 1 behind, ONNX's rounding down gives Caffe's windows for
         # every input size where p + stride <= kernel: then no window starts in the padding that Caffe would drop.
-        if maximum and not self.floor and all(pad + stride <= kernel for kernel, stride, pad in sizes):
-            behind = [pad + stride - 1 for _, stride, pad in sizes]
-            pads = [*self.pad, *behind]
-            if self.mask:
-                # ONNX counts places through the whole blob, Caffe through a plane
-                values = f"{tops[0]}/places"
-                graph.emit("MaxPool", bottoms, tops[0], more=[values], pads=pads, **common)
-                sides = graph.step(
-                    "sides", "Slice", [graph.step("shape", "Shape", bottoms), *_last_two(graph)]
-                )
-                plane = graph.step("plane", "ReduceProd", [sides], keepdims=0)
-                graph.node("Cast", graph.step("place", "Mod", [values, plane]), name=tops[1], to=1)
-                return
+        simple = not self.floor and all(pad + stride <= kernel for kernel, stride, pad in sizes)
+        behind = [pad + stride - 1 for _, stride, pad in sizes]
+        pads = [*self.pad, *behind]
+        if self.mask and not simple:
+            self.fail("", "a mask beside such a kernel, stride and pad has no form in ONNX here")
+        if self.mask:
+            # ONNX counts places through the whole blob, Caffe through a plane
+            values = f"{tops[0]}/places"
+            graph.emit("MaxPool", bottoms, tops[0], more=[values], pads=pads, **common)
+            sides = graph.step("sides", "Slice", [graph.step("shape", "Shape", bottoms), *_last_two(graph)])
+            plane = graph.step("plane", "ReduceProd", [sides], keepdims=0)
+            graph.node("Cast", graph.step("place", "Mod", [values, plane]), name=tops[1], to=1)
+        elif maximum and simple:
             graph.emit("MaxPool", bottoms, tops[0], pads=pads, **common)
         elif not maximum and set(self.stride) == {1}:  # nothing to round; the divisor counts the padding
             pads = [*self.pad, *self.pad]
             graph.emit("AveragePool", bottoms, tops[0], pads=pads, count_include_pad=1, **common)
         else:
-            self.fail(
-                "",
-                f"kernel {self.kernel}, stride {self.stride}, pad {self.pad} has no exact form in ONNX here",
+            self._onnx_padded(graph, bottoms[0], tops[0], common)
+
+    def _onnx_padded(self, graph: Any, x: str, top: str, common: dict[str, Any]) -> None:
+        """The blob padded to where Caffe's last window ends, which depends on its size; then nothing is to be rounded.
+
+        A mean counts the cells of the blob and of the padding that the prototxt asks for, and no more: it is the mean
+        of the padded values, divided by the mean of ones padded likewise.
+        """
+
+        def numbers(*values: int) -> str:
+            return str(graph.constant("numbers_" + "_".join(map(str, values)), np.array(values, np.int64)))
+
+        sides = graph.step("sides", "Slice", [graph.step("shape", "Shape", [x]), *_last_two(graph)])
+        span = [2 * pad - kernel for pad, kernel in zip(self.pad, self.kernel, strict=True)]
+        if not self.floor:
+            span = [value + stride - 1 for value, stride in zip(span, self.stride, strict=True)]
+        room = graph.step("room", "Add", [sides, numbers(*span)])
+        last = graph.step("last", "Div", [room, numbers(*self.stride)])  # index of the last window
+        # with padding, a window that would start behind the blob is dropped
+        least = [pad - 1 if pad else np.iinfo(np.int32).max for pad in self.pad]
+        most = graph.step(
+            "most", "Div", [graph.step("inside", "Add", [sides, numbers(*least)]), numbers(*self.stride)]
+        )
+        last = graph.step("last_kept", "Min", [last, most])
+        start = graph.step("start", "Mul", [last, numbers(*self.stride)])
+        end = graph.step("end", "Add", [start, numbers(*self.kernel)])
+
+        def padded(what: str, values: str, before: Sequence[int], value: float) -> str:
+            """From ``before`` cells before to where the last window ends, cut off or filled up with ``value``."""
+            covered = graph.step(f"{what}_covered", "Add", [sides, numbers(*before)])
+            behind = graph.step(f"{what}_behind", "Sub", [end, covered])
+            pads = graph.step(f"{what}_pads", "Concat", [numbers(0, 0, *before, 0, 0), behind], axis=0)
+            return str(graph.step(what, "Pad", [values, pads, number(graph, value)]))
+
+        if self.method == PoolingParameter.MAX:
+            graph.emit("MaxPool", [padded("padded", x, self.pad, LOWEST)], top, **common)
+            return
+        mean = graph.step("mean", "AveragePool", [padded("padded", x, self.pad, 0.0)], **common)
+        framed = graph.step("framed", "Add", [sides, numbers(*(2 * pad for pad in self.pad))])
+        plane = graph.step("plane", "Concat", [numbers(1, 1), framed], axis=0)
+        ones = graph.step("ones", "Expand", [number(graph, 1.0), plane])
+        behind = graph.step("beyond", "Sub", [end, framed])
+        pads = graph.step("beyond_pads", "Concat", [numbers(0, 0, 0, 0, 0, 0), behind], axis=0)
+        counted = graph.step("counted", "Pad", [ones, pads, number(graph, 0.0)])
+        share = graph.step("share", "AveragePool", [counted], **common)
+        least_share = number(
+            graph, 0.5 / (self.kernel[0] * self.kernel[1])
+        )  # a window outside of everything: 0
+        graph.emit("Div", [mean, graph.step("divisor", "Max", [share, least_share])], top)
+
+    def source(self, code: Any, *bottoms: str) -> str | Sequence[str]:
+        (x,) = bottoms
+        maximum = self.method == PoolingParameter.MAX
+        kernel = Code(f"{x}.shape[2:]") if self.whole else self.kernel
+        floor = {"floor": True} if self.floor else {}
+        if self.mask:
+            code.line(
+                f"values, places = {code.call(max_pool_with_mask, x, kernel, self.stride, self.pad, **floor)}"
             )
+            return ("values", "places.to(values.dtype)")
+        if self.method == PoolingParameter.STOCHASTIC:
+            training = Code("self.training")
+            return str(code.call(stochastic_pool, x, kernel, self.stride, training=training, **floor))
+        if self.whole:
+            return f"{x}.{'amax' if maximum else 'mean'}((2, 3), keepdim=True)"
+        function = max_pool if maximum else average_pool
+        return str(code.call(function, x, self.kernel, self.stride, self.pad, **floor))
 
 
 def _last_two(graph: Any) -> list[str]:
@@ -137,6 +204,9 @@ class SPP(Layer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return spatial_pyramid(x, self.height, self.pool)
+
+    def source(self, code: Any, *bottoms: str) -> str:
+        return str(code.call(spatial_pyramid, *bottoms, self.height, code.function(self.pool)))
 
 
 @register("Upsample")
@@ -191,3 +261,13 @@ class Upsample(Layer):
         places = graph.step("places", "Cast", [mask], to=7)
         scattered = graph.step("scattered", "ScatterElements", [zeros, places, values], axis=2)
         graph.emit("Reshape", [scattered, graph.step("whole", "Concat", [front, size], axis=0)], tops[0])
+
+    def source(self, code: Any, *bottoms: str) -> str:
+        x, mask = bottoms
+        if self.size:
+            return str(code.call(unpool, x, mask, self.size))
+        sides = [
+            f"{x}.shape[{axis}] * {scale}{f' - {missing}' * bool(missing)}"
+            for axis, scale, missing in zip((2, 3), self.scale, self.missing, strict=True)
+        ]
+        return f"{code.function(unpool)}({x}, {mask}, ({', '.join(sides)}))"

@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from repro.layers.dense_crf import crf_log, refine
 from repro.layers.losses import balanced_seed_loss, constrain_loss, expand_loss, seed_loss
 from repro.layers.region_growing import RULES, grow_seeds
-from repro.layers.softmax import caffe_softmax
+from repro.layers.softmax import MIN_PROB, caffe_softmax
+from repro.models.layer_types.activations import number
 from repro.models.registry import Layer, meta, register
 
 
@@ -27,6 +29,15 @@ class SoftmaxLayer(Layer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return caffe_softmax(x)
+
+    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+        softmax = graph.step("softmax", "Softmax", bottoms, axis=1)
+        floored = graph.step("floored", "Add", [softmax, number(graph, MIN_PROB)])
+        axes = graph.constant("axes_1", np.array([1], np.int64))
+        graph.emit("Div", [floored, graph.step("sum", "ReduceSum", [floored, axes])], tops[0])
+
+    def source(self, code: Any, *bottoms: str) -> str:
+        return str(code.call(caffe_softmax, *bottoms))
 
 
 @register("pylayers.CRFLayer")

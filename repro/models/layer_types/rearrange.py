@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from repro.layers.rearrange import batch_reindex, crop, filter_batch, reshape, slices, tile
-from repro.models.registry import Layer, meta, register
+from repro.models.literals import literal
+from repro.models.registry import Layer, meta, register, shapes_of
 
 
 @register("Concat")
@@ -30,6 +32,12 @@ class Concat(Layer):
 
     def infer(self, *bottoms: torch.Tensor) -> torch.Tensor:
         shape = list(bottoms[0].shape)
+        if any(
+            (*x.shape[: self.along], *x.shape[self.along + 1 :])
+            != (*shape[: self.along], *shape[self.along + 1 :])
+            for x in bottoms
+        ):
+            raise RuntimeError(f"layer {self.caffe_name!r}: bottoms of the shapes {shapes_of(bottoms)}")
         shape[self.along] = sum(x.shape[self.along] for x in bottoms)
         return meta(shape)
 
@@ -38,6 +46,9 @@ class Concat(Layer):
 
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
         graph.emit("Concat", bottoms, tops[0], axis=self.along)
+
+    def source(self, code: Any, *bottoms: str) -> str:
+        return f"torch.cat(({', '.join(bottoms)},), dim={self.along})"
 
 
 @register("Slice")
@@ -67,10 +78,15 @@ class Slice(Layer):
         edges = [0, *self.points, self.shapes[0][self.along]]
         if not self.points:
             edges = list(np.linspace(0, edges[-1], len(tops) + 1).astype(int))
+        edges[-1] = np.iinfo(np.int64).max  # to the end, also where a batch is cut
         axis = graph.constant(f"axis_{self.along}", np.array([self.along], np.int64))
         for low, high, top in zip(edges, edges[1:], tops, strict=False):
             ends = [graph.constant(f"edge_{edge}", np.array([edge], np.int64)) for edge in (low, high)]
             graph.emit("Slice", [*bottoms, *ends, axis], top)
+
+    def source(self, code: Any, *bottoms: str) -> str:
+        cut = f"tensor_split({literal(self.points)}" if self.points else f"chunk({len(self.layer.top)}"
+        return f"{bottoms[0]}.{cut}, dim={self.along})" + ("[0]" if len(self.layer.top) == 1 else "")
 
 
 @register("Flatten")
@@ -90,6 +106,9 @@ class Flatten(Layer):
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
         dims = [0] * self.first + [-1]
         reshaped(graph, bottoms[0], dims, self.last + 1, len(self.shapes[0]), tops[0])
+
+    def source(self, code: Any, *bottoms: str) -> str:
+        return f"{bottoms[0]}.flatten({self.first}, {self.last})"
 
 
 @register("Reshape")
@@ -114,6 +133,9 @@ class Reshape(Layer):
         first = self.first if self.first >= 0 else axes + self.first + 1
         stop = axes if self.axes == -1 else first + self.axes
         reshaped(graph, bottoms[0], [0] * first + self.dims, stop, axes, tops[0])
+
+    def source(self, code: Any, *bottoms: str) -> str:
+        return str(code.call(reshape, *bottoms, self.dims, axis=self.first, num_axes=self.axes))
 
 
 def reshaped(graph: Any, x: str, dims: list[int], stop: int, axes: int, top: str) -> None:
@@ -144,6 +166,9 @@ class Permute(Layer):
 
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
         graph.emit("Transpose", bottoms, tops[0], perm=self.order)
+
+    def source(self, code: Any, *bottoms: str) -> str:
+        return f"{bottoms[0]}.permute({', '.join(map(str, self.order))})"
 
 
 @register("Crop")
@@ -176,6 +201,9 @@ class Crop(Layer):
         ends = graph.step("ends", "Add", [starts, sizes])
         graph.emit("Slice", [bottoms[0], starts, ends, named], tops[0])
 
+    def source(self, code: Any, *bottoms: str) -> str:
+        return str(code.call(crop, *bottoms, axis=self.first, offsets=self.offsets))
+
 
 @register("Tile")
 class Tile(Layer):
@@ -194,6 +222,9 @@ class Tile(Layer):
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
         graph.emit("Concat", bottoms * self.tiles, tops[0], axis=self.along)
 
+    def source(self, code: Any, *bottoms: str) -> str:
+        return f"torch.cat([{bottoms[0]}] * {self.tiles}, dim={self.along})"
+
 
 @register("BatchReindex")
 class BatchReindex(Layer):
@@ -211,6 +242,9 @@ class BatchReindex(Layer):
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
         index = graph.step("index", "Cast", bottoms[1:], to=7)
         graph.emit("Gather", [bottoms[0], index], tops[0], axis=0)
+
+    def source(self, code: Any, *bottoms: str) -> str:
+        return str(code.call(batch_reindex, *bottoms))
 
 
 @register("Filter")
@@ -252,6 +286,9 @@ class Split(Layer):
         for top in tops:
             graph.emit("Identity", bottoms, top)
 
+    def source(self, code: Any, *bottoms: str) -> Sequence[str]:
+        return bottoms * len(self.layer.top)
+
 
 @register("Silence")
 class Silence(Layer):
@@ -265,3 +302,6 @@ class Silence(Layer):
 
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
         """Nothing."""
+
+    def source(self, code: Any, *bottoms: str) -> Sequence[str]:
+        return ()

@@ -29,6 +29,9 @@ class Softmax(Layer):
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
         graph.emit("Softmax", bottoms, tops[0], axis=self.along)
 
+    def source(self, code: Any, *bottoms: str) -> str:
+        return f"{bottoms[0]}.softmax({self.along})"
+
 
 @register("Reduction")
 class Reduction(Layer):
@@ -52,6 +55,9 @@ class Reduction(Layer):
         total = graph.step("total", operator[self.operation], inputs, keepdims=0, **attributes)
         graph.emit("Mul", [total, number(graph, self.coeff)], tops[0])
 
+    def source(self, code: Any, *bottoms: str) -> str:
+        return str(code.call(reduction, *bottoms, self.operation, axis=self.first, coeff=self.coeff))
+
 
 @register("ArgMax")
 class ArgMax(Layer):
@@ -71,10 +77,32 @@ class ArgMax(Layer):
         return argmax(x, top_k=self.top_k, out_max_val=self.values, axis=self.along)
 
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
-        if self.along is None or self.top_k > 1 or self.values:
-            super().onnx(graph, bottoms, tops)
-        index = graph.step("index", "ArgMax", bottoms, axis=self.along, keepdims=1, select_last_index=1)
-        graph.emit("Cast", [index], tops[0], to=1)
+        """TopK of equal values takes the one with the smaller index, Caffe the larger: the axis is turned round."""
+        along = 1 if self.along is None else self.along
+        x = graph.step("flat", "Flatten", bottoms, axis=1) if self.along is None else bottoms[0]
+        last, begin, axis, back = (
+            graph.constant(f"numbers_{value}", np.array([value], np.int64))
+            for value in (-1, np.iinfo(np.int64).min, along, -1)
+        )
+        turned = graph.step("turned", "Slice", [x, last, begin, axis, back])
+        count = graph.constant(f"numbers_{self.top_k}", np.array([self.top_k], np.int64))
+        values = graph.step("values", "TopK", [turned, count], more=[f"{graph.layer}/places"], axis=along)
+        index = graph.step("index", "Cast", [f"{graph.layer}/places"], to=1)
+        size = self.shapes[0][along] if self.along is not None else torch.Size(self.shapes[0][1:]).numel()
+        index = graph.step("index_before", "Sub", [number(graph, size - 1.0), index])
+        if self.along is not None:
+            graph.emit("Identity", [values if self.values else index], tops[0])
+            return
+        wanted = [index, values] if self.values else [index]
+        whole = graph.step("whole", "Concat", wanted, axis=1) if self.values else index
+        dims = [0, len(wanted), self.top_k, *[1] * max(len(self.shapes[0]) - 3, 0)]
+        graph.emit(
+            "Reshape", [whole, graph.constant(f"{self.caffe_name}.dims", np.array(dims, np.int64))], tops[0]
+        )
+
+    def source(self, code: Any, *bottoms: str) -> str:
+        settings = {"top_k": self.top_k, "out_max_val": self.values, "axis": self.along}
+        return str(code.call(argmax, *bottoms, **settings))
 
 
 @register("Accuracy")
