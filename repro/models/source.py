@@ -150,7 +150,7 @@ def net_source(net: CaffeNet, weights_name: str) -> str:
     standard = sorted(i for i in imports if not re.search(r"torch|numpy", i))
     other = sorted(i for i in imports if i not in standard)
     parts = [
-        f'"""The Caffe net {net.name or "without a name"} in plain PyTorch, written by `repro convert` of sec-dsrg-repro.\n\n'
+        f'"""The Caffe net {net.name or "without a name"} in plain PyTorch, as `repro convert` wrote it.\n\n'
         f"    net = load()                    # weights from {weights_name}, beside this file\n"
         f"    result = net({', '.join(source.variable(name) for name in inputs)})\n\n"
         f"Input: {shapes}, float32, as the Caffe net takes it (images mostly BGR less their mean).\n"
@@ -159,7 +159,7 @@ def net_source(net: CaffeNet, weights_name: str) -> str:
         "\n".join(standard) + "\n\n" + "\n".join(other),
         *helpers.statements.values(),
         "class Net(nn.Module):\n"
-        f'    """The layers in the order of the prototxt; comments name them as Caffe does."""\n\n'
+        '    """The layers in the order of the prototxt; comments name them as Caffe does."""\n\n'
         "    def __init__(self) -> None:\n        super().__init__()\n"
         + textwrap.indent("\n".join(body), "        ")
         + f"\n\n    def forward(self, {arguments}) -> {annotation}:\n"
