@@ -10,7 +10,9 @@ import pickle
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
+from repro.data import ImageData
 from repro.data import cues as cues_module
 from repro.data.cues import CueFile, convert_cues, write_cues
 from repro.errors import InputError
@@ -218,8 +220,6 @@ def test_unknown_index(cue_file, call, index):
 @pytest.mark.parametrize(
     ("labels", "cues", "reason"),
     [
-        (5, GOOD_CUES, "is a int"),
-        (np.int64(5), GOOD_CUES, "is a int"),
         ("5", GOOD_CUES, "is a str"),
         ([[5]], GOOD_CUES, r"labels of index 4: shape \(1, 1\), \(L,\)"),
         ([5.0], GOOD_CUES, "labels of index 4: float64, integers"),
@@ -250,7 +250,9 @@ def test_entries_that_are_no_cues(tmp_path, labels, cues, reason):
         (np.arange(3), "holds a _?[aA]rray"),
         ({"4_labels": [5]}, "index 4 has only one"),
         ({"4_cues": np.zeros((3, 1), int)}, "index 4 has only one"),
-        ({"x_labels": [5]}, "key 'x_labels'"),
+        ({"x_labels": [5]}, "image x has only one"),
+        ({"x_labels": [5], "x.jpg_labels": [5]}, "labels of 'x' again"),
+        ({"_labels": [5]}, "key '_labels'"),
         ({"4_boxes": [5]}, "key '4_boxes'"),
         ({4: [5]}, "key '4'"),
     ],
@@ -559,4 +561,94 @@ def test_a_damaged_grid_is_refused(tmp_path, grid):
     with h5py.File(tmp_path / "cues.h5", "r+") as file:
         file.attrs["grid"] = grid
     with pytest.raises(InputError, match="'grid' of rows and columns"):
+        CueFile.open(tmp_path / "cues.h5")
+
+
+# --- cues as people write them ------------------------------------------------------------------------------
+
+WRITTEN = {
+    "np.where": (np.array([5, 8]), np.where(np.eye(3, dtype=int))[:1] + np.where(np.eye(3, dtype=int))),
+    "lists": ([5, 8], [[0, 1, 2], [0, 1, 2], [0, 1, 2]]),
+    "a list of arrays": ({5, 8}, [np.arange(3), np.arange(3), np.arange(3, dtype=np.int8)]),
+    "a tuple of lists of NumPy integers": (
+        (np.int64(5), np.uint8(8)),
+        tuple([list(map(np.int32, range(3)))] * 3),
+    ),
+}
+
+
+@pytest.mark.parametrize("form", WRITTEN)
+def test_forms_of_index_arrays(tmp_path, form):
+    labels, cues = WRITTEN[form]
+    file = CueFile.open(dump(tmp_path / "cues.pickle", {"4_labels": labels, "4_cues": cues}))
+    assert sorted(file.labels(4).tolist()) == [5, 8]
+    assert file.cues(4).tolist() == [[0, 1, 2]] * 3
+
+
+def test_one_label_alone(tmp_path):
+    file = CueFile.open(
+        dump(tmp_path / "cues.pickle", {"4_labels": np.int64(5), "4_cues": np.zeros((3, 0), int)})
+    )
+    assert file.labels(4).tolist() == [5]
+
+
+NAMED = {
+    "underscore": {f"2007_00003{n}_{kind}": value for n in (2, 9) for kind, value in
+                   (("labels", [n]), ("cues", [[n], [1], [n]]))},
+    "nested": {f"2007_00003{n}": {"labels": np.array([n]), "cues": ([n], [1], [n])} for n in (2, 9)},
+    "file names": {f"JPEGImages/2007_00003{n}.jpg_{kind}": value for n in (2, 9) for kind, value in
+                   (("cues", [[n], [1], [n]]), ("labels", [n]))},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", NAMED)
+def test_keys_that_are_image_names(tmp_path, form):
+    """They stay through the conversion, and lists of any form find them, whatever index stands in those."""
+    path = dump(tmp_path / "cues.pickle", NAMED[form])
+    convert_cues(path, tmp_path / "cues.h5")
+    for file in (CueFile.open(path), CueFile.open(tmp_path / "cues.h5")):
+        assert file.names == ("2007_000032", "2007_000039")
+        for text in ("2007_000039\n2007_000032\n", "2007_000039.jpg 0\n2007_000032.jpg 7\n"):
+            (tmp_path / "list.txt").write_text(text)
+            images = file.images(tmp_path / "list.txt")
+            assert list(images) == ["2007_000039", "2007_000032"]
+            assert [file.labels(index).tolist() for index in images.values()] == [[9], [2]]
+            assert [file.cues(index).tolist() for index in images.values()] == [
+                [[9], [1], [9]],
+                [[2], [1], [2]],
+            ]
+        assert list(file.images()) == ["2007_000032", "2007_000039"]
+        (tmp_path / "list.txt").write_text("2007_000032\n2007_000040\n")
+        with pytest.raises(InputError, match=r"list\.txt:2: image 2007_000040 has no cues in"):
+            file.lines(tmp_path / "list.txt")
+    with pytest.raises(InputError, match="knows its images by number"):
+        CueFile.from_entries("x.h5", ENTRIES).images()
+
+
+def test_training_reads_cues_by_name(tmp_path):
+    for n in (2, 9):
+        Image.fromarray(np.full((8, 8, 3), n, np.uint8)).save(tmp_path / f"2007_00003{n}.png")
+    (tmp_path / "list.txt").write_text("2007_000039\n2007_000032.png\n")
+    path = dump(tmp_path / "cues.pickle", NAMED["nested"])
+    layer = ImageData(tmp_path, tmp_path / "list.txt", path, new_height=8, new_width=8)
+    labels = [layer.item(i, np.random.default_rng(0))["labels"].nonzero().flatten().tolist() for i in (0, 1)]
+    assert labels == [[0, 9], [0, 2]]
+
+
+def test_cues_of_coco_are_names_for_their_zeros(tmp_path):
+    path = dump(
+        tmp_path / "cues.pickle", {"000000000139_labels": [1], "000000000139_cues": np.zeros((3, 0), int)}
+    )
+    assert CueFile.open(path).names == ("000000000139",)
+
+
+@pytest.mark.parametrize("names", ['["a"]', '["a", "a", "b"]', '["a", "b", 3]', "[", "{}"])
+def test_damaged_names_are_refused(tmp_path, names):
+    write_cues(
+        tmp_path / "cues.h5", {n: ([1], np.zeros((3, 0), int)) for n in range(3)}, names=("x", "y", "z")
+    )
+    with h5py.File(tmp_path / "cues.h5", "a") as file:
+        del file["names"]
+        file["names"] = names
+    with pytest.raises(InputError, match=r"cues\.h5: damaged"):
         CueFile.open(tmp_path / "cues.h5")

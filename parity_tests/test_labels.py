@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,19 @@ def test_voc_lists(tmp_path):
         ("labels.csv", "a.jpg,cat,dog\nb c.jpg,traffic light\n"),
         ("labels.csv", "\ufeffname,classes\r\na.jpg, cat, dog\r\nb c.jpg,traffic light,\r\n"),
         ("labels.csv", 'image,label\na.jpg,dog\n"b c.jpg","traffic light"\na.jpg,cat\n'),
+        ("labels.csv", "image;classes\na.jpg;cat;dog\nb c.jpg;traffic light\n"),
+        ("labels.csv", "a.jpg;cat,dog\r\nb c.jpg;traffic light\r\n"),
+        ("labels.csv", "image\tclasses\na.jpg\tcat|dog\nb c.jpg\ttraffic light\n"),
+        ("labels.csv", 'image,classes\na.jpg,"cat, dog"\nb c.jpg,traffic light\n'),
+        ("labels.csv", "image,classes\na.jpg,\"['cat', 'dog']\"\nb c.jpg,['traffic light']\n"),
+        ("labels.csv", 'image,classes\na.jpg,"[1, 2]"\nb c.jpg,[3]\n'),
+        ("labels.csv", "image,classes\na.jpg,[1 2]\nb c.jpg,3\n"),
+        ("labels.csv", "a.jpg,1\nb c.jpg,3\na.jpg,2\n"),
+        ("labels.csv", "image,cat,dog,traffic light\na.jpg,1,1,0\nb c.jpg,0,0,1\n"),
+        ("labels.csv", ",dog,cat,background,traffic light\r\nx/a.jpg,1,1.0,1,0\r\nb c.jpg,0,0,0,True\r\n"),
+        ("labels.csv", "image;traffic light;dog;cat\na;0;1;1\nb c;1;0;0\n"),
+        ("labels.csv", "a.jpg,1,1,0\nb c.jpg,0,0,1\n"),
+        ("labels.csv", "a.jpg,1,1,1,0\nb c.jpg,1,0,0,1\n"),
     ],
 )
 def test_csv(tmp_path, name, text):
@@ -104,6 +118,15 @@ def test_coco(tmp_path):
         ({"l.csv": "a.jpg,cat\nb.jpg,\n"}, "l.csv", "l.csv:2: b.jpg has no label"),
         ({"l.txt": "a.jpg cat\nx/a.png dog\n"}, "l.txt", "l.txt:2: a.jpg and x/a.png would share"),
         ({"l.csv": "name,label\n"}, "l.csv", "l.csv: the list is empty"),
+        ({"l.csv": "a.jpg,cat\nb.jpg,[2]\n"}, "l.csv", "l.csv:1: 'cat', class indices expected"),
+        ({"l.csv": "a.jpg,cat,1\n"}, "l.csv", "l.csv:1: '1' is not one of the classes"),
+        ({"l.csv": "a.jpg,cat\nb.jpg,[]\n"}, "l.csv", "l.csv:2: b.jpg has no label"),
+        ({"l.csv": "image,cat,lion\na,0,1\n"}, "l.csv", "l.csv:1: 'lion' is not one of the classes"),
+        ({"l.csv": "image,cat,cat\na,0,1\n"}, "l.csv", "l.csv:1: a class that comes twice"),
+        ({"l.csv": "image,cat,dog\na,0,1\nb,1\n"}, "l.csv", "l.csv:3: 2 cells of 0 or 1"),
+        ({"l.csv": "image,cat,dog\na,0,1\nb,1,2\n"}, "l.csv", "l.csv:3: 2 cells of 0 or 1"),
+        ({"l.csv": "image,cat,dog\na,0,1\na.jpg,1,1\n"}, "l.csv", "l.csv:3: image 'a.jpg', each once"),
+        ({"l.csv": "a.jpg,1\n"}, "l.csv", "l.csv: cannot tell whether its indices count background"),
         ({"l.csv": b"a.jpg,c\xff\n"}, "l.csv", "l.csv: byte 7 is not UTF-8"),
         ({"d/a.xml": annotation("wolf")}, "d", "a.xml: 'wolf' is not one of the classes"),
         ({"d/a.xml": "<annotation>"}, "d", "a.xml: damaged"),
@@ -191,3 +214,111 @@ def test_no_label_at_all_is_an_error(tmp_path, capsys):
     assert run_command(["data", "labels", str(tmp_path), str(tmp_path / "labels.csv")]) == 2
     assert "no label of any class in it, for 2 images" in capsys.readouterr().err
     assert not (tmp_path / "labels.csv").exists()
+
+
+# --- numbers ------------------------------------------------------------------------------------------------
+
+NUMBERS = {
+    "vectors without background": {
+        "a": np.array([1, 0, 1], np.float32),
+        "b": np.array([0, 1, 0], np.float32),
+    },
+    "vectors with background": {
+        "a": np.array([True, True, False, True]),
+        "b": np.array([True, False, True, False]),
+    },
+    "lists of 0 and 1": {"a.jpg": [1, 0, 1], "x/b.jpg": (0, 1, 0)},
+    "indices that reach C-1": {"a": np.array([1, 3]), "b": [np.int64(2)]},
+    "indices with background listed": {"a": [0, 1, 3], "b": [0, 2]},
+    "one index alone, a set": {"a": {3, 1}, "b": 2},
+    "all object classes, 0 not always": {"a": [0, 2], "b": [1]},
+    "floats": {"a": np.array([1.0, 3.0]), "b": np.array([2.0])},
+}
+
+
+def saved(path: Path, content: object) -> Path:
+    if path.suffix == ".npy":
+        np.save(path, np.array(content, dtype=object), allow_pickle=True)
+    else:
+        path.write_bytes(pickle.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".pkl"])
+@pytest.mark.parametrize("form", NUMBERS)
+def test_dicts_of_numbers(tmp_path, form, suffix):
+    assert read_labels(saved(tmp_path / f"labels{suffix}", NUMBERS[form]), CLASSES) == {"a": [1, 3], "b": [2]}
+
+
+def test_keys_that_are_numbers(tmp_path):
+    path = saved(
+        tmp_path / "cls_labels.npy", {2007000032: [1, 0, 1], 139: [0, 1, 0], np.int64(2012004331): [1, 1, 1]}
+    )
+    assert read_labels(path, CLASSES) == {"2007_000032": [1, 3], "139": [2], "2012_004331": [1, 2, 3]}
+    path = saved(tmp_path / "texts.npy", {"2007000032": [1, 0, 1]})
+    assert read_labels(path, CLASSES) == {"2007000032": [1, 3]}
+
+
+@pytest.mark.parametrize(
+    ("content", "zero_based", "one_based"),
+    [
+        ({"a": [1, 2]}, [2, 3], [1, 2]),
+        ({"a": [0, 1], "b": [0]}, [1, 2], [1]),
+        ({"a": [0, 2], "b": [2]}, [1, 3], [2]),
+        ({"a": [0, 2], "b": [0, 1]}, [1, 3], [2]),
+    ],
+)
+def test_whether_indices_count_background_is_asked(tmp_path, capsys, content, zero_based, one_based):
+    path = saved(tmp_path / "tags.pkl", content)
+    target = tmp_path / "labels.csv"
+    profile = tmp_path / "p.yaml"
+    profile.write_text(
+        "base: mini\nname: p\ndataset: {classes: [background, cat, dog, traffic light]}\nmodel: {num_classes: 4}\n"
+    )
+    command = ["data", "labels", str(path), str(target), "--config", str(profile)]
+    assert run_command(command) == 2
+    error = capsys.readouterr().err
+    assert "cannot tell whether its indices count background" in error
+    assert "--first-class 0" in error
+    assert error.count("\n") == 1
+    assert not target.exists()
+    for first, want in ((0, zero_based), (1, one_based)):
+        assert read_labels(path, CLASSES, first_class=first)["a"] == want
+        assert run_command([*command, "--first-class", str(first)]) == 0
+        assert read_labels(target, CLASSES)["a"] == want
+
+
+def test_two_classes_and_rising_pairs_are_asked_for(tmp_path):
+    path = saved(tmp_path / "a.pkl", {"a": [0, 1], "b": [0, 1]})
+    with pytest.raises(InputError, match="cannot tell indices from vectors"):
+        read_labels(path, CLASSES[:3])
+    assert read_labels(path, CLASSES[:3], first_class=0) == {"a": [1, 2], "b": [1, 2]}
+    path = saved(tmp_path / "b.pkl", {"a": [0, 1], "b": [1, 0]})
+    assert read_labels(path, CLASSES[:3]) == {"a": [2], "b": [1]}
+    assert read_labels(saved(tmp_path / "c.pkl", {"a": [1], "b": [0]}), CLASSES[:2]) == {"a": [1], "b": []}
+
+
+@pytest.mark.parametrize(
+    ("content", "first", "message"),
+    [
+        ({"a": [1, 0, 0, 1, 0]}, None, "image a: a vector of 5 values, 3 or .with background. 4 expected"),
+        ({"a": [True, False]}, None, "a vector of 2 values"),
+        ({"a": [1, 4]}, None, "index 4, 0 to 3 expected"),
+        ({"a": [3], "b": [9]}, None, "image b has index 9, 1 to 3 expected"),
+        ({"a": [3]}, 0, "image a has index 3, 0 to 2 expected"),
+        ({"a": [-1, 2]}, 0, "image a has index -1, 0 to 2 expected"),
+        ({"a": [0.5, 1.0]}, None, "image a: float64, a row of whole numbers"),
+        ({"a": [float("nan")]}, None, "a row of whole numbers"),
+        ({"a": np.zeros((2, 3))}, None, r"image a: float64 of shape \(2, 3\)"),
+        ({}, None, "an empty dict"),
+        ({"a": [0, 0, 0]}, None, "no label of any class in it"),
+        ({"a": [1, 0, 1], "a.jpg": [1, 1, 1]}, None, "image 'a' again"),
+        ({"a": ["cat"]}, None, "integers expected"),
+        ([1, 2], None, "holds a list, a dict of image name"),
+    ],
+)
+def test_bad_numbers(tmp_path, content, first, message):
+    path = saved(tmp_path / "labels.pkl", content)
+    with pytest.raises(InputError, match=message) as caught:
+        read_labels(path, CLASSES, first_class=first)
+    assert "\n" not in str(caught.value)

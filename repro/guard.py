@@ -63,7 +63,8 @@ def read_hdf5(
 def read_pickle(path: str | os.PathLike[str], *, most: int, expected: str, nested: bool = False) -> Content:
     """Read a pickle (also ``.gz``, or in a ``.npy``) of a dict of text to arrays, or lists, of numbers.
 
-    With ``nested`` to dicts of them, whose arrays are named ``key/key``.
+    Keys that are whole numbers become text; where all are, ``attributes["keys"]`` is ``int``. A value may be a set or
+    one number, too. With ``nested`` also dicts of arrays, which are named ``key/key``.
 
     Nothing but NumPy arrays and plain containers is unpickled, and at most ``most`` bytes. ``expected`` is said where
     it holds no dict. Raises ``InputError`` as `read_hdf5` does.

@@ -224,6 +224,8 @@ _ADMITTED: dict[tuple[str, str], Any] = {
     ("_codecs", "encode"): _encode,
     ("__builtin__", "bytes"): _no_bytes,
 }
+for _module in ("__builtin__", "builtins"):  # how protocols below 4 write a set
+    _ADMITTED[_module, "set"] = set
 for _core in ("numpy.core", "numpy._core"):  # NumPy 2 renamed it
     _ADMITTED[f"{_core}.multiarray", "_reconstruct"] = _reconstruct
     _ADMITTED[f"{_core}.multiarray", "scalar"] = _scalar
@@ -287,12 +289,17 @@ def read_pickle(request: dict[str, Any], out: BinaryIO) -> None:
         raise RefusedError("", f"holds a {type(content).__name__}, {request['expected']} expected")
     if request["nested"]:
         content = _flattened(content)
-    arrays = dict(_arrays(content))
+    arrays: dict[str, np.ndarray] = {}
+    for key, array in _arrays(content):
+        if key in arrays:
+            raise RefusedError("", f"key {key[:80]!r} twice, as a text and as a number")
+        arrays[key] = array
+    numbered = bool(content) and all(type(key) is int for key in content)
     listed = {
         key: {"dtype": str(array.dtype), "shape": array.shape, "bytes": array.nbytes, "code": array.dtype.str}
         for key, array in arrays.items()
     }
-    _head(out, groups={}, arrays=listed, attributes={})
+    _head(out, groups={}, arrays=listed, attributes={"keys": "int"} if numbered else {})
     for array in arrays.values():
         out.write(np.ascontiguousarray(array).data)
 
@@ -317,14 +324,14 @@ def _flattened(content: dict[Any, Any]) -> dict[Any, Any]:
 
 
 def _arrays(content: dict[Any, Any]) -> Iterator[tuple[str, np.ndarray]]:
-    for key, value in content.items():
+    for given, value in content.items():
+        key = str(given) if type(given) is int and abs(given) < 10**18 else given
         if not isinstance(key, str):
-            shown = (
-                str(key)[:80]
-                if isinstance(key, int) and abs(key) < 10**18
-                else f"of type {type(key).__name__}"
-            )
-            raise RefusedError("", f"key {shown!r}, text expected")
+            raise RefusedError("", f"key {f'of type {type(key).__name__}'!r}, text expected")
+        if isinstance(value, set | frozenset):
+            value = list(value)
+        if isinstance(value, int | float):
+            value = [value]
         if not isinstance(value, _Array | list | tuple) or getattr(value, "wrapped", None) is not None:
             kind = type(value).__name__
             raise RefusedError("", f"{key[:80]} is a {kind}, an array of numbers expected")

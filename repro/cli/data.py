@@ -130,7 +130,8 @@ def data_labels(
     source: Annotated[
         Path,
         typer.Argument(
-            help="A CSV or text file, a folder of VOC's Annotations or ImageSets/Main, COCO's JSON, a cue file."
+            help="A CSV or text file, a dict (.npy, .pkl), a folder of VOC's Annotations or ImageSets/Main, COCO's "
+            "JSON, a cue file."
         ),
     ],
     target: Annotated[Path, typer.Argument(help="The .csv to write: image and class names.")],
@@ -138,10 +139,19 @@ def data_labels(
     input_list: Annotated[
         Path | None, typer.Option("--list", help="A cue file's list, lines 'image index'.")
     ] = None,
+    first_class: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="For class indices that do not tell: 0 where they leave background out, 1 where 0 is background.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Write image-level labels of any form as a CSV, to look at or to train on."""
     classes = load_config(config).dataset.classes
-    labels = read_labels(source, classes, input_list=input_list)
+    labels = read_labels(source, classes, input_list=input_list, first_class=first_class)
     write_labels(target, labels, classes)
     say(f"{target}: {sum(map(bool, labels.values()))} images")
 

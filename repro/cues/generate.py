@@ -36,7 +36,7 @@ from repro.data import (
 )
 from repro.data.cues import cell_counts
 from repro.data.datasets import Item, tensor
-from repro.data.image_list import list_line, read_cue_indices
+from repro.data.image_list import list_line
 from repro.data.image_survey import survey_images
 from repro.data.images import open_image
 from repro.data.labels import CLASSIFIER_MEAN_BGR, present
@@ -399,16 +399,12 @@ def score_seeds(
                 )
             return (label == np.arange(classes)[:, None, None]).astype(np.float32)
     else:
-        if input_list is None:
-            raise InputError(
-                f"{cues}: a cue file knows its images by number; give its input_list.txt as --list, too"
-            )
         file = CueFile.open(cues)
         file.check_grid(*grid)
-        indices = read_cue_indices(input_list)
+        indices = file.images(input_list)
         names = list(ids or indices)
         if unknown := [name for name in names if name not in indices]:
-            raise InputError(f"{input_list}: image {unknown[0]} is not in it")
+            raise InputError(f"{input_list or cues}: image {unknown[0]} is not in it")
 
         def blob(name: str) -> np.ndarray:
             return file.cues_blob(indices[name], classes, *grid)

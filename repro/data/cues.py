@@ -7,6 +7,7 @@ and a trusting reader; `convert_cues` makes an HDF5 file of it that opens at onc
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import pickle
@@ -20,8 +21,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from repro import guard
+from repro.data.image_list import CueLine, image_name, read_image_list, read_pairs_list
 from repro.data.voc import read_mask
-from repro.errors import InputError
+from repro.errors import InputError, damaged
 from repro.files import atomic_path
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,9 @@ MAX_BYTES = 1 << 30
 HDF5_SUFFIXES = (".h5", ".hdf5")
 PICKLE_SUFFIXES = (".pickle", ".pkl", ".pickle.gz", ".pkl.gz")
 
+_PICKLED = "a dict of '<index>_labels' and '<index>_cues'"
+_KEY = re.compile(r"(.+)[_/](labels|cues)", re.DOTALL)
+_INDEX = re.compile(r"0|[1-9][0-9]{0,17}")  # with zeros before it, it is a name, as COCO's are
 _FORMAT = "repro-cues-1"
 _MAX_VALUE = np.iinfo(np.int16).max
 
@@ -53,6 +58,8 @@ class CueFile:
     flat_cues: np.ndarray
     grid: tuple[int, int] | None = None
     """Rows and columns of the grid that the cues were made on, where the file says so."""
+    names: tuple[str, ...] | None = None
+    """The images' names, in the order of the indices, where the file has them."""
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> CueFile:
@@ -68,8 +75,34 @@ class CueFile:
         if name.endswith(HDF5_SUFFIXES):
             return _read_hdf5(name)
         if name.endswith(PICKLE_SUFFIXES):
-            return cls.from_entries(name, _read_pickle(name))
+            content = guard.read_pickle(name, most=MAX_BYTES, expected=_PICKLED, nested=True)
+            return cls.of_pickle(name, content)
         raise InputError(f"{name}: unknown kind of cue file, .pickle, .pickle.gz or .h5 expected")
+
+    @classmethod
+    def of_pickle(cls, name: str, content: guard.Content) -> CueFile:
+        """From the content of a pickle. Keys begin with an index, as the originals' do, or with an image's name."""
+        kinds: dict[str, dict[str, np.ndarray]] = {"labels": {}, "cues": {}}
+        for key, array in content.arrays.items():
+            match = _KEY.fullmatch(key)
+            if match is None or not (image := image_name(match[1])):
+                raise InputError(f"{name}: key {key[:80]!r}, '<index>_labels' or '<index>_cues' expected")
+            assert array.values is not None
+            if image in kinds[match[2]]:
+                raise InputError(
+                    f"{name}: key {key[:80]!r}: {match[2]} of {image!r} again, each once expected"
+                )
+            kinds[match[2]][image] = array.values
+        labels, cues = kinds["labels"], kinds["cues"]
+        if lonely := labels.keys() ^ cues.keys():
+            first = min(lonely)
+            who = f"index {first}" if _INDEX.fullmatch(first) else f"image {first}"
+            raise InputError(f"{name}: {who} has only one of '_labels' and '_cues', both expected")
+        if all(map(_INDEX.fullmatch, labels)):
+            return cls.from_entries(name, {int(index): (labels[index], cues[index]) for index in labels})
+        return cls.from_entries(
+            name, {at: (labels[image], cues[image]) for at, image in enumerate(labels)}, names=list(labels)
+        )
 
     @classmethod
     def from_entries(
@@ -77,11 +110,21 @@ class CueFile:
         name: str,
         entries: Mapping[int, tuple[ArrayLike, ArrayLike]],
         grid: tuple[int, int] | None = None,
+        names: Sequence[str] | None = None,
     ) -> CueFile:
-        """Build from ``{index: (labels, cues)}``; ``name`` stands for the file in messages."""
+        """Build from ``{index: (labels, cues)}``; ``name`` stands for the file in messages.
+
+        With ``names`` the indices are 0, 1, … and each has its image's name.
+        """
         indices = np.array(sorted(entries), dtype=np.int64)
-        labels = [_integers(entries[i][0], 1, f"{name}: labels of index {i}") for i in indices.tolist()]
-        cues = [_integers(entries[i][1], 2, f"{name}: cues of index {i}") for i in indices.tolist()]
+        who = [f"index {i}" if names is None else f"image {names[i]}" for i in indices.tolist()]
+        labels, cues = (
+            [
+                _integers(entries[i][rank - 1], rank, f"{name}: {kind} of {one}")
+                for i, one in zip(indices.tolist(), who, strict=True)
+            ]
+            for kind, rank in (("labels", 1), ("cues", 2))
+        )
         return cls(
             name,
             indices,
@@ -90,7 +133,36 @@ class CueFile:
             _offsets([entry.shape[1] for entry in cues]),
             np.concatenate([np.empty((3, 0), np.int16), *cues], axis=1),
             grid,
+            None if names is None else tuple(names),
         )
+
+    def images(self, list_path: str | os.PathLike[str] | None = None) -> dict[str, int]:
+        """Image name -> its index, of the images of a list; of all where the file names them and no list is given.
+
+        Errors as `lines`; InputError where names are neither here nor there.
+        """
+        if list_path is not None:
+            return {image_name(line.image): line.cue_index for line in self.lines(list_path)}
+        if self.names is None:
+            raise InputError(
+                f"{self.path}: a cue file that knows its images by number; give the input_list.txt beside it, too"
+            )
+        return {name: index for index, name in enumerate(self.names)}
+
+    def lines(self, list_path: str | os.PathLike[str]) -> list[CueLine]:
+        """The lines of a list with the index of each image; a file that names its images goes by their names, and the
+        list may then have any form. Raises InputError as the lists' readers do, and for an image without cues."""
+        if self.names is None:
+            return read_pairs_list(list_path)
+        indices = self.images()
+        lines = []
+        for line in read_image_list(list_path):
+            if line.name not in indices:
+                raise InputError(
+                    f"{os.fspath(list_path)}:{line.line}: image {line.name} has no cues in {self.path}"
+                )
+            lines.append(CueLine(line.image, indices[line.name], line.line))
+        return lines
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -209,6 +281,11 @@ class CueFile:
         return cues
 
 
+def holds_cues(content: guard.Content) -> bool:
+    """Whether a pickle's keys are those of cues."""
+    return bool(content.arrays) and all(map(_KEY.fullmatch, content.arrays))
+
+
 def convert_cues(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
     """Write the cue file ``source`` as HDF5 to ``target``, atomically. Errors as `CueFile.open`."""
     _write_hdf5(target, CueFile.open(source))
@@ -218,14 +295,16 @@ def write_cues(
     path: str | os.PathLike[str],
     entries: Mapping[int, tuple[ArrayLike, ArrayLike]],
     grid: tuple[int, int] | None = None,
+    names: Sequence[str] | None = None,
 ) -> None:
     """Write ``{index: (labels, cues)}`` atomically: HDF5, or the originals' layout when ``path`` is a ``.pickle``.
 
-    HDF5 holds the ``grid`` of the cues, too (rows, columns); the originals' layout has no place for it.
+    HDF5 holds the ``grid`` of the cues, too (rows, columns), and the ``names`` of the images with the indices 0, 1, …;
+    the originals' layout has no place for them.
     Raises InputError as `CueFile.open` does for what it would not read back.
     """
     name = os.fspath(path)
-    file = CueFile.from_entries(name, entries, grid)
+    file = CueFile.from_entries(name, entries, grid, names)
     if name.endswith(HDF5_SUFFIXES):
         _write_hdf5(path, file)
     elif name.endswith(".pickle"):
@@ -317,6 +396,9 @@ def _write_hdf5(path: str | os.PathLike[str], file: CueFile) -> None:
         target.attrs["format"] = _FORMAT
         if file.grid is not None:
             target.attrs["grid"] = np.array(file.grid, np.int64)
+        if file.names is not None:
+            text = json.dumps(file.names).encode("ascii")
+            target.create_dataset("names", data=text, dtype=h5py.string_dtype("ascii", max(len(text), 1)))
         for name in _DATASETS:
             values = getattr(file, name)
             packing = {"compression": "gzip", "compression_opts": 4, "shuffle": True} if values.size else {}
@@ -324,7 +406,7 @@ def _write_hdf5(path: str | os.PathLike[str], file: CueFile) -> None:
 
 
 def _read_hdf5(name: str) -> CueFile:
-    content = guard.read_hdf5(name, wanted=list(_DATASETS), packed=True)
+    content = guard.read_hdf5(name, wanted=[*_DATASETS, "names"], packed=True)
     if content.attributes.get("format") != _FORMAT:
         raise InputError(f"{name}: no cue file, an HDF5 file with the attribute format={_FORMAT!r} expected")
     grid = _stored_grid(name, content.attributes.get("grid"))
@@ -351,7 +433,18 @@ def _read_hdf5(name: str) -> CueFile:
     )
     if not sound:
         raise InputError(f"{name}: damaged, rising indices and offsets that span the arrays expected")
-    return CueFile(name, **arrays, grid=grid)
+    return CueFile(name, **arrays, grid=grid, names=_stored_names(name, content, indices))
+
+
+def _stored_names(name: str, content: guard.Content, indices: np.ndarray) -> tuple[str, ...] | None:
+    if (found := content.arrays.get("/names")) is None:
+        return None
+    with damaged(name, "a list of the images' names"):
+        names = json.loads(found.text or "")
+    sound = isinstance(names, list) and all(isinstance(one, str) for one in names)
+    if not sound or len(set(names)) != len(names) or indices.tolist() != list(range(len(names))):
+        raise InputError(f"{name}: damaged, as many different names as indices expected, which are 0, 1, …")
+    return tuple(names)
 
 
 def _stored_grid(name: str, value: object) -> tuple[int, int] | None:
@@ -370,23 +463,3 @@ def _spans(offsets: np.ndarray, count: int, length: int) -> bool:
         and offsets[-1] == length
         and (np.diff(offsets) >= 0).all()
     )
-
-
-# --- the originals' pickle ----------------------------------------------------------------------------------
-
-
-def _read_pickle(name: str) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    content = guard.read_pickle(
-        name, most=MAX_BYTES, expected="a dict of '<index>_labels' and '<index>_cues'"
-    )
-    kinds: dict[str, dict[int, np.ndarray]] = {"labels": {}, "cues": {}}
-    for key, array in content.arrays.items():
-        match = re.fullmatch(r"([0-9]{1,18})_(labels|cues)", key)
-        if match is None:
-            raise InputError(f"{name}: key {key[:80]!r}, '<index>_labels' or '<index>_cues' expected")
-        assert array.values is not None
-        kinds[match[2]][int(match[1])] = array.values
-    lonely = kinds["labels"].keys() ^ kinds["cues"].keys()
-    if lonely:
-        raise InputError(f"{name}: index {min(lonely)} has only one of '_labels' and '_cues', both expected")
-    return {index: (labels, kinds["cues"][index]) for index, labels in kinds["labels"].items()}

@@ -19,7 +19,7 @@ import torch
 from repro.constants import MEAN_BGR, VOID
 from repro.data.cues import CellTruth, CueFile
 from repro.data.image_cache import KeptImages
-from repro.data.image_list import LabelLine, image_name, read_label_list, read_pairs_list
+from repro.data.image_list import LabelLine, image_name, read_label_list
 from repro.data.images import IMAGE_SUFFIXES, read_image_bgr, read_image_rgb, subtract_mean
 from repro.data.voc import CLASS_NAMES, read_mask
 from repro.errors import InputError
@@ -37,7 +37,7 @@ class ImageData:
 
     Args:
         image_root: what the names of the list are appended to.
-        list_path: lines ``image index``.
+        list_path: lines ``image index``; of any form where the cue file names its images.
         cues: a `CueFile` or the path of one.
         background_label: mark class 0 present in ``labels`` (DSRG does, SEC does not).
         grid: rows and columns of the cues.
@@ -65,9 +65,9 @@ class ImageData:
         mean: Sequence[float] = MEAN_BGR,
         truth_root: PathLike | None = None,
     ) -> None:
-        self.lines = read_pairs_list(list_path)
         self.truth = None if truth_root is None else CellTruth(truth_root, num_classes, grid)
         self.cues = cues if isinstance(cues, CueFile) else CueFile.open(cues)
+        self.lines = self.cues.lines(list_path)
         self.num_classes = num_classes
         self.background_label = background_label
         self.grid = grid

@@ -3,7 +3,9 @@
     VOC     a folder of XML annotations (``Annotations``), or of the lists ``<class>_<set>.txt`` (``ImageSets/Main``)
     COCO    ``instances_*.json``
     cues    the released cue file, with the list that names its images
-    text    a line an image: ``name class class …``; with commas in ``.csv``, where names may hold spaces
+    text    a line an image: ``name class class …``; with commas or semicolons in ``.csv``, where names may hold spaces
+            and a cell several classes (``"cat, dog"``, ``[1, 2]``); or a column of 0 and 1 for each class
+    dicts   image name -> class indices, or a vector of 0 and 1, as ``.npy`` or pickle (`repro.data.numbered_labels`)
 
 Each gives image name (without folder and suffix) -> class indices, rising, background (0) not among them.
 """
@@ -13,16 +15,19 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from repro import guard
 from repro.data.coco import CocoInstances
-from repro.data.cues import HDF5_SUFFIXES, PICKLE_SUFFIXES, CueFile
+from repro.data.cues import HDF5_SUFFIXES, MAX_BYTES, PICKLE_SUFFIXES, CueFile, holds_cues
 from repro.data.datasets import Item, tensor
-from repro.data.image_list import image_name, read_cue_indices, read_text
+from repro.data.image_list import image_name, read_text
 from repro.data.images import read_image_bgr, subtract_mean
+from repro.data.numbered_labels import EXPECTED, labels_of_dict, labels_of_numbers
 from repro.data.voc_xml import read_xml
 from repro.errors import InputError
 from repro.files import write_text
@@ -31,32 +36,43 @@ from repro.layers.resize import resize_bilinear_u8
 CLASSIFIER_MEAN_BGR = (104.008, 116.669, 122.675)
 """Mean of blue, green and red that SEC's classifiers subtract."""
 
-_HEADERS = {"name", "image", "id", "file", "filename"}  # of a CSV's first column
+# of a CSV's first column
+_HEADERS = {"name", "image", "id", "file", "filename", "image_id", "image_name", "img", "path", "image_path"}
 
 PathLike = str | os.PathLike[str]
 Labels = dict[str, list[int]]
 
 
-def read_labels(source: PathLike, classes: Sequence[str], *, input_list: PathLike | None = None) -> Labels:
+def read_labels(
+    source: PathLike,
+    classes: Sequence[str],
+    *,
+    input_list: PathLike | None = None,
+    first_class: int | None = None,
+) -> Labels:
     """Read the labels of all images that ``source`` has some for; the form is told by what it is.
 
     Args:
         source: a folder of XML files or of VOC's class lists, or a file ``.json``, ``.csv``, ``.txt``, ``.h5``,
-            ``.pickle``, ``.pickle.gz``.
+            ``.pickle``, ``.pickle.gz``, ``.npy``.
         classes: all classes by name, background first.
         input_list: lines ``image index``, for a cue file.
+        first_class: for labels that are class indices: which one the first class after background has, 0 or 1. Needed
+            where the file does not tell.
 
     Raises:
         InputError: nothing of that kind there, no label at all, a damaged file, a label that is no class (naming
             file and place).
     """
-    labels = _read_any(Path(source), classes, input_list)
+    labels = _read_any(Path(source), classes, input_list, first_class)
     if not any(labels.values()):
         raise InputError(f"{os.fspath(source)}: no label of any class in it, for {len(labels)} images")
     return labels
 
 
-def _read_any(path: Path, classes: Sequence[str], input_list: PathLike | None) -> Labels:
+def _read_any(
+    path: Path, classes: Sequence[str], input_list: PathLike | None, first_class: int | None
+) -> Labels:
     indices = {name: index for index, name in enumerate(classes) if index}
     if path.is_dir():
         if next(path.glob("[!.]*.xml"), None):
@@ -66,19 +82,21 @@ def _read_any(path: Path, classes: Sequence[str], input_list: PathLike | None) -
         raise InputError(f"{path}: no such file or folder of labels")
     if path.suffix == ".json":
         return CocoInstances(path, classes).labels()
-    if path.name.endswith((*HDF5_SUFFIXES, *PICKLE_SUFFIXES)):
-        if input_list is None:
-            raise InputError(
-                f"{path}: a cue file knows its images by number; give the input_list.txt beside it, too"
-            )
-        file = CueFile.open(path)
-        found = {name: file.labels(index).tolist() for name, index in read_cue_indices(input_list).items()}
+    if path.name.endswith((*HDF5_SUFFIXES, *PICKLE_SUFFIXES, ".npy")):
+        if path.name.endswith(HDF5_SUFFIXES):
+            file = CueFile.open(path)
+        else:
+            content = guard.read_pickle(path, most=MAX_BYTES, expected=EXPECTED, nested=True)
+            if not holds_cues(content):
+                return labels_of_dict(path, content, len(classes), first_class)
+            file = CueFile.of_pickle(os.fspath(path), content)
+        found = {name: file.labels(index).tolist() for name, index in file.images(input_list).items()}
         return _checked(path, found, len(classes))
     if path.suffix in (".csv", ".txt"):
-        return _read_text_labels(path, indices)
+        return _read_text_labels(path, indices, len(classes), first_class)
     raise InputError(
-        f"{path}: unknown kind of labels; expected .csv, .txt, COCO's .json, a cue file (.h5, .pickle), or a folder "
-        "of VOC's annotations (*.xml) or class lists (<class>_<set>.txt)"
+        f"{path}: unknown kind of labels; expected .csv, .txt, COCO's .json, a dict (.npy, .pickle), a cue file (.h5, "
+        ".pickle), or a folder of VOC's annotations (*.xml) or class lists (<class>_<set>.txt)"
     )
 
 
@@ -211,38 +229,114 @@ def _read_voc_lists(folder: Path, indices: Mapping[str, int]) -> Labels:
     return {name: sorted(labels) for name, labels in found.items()}
 
 
-def _read_text_labels(path: Path, indices: Mapping[str, int]) -> Labels:
+def _read_text_labels(
+    path: Path, indices: Mapping[str, int], num_classes: int, first_class: int | None
+) -> Labels:
     """An image may have several lines: its labels are those of all of them."""
-    found: Labels = {}
-    files: dict[str, str] = {}
-    for number, (file_name, *names) in _rows(path):
+    rows = list(_rows(path))
+    if table := _one_hot(path, rows, indices):
+        return table
+    words: dict[str, list[str]] = {}
+    places: dict[str, tuple[str, str]] = {}  # by name: the file as it is named first, and the last line
+    for number, row in rows:
+        file_name, *cells = [field for field in row if field] or [""]
+        names = [word for cell in cells for word in _words(cell, indices)]
         where = f"{path}:{number}"
-        if number == 1 and file_name.lower() in _HEADERS and not set(names) & indices.keys():
+        if number == rows[0][0] and file_name.lower() in _HEADERS and not set(names) & indices.keys():
             continue
         name = image_name(file_name)
-        if files.setdefault(name, file_name) != file_name:
-            raise InputError(f"{where}: {files[name]} and {file_name} would share their labels and cues")
+        if places.setdefault(name, (file_name, where))[0] != file_name:
+            raise InputError(f"{where}: {places[name][0]} and {file_name} would share their labels and cues")
         if not names:
             raise InputError(f"{where}: {file_name} has no label, one class or more expected")
-        labels = {_class_of(label, indices, where) for label in names}
-        found[name] = sorted(labels.union(found.get(name, ())))
-    if not found:
+        words.setdefault(name, []).extend(names)
+        places[name] = file_name, where
+        if not _numeric(names, indices):
+            for label in names:
+                _class_of(label, indices, where)
+    if not words:
         raise InputError(f"{path}: the list is empty, lines of '<image> <class> …' expected")
+    if not any(_numeric(names, indices) for names in words.values()):
+        return {
+            name: sorted({_class_of(label, indices, places[name][1]) for label in names})
+            for name, names in words.items()
+        }
+    for name, names in words.items():
+        if not _numeric(names, indices):
+            raise InputError(f"{places[name][1]}: {names[0]!r}, class indices expected as in other lines")
+    numbers = {name: np.array([int(label) for label in names]) for name, names in words.items()}
+    return labels_of_numbers(os.fspath(path), numbers, num_classes, first_class)
+
+
+def _numeric(names: Sequence[str], indices: Mapping[str, int]) -> bool:
+    return all(re.fullmatch(r"[0-9]{1,6}", name) and name not in indices for name in names)
+
+
+_MARKS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+
+
+def _one_hot(path: Path, rows: Sequence[tuple[int, list[str]]], indices: Mapping[str, int]) -> Labels | None:
+    """A table with a column of 0 and 1 for each class and the classes in its first line; None for another file."""
+    if len(rows) < 2:
+        return None
+    head, first = rows[0][1], rows[1][1]
+    if len(first) < 2 or len(head) != len(first) or any(cell.lower() not in _MARKS for cell in first[1:]):
+        return None
+    if _numeric(head[1:], indices):
+        return None  # no line of names: vectors
+    where = f"{path}:{rows[0][0]}"
+    columns = [0 if name == "background" else _class_of(name, indices, where) for name in head[1:]]
+    if len(set(columns)) < len(columns):
+        raise InputError(f"{where}: a class that comes twice, a column for each expected")
+    found: Labels = {}
+    for number, (file_name, *cells) in rows[1:]:
+        where = f"{path}:{number}"
+        name = image_name(file_name)
+        if not name or name in found:
+            raise InputError(f"{where}: image {file_name!r}, each once expected")
+        if len(cells) != len(columns) or any(cell.lower() not in _MARKS for cell in cells):
+            raise InputError(f"{where}: {len(columns)} cells of 0 or 1 after the image expected")
+        found[name] = sorted(
+            index for index, cell in zip(columns, cells, strict=True) if index and _MARKS[cell.lower()]
+        )
     return found
 
 
+def _words(cell: str, indices: Mapping[str, int]) -> list[str]:
+    """The classes of a cell: one, or a list with or without brackets and quotes."""
+    if cell in indices:
+        return [cell]
+    inner = re.sub(r"^[\[({](.*)[\])}]$", r"\1", cell, flags=re.DOTALL)
+    between = r"[,;|]|\s+" if re.fullmatch(r"[\d\s,;|]*", inner) else r"[,;|]"
+    parts = (part.strip().strip("'\"").strip() for part in re.split(between, inner))
+    return [part for part in parts if part]
+
+
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Line numbers and non-empty fields."""
-    text = read_text(path, "'<image> <class> …'")
-    split = _csv_fields if path.suffix == ".csv" else str.split
-    rows = ((number, split(line)) for number, line in enumerate(text.splitlines(), start=1))
-    for number, row in rows:
-        if fields := [field.strip() for field in row if field.strip()]:
-            yield number, fields
+    """Line numbers and fields of the lines that have any."""
+    lines = read_text(path, "'<image> <class> …'").splitlines()
+    if path.suffix == ".csv":
+        separator = _separator(next((line for line in lines if line.strip()), ""))
+        rows = [_csv_fields(line, separator) for line in lines]
+    else:
+        rows = [line.split() for line in lines]
+    for number, row in enumerate(rows, start=1):
+        if any(field.strip() for field in row):
+            yield number, [field.strip() for field in row]
 
 
-def _csv_fields(line: str) -> list[str]:
+def _separator(first: str) -> str:
+    """What stands between the cells, by the first line: a semicolon or tab that no image's name holds, or a comma."""
+    before = first.split(",")[0].strip('" ')
+    if image_name(before) == before:  # no whole file name stands before the first comma
+        for separator in ";\t":
+            if separator in first:
+                return separator
+    return ","
+
+
+def _csv_fields(line: str, separator: str) -> list[str]:
     """One line's fields: neither names nor classes hold line ends, so a quote without its partner is a letter."""
     if line.count('"') % 2:
-        return line.replace('"', "").split(",")
-    return next(csv.reader([line], skipinitialspace=True), [])
+        return line.replace('"', "").split(separator)
+    return next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])

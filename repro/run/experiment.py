@@ -78,7 +78,8 @@ class Experiment:
                 if label != VOID
             ]
         file = CueFile.open(self.cues)
-        return lambda name: [int(label) for label in file.labels(int(self.train[name]))]
+        named = {} if file.names is None else file.images()
+        return lambda name: [int(label) for label in file.labels(named.get(name, int(self.train[name])))]
 
 
 def open_experiment(config: Config, *, build: bool = True) -> Experiment:
@@ -190,9 +191,16 @@ def _open_voc(config: Config, build: bool) -> Experiment:
     if dataset.make_cues:
         return _voc_experiment(config, layout, dict.fromkeys(open_labelled(config).images, ""), Path())
     cues = _found(dataset.cues, "cues", CUE_NAMES, layout.root)
-    input_list = _found(dataset.input_list, "input_list", INPUT_LIST_NAMES, layout.root)
-
-    indices = {name: str(index) for name, index in read_cue_indices(input_list).items()}
+    input_list = (
+        Path(dataset.input_list) if dataset.input_list else found_beside(layout.root, INPUT_LIST_NAMES)
+    )
+    named = CueFile.open(cues) if input_list is None else None
+    if named is None or named.names is None:
+        input_list = _found(dataset.input_list, "input_list", INPUT_LIST_NAMES, layout.root)
+        found = read_cue_indices(input_list)
+    else:
+        input_list, found = cues, named.images()
+    indices = {name: str(index) for name, index in found.items()}
     train_list = layout.image_set(dataset.train)
     if train_list.is_file():
         names = read_id_list(train_list)
