@@ -29,6 +29,7 @@ from PIL import Image
 
 from parity_tests.bad_input import MIB, SEEDS, _peak, _saved, mutated
 from repro.config import load_config
+from repro.cues.generate import read_saliency
 from repro.data import CocoInstances
 from repro.data.cues import CueFile, write_cues
 from repro.data.image_list import read_id_list, read_pairs_list
@@ -111,6 +112,7 @@ SOURCES = {
     "image.bmp": lambda: _image("BMP", "RGB"),
     "image.webp": lambda: _image("WEBP", "RGB"),
     "image.tif": lambda: _image("TIFF", "RGB"),
+    "saliency.npy": lambda: _saved(lambda path: np.save(path, np.random.default_rng(0).random((24, 31))), ".npy"),
     "files.tar.gz": _archive,
 }  # fmt: skip
 
@@ -144,6 +146,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "log": _log,
     "mask": read_mask,
     "image": read_image_rgb,
+    "saliency": lambda path: read_saliency(path, (24, 31), (3, 4)),
     "files": _unpack,
 }
 

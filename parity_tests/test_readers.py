@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import json
-import os
-import signal
 import tarfile
 import zipfile
 
@@ -389,27 +386,6 @@ def test_debug_keeps_the_traceback(monkeypatch, capsys):
     found = capsys.readouterr().err
     assert "Traceback" in found
     assert found.splitlines()[-1].startswith("repro: some.file: internal error: IndexError: x")
-
-
-def test_a_worker_that_dies_is_told_at_the_next_batch():
-    """PyTorch's handler would raise in the sleep, or wherever the main thread is."""
-    import time
-
-    from repro.data.sampler import make_loader
-
-    class Layer:
-        def __len__(self):
-            return 8
-
-        def item(self, index, rng):
-            return {"images": torch.zeros(1), "index": index, "process": os.getpid()}
-
-    batches = iter(make_loader(Layer(), 1, shuffle=False, seed=0, workers=2))
-    first = next(batches)
-    os.kill(int(first["process"]), signal.SIGKILL)
-    time.sleep(1)
-    with pytest.raises(StoppedError, match="a loader worker has died"):
-        list(itertools.islice(batches, 100))
 
 
 def test_a_zip_member_of_bad_blocks_in_a_state(tmp_path):

@@ -105,22 +105,61 @@ def test_a_second_signal_stops_at_once(inputs, tmp_path, monkeypatch, capfd):
     assert not list((tmp_path / "stage1").glob("iter_*"))
 
 
-def test_a_worker_that_dies(inputs, whole, tmp_path, monkeypatch, capfd):
+def at_call(name: str, number: int, action):
+    """A patch that does something in the n-th call of this function of the loop's module, before its work."""
+    function, calls = getattr(loop, name), 0
+
+    def wrapped(*arguments, **named):
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            action()
+        return function(*arguments, **named)
+
+    return lambda patch: patch.setattr(loop, name, wrapped)
+
+
+@pytest.mark.parametrize(
+    ("place", "number", "goes_on", "is_reaped"),
+    [
+        ("update", 4, 3, True),  # before the batch
+        ("on_device", 7, 3, False),  # in the first mini-batch of two
+        ("backward", 8, 4, False),
+        ("write_snapshot", 1, 3, True),
+    ],
+)
+def test_a_worker_that_dies(inputs, whole, tmp_path, monkeypatch, capfd, place, number, goes_on, is_reaped):
+    """Wherever the main thread is: PyTorch tells it there, by an exception."""
+
     def kill_worker():
         (worker,) = multiprocessing.active_children()
         os.kill(worker.pid, signal.SIGKILL)
-        worker.join()
+        if is_reaped:
+            worker.join()
+        else:
+            os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
 
     call = arguments(inputs, tmp_path, 1, "data.workers=1")
     with monkeypatch.context() as patch:
-        at_update(patch, 4, kill_worker)
+        if place == "backward":
+            backward, calls = torch.Tensor.backward, iter(range(1, 100))
+
+            def dies_in_between(tensor, *more, **named):
+                if next(calls) == number:
+                    tensor.register_hook(lambda gradient: kill_worker())
+                return backward(tensor, *more, **named)
+
+            patch.setattr(torch.Tensor, "backward", dies_in_between)
+        else:
+            at_call(place, number, kill_worker)(patch)
         assert run_command(call) == 1
-    line = capfd.readouterr().err.splitlines()[-1]
-    assert re.match(
-        r"repro: \S+: a loader worker has died .*; the same command goes on from iteration \d", line
+    folder = tmp_path / "stage1"
+    assert capfd.readouterr().err.splitlines()[-1] == (
+        f"repro: {folder}: a loader worker has died (killed by SIGKILL); "
+        f"the same command goes on from iteration {goes_on} ({folder}/iter_{goes_on}.state)"
     )
     assert run_command(call) == 0
-    assert contents(tmp_path / "stage1") == contents(whole[1])
+    assert contents(folder) == contents(whole[1])
 
 
 def test_a_bad_image_in_the_middle(inputs, whole, tmp_path, monkeypatch, capfd, caplog):

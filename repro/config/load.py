@@ -106,6 +106,8 @@ def _read_profile(profile: str) -> dict[str, Any]:
 
 def _with_base(profile: str, where: str, children: tuple[str, ...]) -> dict[str, Any]:
     """``where`` names the profile in errors; ``children`` are the files that led here, by `_identity`."""
+    if "\0" in profile:
+        raise InputError(f"{where}: a zero byte in a profile's name or path")
     identity = _identity(profile)
     if identity in children:
         raise InputError(f"{where}: a circle of profiles: {' -> '.join((*children, identity))}")
@@ -143,7 +145,7 @@ def _read_fields(profile: str, where: str) -> dict[str, Any]:
     else:
         try:
             text = Path(profile).read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+        except (OSError, UnicodeDecodeError) as error:
             reason = "is not text" if isinstance(error, UnicodeDecodeError) else "is not a readable file"
             raise InputError(f"{where}: {reason}, nor one of the profiles {', '.join(names)}") from None
     try:

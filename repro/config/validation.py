@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import reprlib
 import typing
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -19,7 +20,15 @@ _SHORT.maxlist = _SHORT.maxdict = _SHORT.maxtuple = 12
 
 
 def validated(model: type[M], fields: dict[str, Any], where: str) -> M:
-    """Validate ``fields``; the first trouble becomes a one-line :class:`InputError`."""
+    """Validate ``fields``; the first trouble becomes a one-line :class:`InputError`.
+
+    A zero byte in a text is trouble, too: most texts name files, and no file's name has one.
+    """
+    for key, text in _texts(fields):
+        if "\0" in text:
+            raise InputError(
+                f"{where}: {key}: a zero byte in {_SHORT.repr(text)}, a text without one expected"
+            )
     try:
         return model.model_validate(fields)
     except ValidationError as error:
@@ -32,6 +41,15 @@ def validated(model: type[M], fields: dict[str, Any], where: str) -> M:
         )
         message = first["msg"].removeprefix("Value error, ")
         raise InputError(f"{where}: {f'{key}: ' if key else ''}{message}{found}") from None
+
+
+def _texts(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Each text in nested dicts and lists, with its dotted key."""
+    if isinstance(node, str):
+        yield key, node
+    elif isinstance(node, dict | list | tuple):
+        for name, child in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from _texts(child, f"{key}.{name}" if key else str(name))
 
 
 def field_type(model: Any, path: list[str]) -> Any:

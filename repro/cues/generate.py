@@ -41,7 +41,7 @@ from repro.data.image_survey import survey_images
 from repro.data.images import open_image
 from repro.data.labels import CLASSIFIER_MEAN_BGR, present
 from repro.data.mask_set import MaskSet
-from repro.errors import InputError
+from repro.errors import InputError, damaged
 from repro.files import atomic_path, file_sha256, json_sha256, write_json, write_text
 from repro.inference.predict import load_every_layer
 from repro.layers import (
@@ -118,10 +118,12 @@ def read_saliency(path: Path, size: tuple[int, int], grid: tuple[int, int]) -> n
         InputError: a map that cannot be read, of another size, constant, or with NaN or infinity.
     """
     if path.suffix == ".npy":
-        try:
-            values = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"{path}: damaged ({error}), a NumPy array expected") from None
+        with damaged(path, "a NumPy array"):
+            values = np.load(
+                path, mmap_mode="r", allow_pickle=False
+            )  # mapped: its size is compared with the file's
+        if not isinstance(values, np.ndarray):
+            raise InputError(f"{path}: an archive of arrays (.npz), one NumPy array expected")
         if values.dtype.kind not in "fiu":
             raise InputError(f"{path}: {values.dtype}, real numbers expected")
     else:

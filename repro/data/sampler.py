@@ -8,11 +8,13 @@ alone. So the stream is the same for any number of workers, and a run resumes in
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import threading
 from collections.abc import Iterator
 from itertools import count, islice
+from multiprocessing.connection import wait
 from types import FrameType
 from typing import Any, Protocol
 
@@ -133,19 +135,21 @@ def _collate(items: list[dict[str, Any] | InputError]) -> dict[str, torch.Tensor
 
 
 class _Loader(DataLoader[Any]):
+    """Batches as values, and a worker that has died as a StoppedError when the next batch is asked for."""
+
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:  # type: ignore[override]
-        batches = super().__iter__()
-        _hold_back_dead_workers()
+        batches: Iterator[Any] | None = None
         while True:
+            _refuse_dead(batches)
             try:
-                if _DEAD:
-                    raise RuntimeError(_DEAD.pop())
+                if batches is None:
+                    batches = super().__iter__()
+                    _hold_back_dead_workers()
                 batch = next(batches, None)
-            except RuntimeError as error:
-                if worker := re.match(
-                    r"DataLoader worker \(.*?\) (is killed by signal: \w+|exited)", str(error)
-                ):
-                    raise StoppedError(f"a loader worker has died ({worker[0]})") from error
+            except Exception as error:
+                # The worker's end shows itself in many ways: PyTorch's RuntimeError, a file descriptor that it was
+                # to hand over (ConnectionRefusedError, EOFError), a thread that pins memory and ended for that.
+                _refuse_dead(batches, error)
                 raise
             if batch is None:
                 return
@@ -154,24 +158,38 @@ class _Loader(DataLoader[Any]):
             yield batch
 
 
-_DEAD: list[str] = []  # what PyTorch says of workers that have died
+def _refuse_dead(batches: Iterator[Any] | None, error: Exception | None = None) -> None:
+    """Raise StoppedError when a worker of the loader has died; after an ``error`` it is given the time to do so."""
+    workers = getattr(batches, "_workers", [])
+    if error and workers:
+        wait([worker.sentinel for worker in workers], timeout=1)
+    for worker in workers:
+        if worker.exitcode is not None:
+            killed = worker.exitcode < 0
+            how = (
+                f"killed by {signal.Signals(-worker.exitcode).name}" if killed else f"exit {worker.exitcode}"
+            )
+            raise StoppedError(f"a loader worker has died ({how})") from error
+    if isinstance(error, RuntimeError) and (
+        told := re.match(r"DataLoader worker \(.*?\) (is killed by signal: \w+|exited)", str(error))
+    ):  # while the workers were being started
+        raise StoppedError(f"a loader worker has died ({told[0]})") from error
 
 
 def _hold_back_dead_workers() -> None:
-    """PyTorch raises wherever the main thread is when a worker dies. Held back until the next batch is asked for, that
-    ends a run where the run expects it: after a whole iteration, with a snapshot of it."""
+    """PyTorch raises wherever the main thread is when a worker dies: in the backward pass, in a snapshot.
+
+    Held back, that ends a run where the run expects it: when it asks for the next batch, after a whole step.
+    """
     if threading.current_thread() is not threading.main_thread():
         return
-    _DEAD.clear()
     present = signal.getsignal(signal.SIGCHLD)
     raising = getattr(present, "held_back", present)
 
     def hold_back(number: int, frame: FrameType | None) -> None:
-        try:
+        with contextlib.suppress(RuntimeError):
             if callable(raising):
                 raising(number, frame)
-        except RuntimeError as error:
-            _DEAD.append(str(error))
 
     hold_back.held_back = raising  # type: ignore[attr-defined]
     signal.signal(signal.SIGCHLD, hold_back)
