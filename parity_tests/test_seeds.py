@@ -426,7 +426,7 @@ def test_score_of_the_given_cues(mini, tmp_path, capsys):
     (tmp_path / "ids.txt").write_text("mini_train_0001\n")
     assert run_command([str(a) for a in (*base, *given, "--ids", tmp_path / "ids.txt")]) == 0
     assert json.loads((tmp_path / "s.json").read_text())["images"] == 1
-    assert "give its input_list.txt as --list" in refused(capsys, *base, *given[:2])
+    assert "give the input_list.txt" in refused(capsys, *base, *given[:2])
     (tmp_path / "ids.txt").write_text("other\n")
     assert "image other is not in it" in refused(capsys, *base, *given, "--ids", tmp_path / "ids.txt")
     base[5] = tmp_path

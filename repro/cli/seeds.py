@@ -9,6 +9,7 @@ import typer
 
 from repro import distributed
 from repro.cli.shared import ConfigOption, DeviceOption, Overrides, SeedOption, app, load, say
+from repro.cues.from_cams import cues_from_cams
 from repro.cues.generate import make_cues, score_seeds
 from repro.cues.train_classifier import SEED_CLASSIFIERS, classifier_weights, train_classifier
 from repro.data import read_id_list
@@ -76,6 +77,46 @@ def seeds_make(
         overlays=overlays,
     )
     say(made.cues, made.input_list, f"{made.done} images done now")
+
+
+@seeds_app.command(
+    "from-cams",
+    epilog="Example: repro seeds from-cams cams/ --config dsrg_vgg16_voc --out cues/ cues.cam_threshold=0.3",
+)
+def seeds_from_cams(
+    cams: Annotated[Path, typer.Argument(help="Folder of class activation maps, <image>.npy.")],
+    config: ConfigOption,
+    out: Annotated[Path, typer.Option(help="Folder for cues.h5 and input_list.txt.")],
+    overrides: Overrides = None,
+    ids: Annotated[Path | None, typer.Option("--list", help="Only the images of this list.")] = None,
+    first_class: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="For indices that do not tell: 0 where they leave background out, 1 where 0 is background.",
+            show_default=False,
+        ),
+    ] = None,
+    background_below: Annotated[
+        float | None,
+        typer.Option(
+            help="Background is what is below this share of every map's maximum, not the lowest cells.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Make cues of another project's class activation maps, by the profile's threshold and rule of merging."""
+    settings = load(config, overrides, None, None, stages=("stage0",))
+    made = cues_from_cams(
+        settings,
+        cams,
+        out,
+        names=read_id_list(ids) if ids else None,
+        first_class=first_class,
+        background_below=background_below,
+    )
+    say(made.cues, made.input_list, f"{made.done} images")
 
 
 @seeds_app.command(

@@ -168,7 +168,7 @@ def make_cues(
     if pickled and config.stage1.data.layer == "AnnotationCOCO":
         raise InputError("a pickle of cues is VOC's; COCO's layer reads the PNGs")
     section, labelled = stage0_of(config), open_labelled(config)
-    grid = _grid(config)
+    grid = score_grid(config)
     saliency = _saliency_files(section.cues, labelled) if section.cues.saliency else None
     nets = {net: weights[net] for net in SEED_CLASSIFIERS if net == "cam" or saliency is None}
     described = _cue_settings(config, section, labelled, nets, grid)
@@ -275,7 +275,7 @@ def _on_grid(maps: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     return maps if tuple(maps.shape[-2:]) == grid else zoom_to(maps, *grid)
 
 
-def _grid(config: Config) -> tuple[int, int]:
+def score_grid(config: Config) -> tuple[int, int]:
     """Rows and columns of the score grid that stage 1 will train on."""
     data, fields = config.stage1.data, config.model
     net = build_model(fields.name, num_classes=fields.num_classes, width_divisor=fields.width_divisor)
@@ -348,7 +348,7 @@ def _gathered(config: Config, labelled: LabelledSet, out: Path, done: int, pickl
             np.asarray(labels),
             np.stack([cells[rows, columns].astype(np.int64), rows, columns]),
         )
-    write_cues(made.cues, entries, _grid(config))
+    write_cues(made.cues, entries, score_grid(config))
     if pickled:
         write_cues(pickle, entries)
     lines = [list_line(path.name, index) for index, path in enumerate(labelled.images.values())]
@@ -389,7 +389,7 @@ def score_seeds(
     Raises:
         InputError: an image without cues or without a mask, and whatever is wrong with the files.
     """
-    classes, grid = config.model.num_classes, _grid(config)
+    classes, grid = config.model.num_classes, score_grid(config)
     if cues.is_dir():
         names = list(ids) if ids else sorted(path.stem for path in cues.glob("[!.]*.png"))
 

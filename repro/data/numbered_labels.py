@@ -4,7 +4,7 @@
     im_tags.pkl     (SGAN)                        name -> class indices
 
 Vectors tell by their length whether they count background. Indices do not: ``5`` may be class 5 of those that begin
-with background, or the sixth object class. What proves it is said in `_first_index`; where nothing does, the reader
+with background, or the sixth object class. What proves it is said in `first_index`; where nothing does, the reader
 asks.
 """
 
@@ -90,7 +90,7 @@ def labels_of_numbers(
             f"{name}: image {next(iter(found))}: a vector of {length} values, {num_classes - 1} or (with background) "
             f"{num_classes} expected for the {num_classes} classes"
         )
-    first = _first_index(name, found, num_classes) if first_class is None else first_class
+    first = first_index(name, found, num_classes) if first_class is None else first_class
     labels = {}
     for image, row in found.items():
         # where 0 is background it is no label
@@ -115,7 +115,7 @@ _QUESTION = (
 )
 
 
-def _first_index(name: str, found: Mapping[str, np.ndarray], num_classes: int) -> int:
+def first_index(name: str, found: Mapping[str, np.ndarray], num_classes: int) -> int:
     """0 where indices count the object classes alone, 1 where 0 is background.
 
     C−1 occurs only where background counts. That it does not count is told by all of 0 to C−2 occurring, 0 not with

@@ -1,0 +1,112 @@
+"""``repro seeds from-cams``: the layouts of later projects' maps, and what bad ones get."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from repro.cli import run_command
+from repro.data import CueFile
+
+GRID = (21, 21)
+
+
+def save(path, content):
+    path.parent.mkdir(exist_ok=True)
+    np.save(path, np.array(content, dtype=object), allow_pickle=True)
+
+
+def heat(row: int, column: int, size=GRID) -> np.ndarray:
+    """A map that falls from (row, column) of the grid to its far corners."""
+    rows, columns = np.mgrid[0 : 20 : size[0] * 1j, 0 : 20 : size[1] * 1j]
+    return np.exp(-((rows - row) ** 2 + (columns - column) ** 2) / 30).astype(np.float32)
+
+
+def run(tmp_path, *options):
+    arguments = [
+        "seeds",
+        "from-cams",
+        str(tmp_path / "cams"),
+        "--config",
+        "mini",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    return run_command([*arguments, *options])
+
+
+FORMS = {
+    "class to map": {0: heat(3, 3), 5: heat(17, 17)},
+    "NumPy keys": {np.int64(0): heat(3, 3), np.int64(5): heat(17, 17)},
+    "keys and cam": {"keys": np.array([0, 5]), "cam": np.stack([heat(3, 3), heat(17, 17)])},
+    "high_res goes first": {
+        "keys": np.array([0, 5]),
+        "cam": np.zeros((2, 4, 4), np.float32),
+        "high_res": np.stack([heat(3, 3, (81, 101)), heat(17, 17, (81, 101))]),
+    },
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_layouts(tmp_path, capsys, form):
+    save(tmp_path / "cams" / "my x.npy", FORMS[form])
+    save(tmp_path / "cams" / "y.npy", {2: heat(10, 10)})
+    assert run(tmp_path, "--first-class", "0") == 0
+    capsys.readouterr()
+    file = CueFile.open(tmp_path / "out" / "cues.h5")
+    assert (file.grid, file.names) == (GRID, ("my x", "y"))
+    assert file.images(tmp_path / "out" / "input_list.txt") == {"my x": 0, "y": 1}
+    assert [file.labels(index).tolist() for index in (0, 1)] == [[1, 6], [3]]
+    cells = np.full(GRID, 255)
+    cells[tuple(file.cues(0)[1:])] = file.cues(0)[0]
+    assert (cells[3, 3], cells[17, 17], cells[20, 0]) == (1, 6, 0)
+    # exp(-d²/30) > 0.2 is d² < 48.3
+    assert (cells == 1).sum() == (heat(3, 3) > 0.2).sum()
+    assert 0 < (cells == 0).sum() <= 44
+
+
+def test_thresholds_and_background(tmp_path):
+    save(tmp_path / "cams" / "x.npy", {0: heat(10, 10)})
+    assert run(tmp_path, "--first-class", "1") == 2
+    assert run(tmp_path, "--first-class", "0", "--background-below", "0.1", "cues.cam_threshold=0.5") == 0
+    cues = CueFile.open(tmp_path / "out" / "cues.h5").cues(0)
+    assert (cues[0] == 1).sum() == (heat(10, 10) > 0.5).sum()
+    assert (cues[0] == 0).sum() == (heat(10, 10) < 0.1).sum()
+
+
+def test_the_last_index_tells_that_background_counts(tmp_path):
+    save(tmp_path / "cams" / "x.npy", {0: heat(0, 0), 6: heat(10, 10)})
+    assert run(tmp_path) == 0
+    assert CueFile.open(tmp_path / "out" / "cues.h5").labels(0).tolist() == [6]
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("evil",)
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        ({2: heat(1, 1)}, (), "cannot tell whether its indices count background"),
+        ({7: heat(1, 1)}, ("--first-class", "0"), "x.npy: maps of the indices 7, 0 to 5 expected"),
+        ({"cat": heat(1, 1)}, (), "x.npy: keys 'cat', a dict of class index to map"),
+        ({}, (), "x.npy: keys none"),
+        ({2: np.zeros(3)}, (), "x.npy: index 2 has a map of shape (3,)"),
+        ({2: heat(1, 1) * np.nan}, (), "x.npy: NaN or infinity"),
+        ({"keys": [1, 2], "cam": heat(1, 1)[None]}, (), "x.npy: as many indices in 'keys'"),
+        ({"keys": [1]}, (), "x.npy: as many indices in 'keys'"),
+        ({"keys": [1, 1], "cam": np.ones((2, 3, 3))}, (), "x.npy: an index that comes twice"),
+        ({2: Evil()}, (), "x.npy: the pickle imports"),
+        ({2: heat(1, 1)}, ("--list", "ids.txt"), "no maps of image z, z.npy expected"),
+    ],
+)
+def test_refusals_are_a_line_and_write_nothing(tmp_path, monkeypatch, capsys, content, options, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ids.txt").write_text("x.jpg\nz.jpg\n")
+    save(tmp_path / "cams" / "x.npy", content)
+    assert run(tmp_path, *options) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
