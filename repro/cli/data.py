@@ -10,9 +10,11 @@ from tqdm import tqdm
 
 from repro.cli.shared import ConfigOption, app, say
 from repro.config import load_config
-from repro.data import CocoInstances, VocLayout, convert_cues
+from repro.constants import VOID
+from repro.data import CLASS_NAMES, CocoInstances, VocLayout, convert_cues
 from repro.data.labels import read_labels, write_labels
 from repro.data.mini import build_mini
+from repro.data.recode_masks import Coding, recode_masks
 from repro.errors import InputError
 from repro.fetch.get_data import Fetcher
 from repro.fetch.sbd import build_train_aug, find_sbd
@@ -154,6 +156,26 @@ def data_labels(
     labels = read_labels(source, classes, input_list=input_list, first_class=first_class)
     write_labels(target, labels, classes)
     say(f"{target}: {sum(map(bool, labels.values()))} images")
+
+
+@data_app.command(
+    "masks",
+    epilog="Example: repro data masks coloured/ masks/\n\nrepro data masks objects/ masks/ --num-classes 2",
+)
+def data_masks(
+    source: Annotated[Path, typer.Argument(help="Folder of masks in VOC's colours, or of 0 and 255.")],
+    target: Annotated[Path, typer.Argument(help="A new folder for the index masks.")],
+    num_classes: Annotated[int, typer.Option(min=2, max=VOID, help="Classes, background included.")] = len(
+        CLASS_NAMES
+    ),
+    coding: Annotated[
+        Coding | None,
+        typer.Option(help="What the masks are, where their pixels do not tell.", show_default=False),
+    ] = None,
+) -> None:
+    """Turn masks of VOC's colours, or of 0 and 255 for one object, into PNGs of class indices."""
+    read_as, written = recode_masks(source, target, num_classes, coding=coding)
+    say(f"{target}: {len(written)} masks, read as {read_as}")
 
 
 @data_app.command(

@@ -125,7 +125,9 @@ def read_doubtful_mask(
         image = image.convert("L")
         doubt = MaskDoubt("1 bit", "grey of 1 bit, whose white is read as void (255), not as class 1")
     if image.mode not in ("P", "L"):
-        raise InputError(f"{name}: mode {image.mode!r}, a palette or 8-bit grey PNG of indices expected")
+        raise InputError(
+            f"{name}: mode {image.mode!r}, a palette or 8-bit grey PNG of indices expected (repro data masks)"
+        )
     if image.mode == "L" and (bits := png_header(path)[0]) in (2, 4):
         raise InputError(
             f"{name}: grey of {bits} bits, whose 1 is class 1 to some tools and {255 // (2**bits - 1)} to others; "
