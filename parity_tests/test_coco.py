@@ -167,11 +167,35 @@ def test_a_smaller_object_covers_a_larger(tmp_path):
         assert (mask[:, 10:] == 0).all()
 
 
+def test_a_category_that_groups_others_may_stand_there_unused(coco, tmp_path):
+    """As Roboflow writes it; only one that an object has must be a class."""
+    content = json.loads((coco / "annotations" / "instances_val2014.json").read_text())
+    content["categories"].insert(0, {"id": 0, "name": "animals-AbC", "supercategory": "none"})
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(content))
+    assert (
+        CocoInstances(path).labels()
+        == CocoInstances(coco / "annotations" / "instances_val2014.json").labels()
+    )
+    content["annotations"][0]["category_id"] = 0
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        InputError, match=r"a\.json: annotation 1 has category 'animals-AbC', which is not one of"
+    ):
+        CocoInstances(path).labels()
+    path.write_text(json.dumps({"categories": [{"id": 0, "name": "animals"}]}))
+    with pytest.raises(InputError, match="none of the categories animals is one of the classes"):
+        CocoInstances(path)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda c: c.pop("categories"), "no categories"),
-        (lambda c: c["categories"][0].update(name="dragon"), "category 'dragon' is not one of the classes"),
+        (
+            lambda c: c["categories"][0].update(name="dragon"),
+            "category .dragon., which is not one of the classes",
+        ),
         (lambda c: c["images"][0].pop("file_name"), "file_name None, str expected"),
         (lambda c: c["annotations"][0].update(image_id=4), "annotation 1 has image 4"),
         (lambda c: c["annotations"][0].update(category_id=12), "annotation 1 has .* category 12"),

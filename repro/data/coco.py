@@ -133,9 +133,10 @@ class CocoInstances:
 
     Attributes:
         images: image id -> (file name, height, width), in the file's order.
-        class_of: category id -> class index.
+        class_of: category id -> class index, of the categories that are among the classes.
 
-    Raises InputError for a file that is no such JSON, and where its categories are not ``classes``.
+    Raises InputError for a file that is no such JSON, and where no category is among ``classes``; an object of
+    another category is an error when it is read.
     """
 
     def __init__(self, path: PathLike, classes: Sequence[str] = COCO_CLASS_NAMES) -> None:
@@ -149,11 +150,16 @@ class CocoInstances:
         indices = {name: index for index, name in enumerate(classes)}
         self.class_of: dict[int, int] = {}
         for number, name in sorted(categories.items()):
-            if indices.get(name, 0) == 0:
-                raise InputError(
-                    f"{self.path}: category {name!r} is not one of the classes {', '.join(classes[1:])}"
-                )
-            self.class_of[number] = indices[name]
+            if indices.get(name, 0):
+                self.class_of[number] = indices[name]
+        # of the others an object would be missing; a category that groups classes, as Roboflow writes one, has none
+        self._others = {number: name for number, name in categories.items() if number not in self.class_of}
+        self._classes = classes
+        if not self.class_of:
+            raise InputError(
+                f"{self.path}: none of the categories {', '.join(categories.values())} is one of the classes "
+                f"{', '.join(classes[1:])}"
+            )
         self.images = {
             self._field(entry, "id", int): (
                 self._field(entry, "file_name", str),
@@ -203,6 +209,11 @@ class CocoInstances:
         """Image id, class and entry of each object."""
         for entry in self._stream("annotations.item"):
             image, category = self._field(entry, "image_id", int), self._field(entry, "category_id", int)
+            if category in self._others:
+                raise InputError(
+                    f"{self.path}: annotation {_shown(entry.get('id'))} has category {self._others[category]!r}, "
+                    f"which is not one of the classes {', '.join(self._classes[1:])}"
+                )
             if image not in self.images or category not in self.class_of:
                 raise InputError(
                     f"{self.path}: annotation {entry.get('id')} has image {image} and category {category}, "
