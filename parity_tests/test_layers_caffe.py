@@ -15,6 +15,7 @@ from parity_tests.onnx_nets import run_as_onnx
 from parity_tests.tolerances import CAFFE_LAYER_REL
 from repro.errors import InputError
 from repro.models.net import load_net
+from repro.parity import first_difference
 
 # types, or settings of them, that have no form in ONNX: exporting says so by layer
 WITHOUT_ONNX = (
@@ -41,26 +42,13 @@ def test_recorded_layer(golden, name, tmp_path):
         for layer, index, values in parameters(recorded, "params"):
             net.params[layer][index].copy_(torch.from_numpy(values))
 
-    inputs = {blob: tensor(values).requires_grad_() for blob, values in recorded["inputs"].items()}
-    blobs = net.forward_blobs(inputs if len(inputs) > 1 else next(iter(inputs.values())))
+    difference = first_difference(net, recorded, tolerance=CAFFE_LAYER_REL)
+    assert difference is None, f"{difference}\n{difference.table}"
     for blob, values in recorded["blobs"].items():
         assert net.shapes[blob] == shape_as_built(name, values), blob
-        close(blobs[blob], values, f"{name}: blob {blob}")
     for layer, index, values in parameters(recorded, "params_after"):
-        close(
-            net.params[layer][index], values, f"{name}: parameter {index} of {layer} after the forward pass"
-        )
-
-    terms = [(blobs[blob] * tensor(diff)).sum() for blob, diff in recorded.get("top_diff", {}).items()]
-    if any(weight for layer in net.layers for weight in layer.loss_weights):
-        terms.append(net.total_loss(blobs))
-    objective = torch.stack(terms).sum()
-    if objective.requires_grad:
-        objective.backward()
-    for blob, values in recorded.get("input_diff", {}).items():
-        close(gradient(inputs[blob]), values, f"{name}: gradient of input {blob}")
-    for layer, index, values in parameters(recorded, "param_diff"):
-        close(gradient(net.params[layer][index]), values, f"{name}: gradient of parameter {index} of {layer}")
+        what = f"{name}: parameter {index} of {layer} after the forward pass"
+        close(net.params[layer][index], values, what)
 
 
 def in_test_phase() -> list[str]:
@@ -96,19 +84,10 @@ def shape_as_built(name: str, values: h5py.Dataset) -> tuple[int, ...]:
 
 
 def parameters(recorded: h5py.Group, group: str) -> Iterator[tuple[str, int, np.ndarray]]:
-    """Layer, index and values of each array of ``params``, ``params_after`` or ``param_diff``."""
+    """Layer, index and values of each array of ``params`` or ``params_after``."""
     for layer, blobs in recorded.get(group, {}).items():
         for index, values in blobs.items():
             yield layer, int(index), np.asarray(values[()])
-
-
-def tensor(values: h5py.Dataset) -> torch.Tensor:
-    return torch.from_numpy(np.asarray(values[()]))
-
-
-def gradient(leaf: torch.Tensor) -> torch.Tensor:
-    """Zeros where nothing came back, as Caffe's diff is."""
-    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
 
 
 def close(got: torch.Tensor, want, what: str) -> None:

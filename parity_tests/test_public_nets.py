@@ -16,7 +16,7 @@ from parity_tests.onnx_nets import run_as_onnx
 from parity_tests.public_nets import PUBLIC_NETS
 from parity_tests.tolerances import IMPORTER_REL, ONNX_SCORES_REL
 from repro.models.net import CaffeNet, load_net
-from weights_conversion import write_caffemodel
+from repro.parity.opencv import beside_opencv
 
 SLOW = ("DeepLab-v2-ResNet-101-MSc",)  # 1,358 layers
 BESIDE_OPENCV = [
@@ -48,18 +48,10 @@ def test_every_blob_is_opencvs(name, tmp_path):
     if not hasattr(cv2.dnn, "readNetFromCaffe"):
         pytest.skip("OpenCV 5 has no Caffe importer")
     net, image = build(name, tmp_path)
-    write_caffemodel(net, tmp_path / "net.caffemodel")
-    with torch.no_grad():
-        blobs = net.forward_blobs(torch.from_numpy(image))
-
-    imported = cv2.dnn.readNetFromCaffe(str(tmp_path / "net.prototxt"), str(tmp_path / "net.caffemodel"))
-    imported.setPreferableBackend(cv2.dnn.DNN_BACKEND_OPENCV)
-    imported.enableFusion(False)
-    imported.enableWinograd(False)  # its own rounding, of up to 1e-5
-    imported.setInput(image)
-    writers = {layer.tops[0]: layer.name for layer in net.layers}
-    for blob, theirs in zip(writers, imported.forward(list(writers.values())), strict=True):
-        assert_close(blobs[blob], theirs, IMPORTER_REL, f"{name}: {writers[blob]}", relative_to_max=True)
+    found = beside_opencv(net, {next(iter(net.inputs)): image}, tolerance=IMPORTER_REL)
+    assert found.first is None, "\n".join(found.lines())
+    assert found.note == ""
+    assert all(row.relative is not None for row in found.rows)
 
 
 def test_segnet_puts_values_back_where_they_came_from(tmp_path):

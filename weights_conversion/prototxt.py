@@ -69,7 +69,7 @@ def read_prototxt(path: str | os.PathLike[str], variables: Mapping[str, str] | N
         column = error.start - raw.rfind(b"\n", 0, error.start)
         place = f"line {line}, column {column}"
         raise CaffeFileError(f"{os.fspath(path)}: {place}: not UTF-8 text") from error
-    return _Parser(_substituted(text, variables or {}, os.fspath(path)), os.fspath(path)).parse()
+    return parse_prototxt(_substituted(text, variables or {}, os.fspath(path)), os.fspath(path))
 
 
 def _substituted(text: str, variables: Mapping[str, str], path: str) -> str:
@@ -84,6 +84,11 @@ def _substituted(text: str, variables: Mapping[str, str], path: str) -> str:
         return variables[match[1]]
 
     return re.sub(r"\$\{(\w+)\}", value, text)
+
+
+def parse_prototxt(text: str, where: str) -> Message:
+    """A prototxt's text; ``where`` stands for the file in messages. Values and errors as for `read_prototxt`."""
+    return _Parser(text, where).parse()
 
 
 # Every repetition is possessive (*+, ++): on text that does not match, giving characters back one by one

@@ -13,7 +13,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from repro import distributed
-from repro.cli import data, experiments, masks, seeds, weights  # noqa: F401 - importing them registers their verbs
+from repro.cli import (  # noqa: F401 - importing them registers their verbs
+    check,
+    data,
+    experiments,
+    masks,
+    seeds,
+    weights,
+)
 from repro.cli.shared import app
 from repro.errors import InputError, StoppedError, printable
 

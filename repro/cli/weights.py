@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 import typer
 
-from repro.cli.shared import app, images_of, say
+from repro.cli.shared import app, say
 from repro.config import load_config
 from repro.errors import InputError
 from repro.models import CaffeNet, build_model
@@ -22,13 +22,12 @@ from weights_conversion import (
     describe_file,
     write_prototxt,
 )
-from weights_conversion.importer import TOLERANCE, check_conversion, random_images, read_images
 
 
 @app.command(
     epilog="Example: repro convert vgg16_20M.caffemodel vgg16_20M_mc.safetensors --to vgg16_aspp\n\n"
     "repro convert runs/a/stage1/iter_4000.state iter_4000.solverstate --to vgg16_aspp\n\n"
-    "repro convert a.safetensors a.caffemodel --to vgg16_aspp --prototxt a.prototxt --check a.prototxt"
+    "repro convert a.safetensors a.caffemodel --to vgg16_aspp --prototxt a.prototxt"
 )
 def convert(
     source: Annotated[
@@ -70,19 +69,6 @@ def convert(
         str | None, typer.Option(help="The profile of --train-prototxt.", show_default=False)
     ] = None,
     stage: Annotated[int, typer.Option(min=0, max=2, help="Its stage; classifiers train in stage 0.")] = 1,
-    check: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PROTOTXT",
-            help="Compare every blob with OpenCV's import of this deploy prototxt; status 1 if one differs.",
-            show_default=False,
-        ),
-    ] = None,
-    images: Annotated[
-        Path | None,
-        typer.Option(help="An image or a folder to check on, beside noise.", show_default=False),
-    ] = None,
-    tolerance: Annotated[float, typer.Option(help="Of each blob's largest value.")] = TOLERANCE,
 ) -> None:
     """Carry weights from one kind of file to another, by layer name, and say what was done with each layer."""
     model = None
@@ -91,12 +77,8 @@ def convert(
         model = build_model(to, num_classes=num_classes, width_divisor=width_divisor, input_size=input_size)
     if config and not train_to:
         raise InputError(f"--config {config}: goes with --train-prototxt")
-    if images and not check:
-        raise InputError(f"--images {images}: goes with --check")
     texts = _prototxts(model, deploy_to, train_to, config, stage)
     if target.name.endswith(STATE_ENDINGS):
-        if check:
-            raise InputError(f"{target}: --check goes with weights, not with a solver state")
         written = convert_solverstate(source, target, model)
     elif model is None:
         raise InputError(f"{source}: say with --to which net the weights are for")
@@ -112,12 +94,6 @@ def convert(
         write_prototxt(text, path)
     for path in (*written, *texts):
         say(path)
-    if check and model is not None:
-        blobs = random_images(model) | (read_images(model, images_of(images, None)) if images else {})
-        found = check_conversion(model, report, check, blobs, tolerance=tolerance)
-        say(*found.lines())
-        if found.first_over:
-            raise typer.Exit(1)
 
 
 def _prototxts(
