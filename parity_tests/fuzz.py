@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 from PIL import Image
 
@@ -40,6 +41,7 @@ from repro.data.voc_xml import read_xml
 from repro.fetch.archives import unpack
 from repro.fetch.catalogue import read_catalogue
 from repro.files import read_json
+from repro.parity import compare, read_recording
 from repro.training.csv_log import CsvLog, read_log
 from weights_conversion import describe_file
 
@@ -65,6 +67,15 @@ def _image(form: str, mode: str) -> bytes:
     )
     Image.fromarray(pixels, mode).save(buffer, form)
     return buffer.getvalue()
+
+
+def _write_recording(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file["prototxt"] = (
+            'input: "x" input_shape { dim: 2 } layer { name: "l" type: "ReLU" bottom: "x" top: "y" }'
+        )
+        file["phase"] = "TEST"
+        file["inputs/x"] = file["blobs/y"] = np.float32([1, 2])
 
 
 def _archive() -> bytes:
@@ -114,6 +125,7 @@ SOURCES = {
     "image.tif": lambda: _image("TIFF", "RGB"),
     "saliency.npy": lambda: _saved(lambda path: np.save(path, np.random.default_rng(0).random((24, 31))), ".npy"),
     "files.tar.gz": _archive,
+    "recording.h5": lambda: _saved(_write_recording, ".h5"),
 }  # fmt: skip
 
 
@@ -122,6 +134,11 @@ def _coco(path: Path) -> None:
     instances.labels()
     with tempfile.TemporaryDirectory() as folder:
         list(instances.write_masks(Path(folder)))
+
+
+def _recording(path: Path) -> None:
+    recording = read_recording(path)
+    compare(recording.blobs, recording)
 
 
 def _log(path: Path) -> None:
@@ -136,6 +153,7 @@ def _unpack(path: Path) -> None:
 
 READERS: dict[str, Callable[[Path], Any]] = {
     "cues": CueFile.open,
+    "recording": _recording,
     "coco": _coco,
     "table": lambda path: read_json(path, "a table"),
     "labels": lambda path: read_xml(path) if path.suffix == ".xml" else read_labels(path, CLASSES),

@@ -11,6 +11,7 @@ import torch
 
 from parity_tests.conftest import CAFFE_FILES, assert_close
 from parity_tests.tolerances import IMPORTER_REL
+from repro.cli import run_command
 from repro.config import load_config
 from repro.errors import InputError
 from repro.models import CLASSIFIERS, SEGMENTATION_NETS, build_model
@@ -261,3 +262,49 @@ def test_opencv_gives_the_same_scores_at_full_width(name, tmp_path):
     net = build_model(name).eval()
     net.fill("msra", torch.Generator().manual_seed(0))
     check_scores(net, importer(net, tmp_path), [(321, 321), (97, 130)])
+
+
+def convert(capsys, *arguments) -> tuple[int, str, str]:
+    status = run_command(["convert", *map(str, arguments)])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_convert_writes_prototxts(capsys, tmp_path):
+    deploy, train = tmp_path / "deploy.prototxt", tmp_path / "train.prototxt"
+    status, out, _ = convert(
+        capsys,
+        *(CAFFE_FILES / "vgg16_largefov_v1.caffemodel", tmp_path / "n.safetensors", "--to", "vgg16_aspp"),
+        *("--width-divisor", 16, "--prototxt", deploy, "--train-prototxt", train),
+        *("--config", "dsrg_vgg16_voc"),
+    )
+    assert status == 0, out
+    assert out.splitlines()[1:] == [str(tmp_path / "n.safetensors"), str(deploy), str(train)]
+    assert (
+        compare_nets(read_prototxt(deploy), deploy_prototxt(build_model("vgg16_aspp", width_divisor=16)))
+        == []
+    )
+    names = [layer.one("name") for layer in read_prototxt(train).layers]
+    assert names[-2:] == ["loss-Seed", "loss-Constrain"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--train-prototxt", "t.prototxt"], "t.prototxt: say with --config by which profile the net trains"),
+        (["--config", "sec_vgg16_voc"], "--config sec_vgg16_voc: goes with --train-prototxt"),
+        (
+            ["--train-prototxt", "t.prototxt", "--config", "sec_vgg16_voc", "--stage", 2],
+            "sec_vgg16_voc: has no section stage2",
+        ),
+    ],
+)
+def test_bad_requests_for_prototxts_are_one_line(capsys, tmp_path, monkeypatch, arguments, reason):
+    monkeypatch.chdir(tmp_path)
+    source = CAFFE_FILES / "vgg16_largefov.caffemodel"
+    fixed = (source, "n.safetensors", "--to", "vgg16_largefov", "--width-divisor", 16)
+    status, _, err = convert(capsys, *fixed, *arguments)
+    assert status == 2
+    assert reason in err
+    assert err.count("\n") == 1
+    assert not list(tmp_path.glob("*.prototxt"))

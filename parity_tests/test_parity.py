@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 
 import h5py
@@ -13,7 +14,15 @@ from torch import nn
 from parity_tests.conftest import CAFFE_FILES
 from repro.errors import InputError
 from repro.models import load_net
-from repro.parity import Recording, compare, first_difference, outputs_of, read_recording
+from repro.parity import (
+    Recording,
+    compare,
+    comparison,
+    first_difference,
+    outputs_of,
+    read_recording,
+    recorded,
+)
 
 PROTOTXT = """
 name: "small" force_backward: true
@@ -236,3 +245,10 @@ def test_a_recording_that_is_no_hdf5_or_of_another_net(net, tmp_path):
     shape = Recording(blobs={"fc": np.zeros((1, 4))}, inputs={"data": np.zeros((1, 9, 5, 5), np.float32)})
     with pytest.raises(InputError, match=r"the recording: the net cannot run on these inputs: .* 9 channels"):
         first_difference(net, shape)
+
+
+@pytest.mark.parametrize("module", [comparison, recorded])
+def test_the_examples_in_docstrings_run(module):
+    result = doctest.testmod(module)
+    assert result.attempted > 0
+    assert result.failed == 0

@@ -64,13 +64,14 @@ def beside_opencv(
     given = {name: torch.from_numpy(values).to(device) for name, values in inputs.items()}
     with _watched(net) as seen, torch.no_grad():
         blobs = blobs_of(net, given, net.path or net.name)
-    theirs, note = {}, next(filter(None, (_ignored(net, layer) for layer in net.layers)), "")
+    theirs: dict[str, np.ndarray] = {}
+    note = next(filter(None, (_ignored(net, layer) for layer in net.layers)), "")
     if not note:
         try:
             theirs = _whole(cv2, net, inputs, caffemodel)
         except cv2.error as error:
             note = f"OpenCV cannot import the net as a whole ({_reason(error)})"
-    rows = []
+    rows: list[Row] = []
     if note:
         note += ": each layer is compared alone, on the blobs that ours reads"
         for layer in net.layers:
@@ -222,7 +223,7 @@ def _alone(
     for blob in net.params.get(layer.name, []):
         values = blob.detach().cpu()
         shape = BlobShape(dim=values.shape or (1,))  # OpenCV knows no scalars
-        weights.layer[0].blobs.append(BlobProto(shape=shape, data=values.reshape(-1).tolist()))
+        weights.layer[0].blobs.append(BlobProto(shape=shape, data=values.reshape(-1).numpy()))
     try:
         imported = _read(cv2, format_prototxt(lower(parameter)).encode(), weights.SerializeToString())
         theirs = _forward(cv2, imported, inputs, [_name(layer)])[0]
@@ -232,8 +233,8 @@ def _alone(
         note = f"OpenCV has no importer for {layer.type}" if missing else f"OpenCV cannot run it: {reason}"
         yield from (Row(*place, note=note) for place in places)
         return
-    for place, ours, values in zip(places, tops, theirs, strict=False):
-        yield _compared(*place, ours, values, tolerance)
+    for place, ours, found in zip(places, tops, theirs, strict=False):
+        yield _compared(*place, ours, found, tolerance)
     yield from (Row(*place, note="OpenCV does not give it") for place in places[len(theirs) :])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import h5py
 import numpy as np
@@ -20,9 +20,9 @@ from weights_conversion.lift import lift
 from weights_conversion.prototxt import parse_prototxt
 from weights_conversion.upgrade import upgraded
 
-Blobs = Mapping[str, torch.Tensor | np.ndarray]
-Net = CaffeNet | Blobs | Callable[[dict[str, torch.Tensor]], Blobs]
-Source = str | os.PathLike[str] | h5py.Group | Recording
+Blobs: TypeAlias = Mapping[str, torch.Tensor | np.ndarray]
+Net: TypeAlias = CaffeNet | Blobs | Callable[[dict[str, torch.Tensor]], Blobs]
+Source: TypeAlias = str | os.PathLike[str] | h5py.Group | Recording
 
 
 def first_difference(

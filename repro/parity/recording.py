@@ -61,7 +61,8 @@ def read_recording(source: str | os.PathLike[str] | h5py.Group) -> Recording:
         group, _, blob = name.partition("/")
         if group in parts and blob:
             key = blob.replace("%2F", "/").replace("%25", "%")
-            parts[group][key] = np.asarray(values, dtype=np.float32)
+            with np.errstate(over="ignore"):  # a double beyond float32 becomes inf
+                parts[group][key] = np.asarray(values, dtype=np.float32)
     if not parts["blobs"]:
         raise InputError(f"{path}: blobs: missing; expected a recording as tools/record_blobs.py writes it")
     if not parts["inputs"] and "image_bgr" in arrays:
