@@ -24,11 +24,12 @@ from repro.layers.resize import resize_bilinear_u8
 from repro.models.net import CaffeNet, NetLayer, read_net
 from repro.parity.comparison import TOLERANCE, Comparison, Row, compare_blob, steps
 from repro.parity.recorded import blobs_of
-from weights_conversion.caffe_pb2 import BlobProto, BlobShape, NetParameter
+from weights_conversion.caffe_pb2 import BlobShape, LayerParameter, NetParameter
 from weights_conversion.caffemodel import write_caffemodel
 from weights_conversion.lift import lower
 from weights_conversion.prototxt_format import format_prototxt
 from weights_conversion.upgrade import upgraded
+from weights_conversion.wire import blob_field
 
 BESIDE = "those of OpenCV's importer"
 # Settings that OpenCV (4.14) does not follow; our layers are held to recordings of Caffe in them.
@@ -220,10 +221,11 @@ def _alone(
         parameter.layer[0].ClearField(field)
     weights = NetParameter()
     weights.layer.add(name=layer.name, type=layer.type)
+    number = LayerParameter.DESCRIPTOR.fields_by_name["blobs"].number
     for blob in net.params.get(layer.name, []):
-        values = blob.detach().cpu()
-        shape = BlobShape(dim=values.shape or (1,))  # OpenCV knows no scalars
-        weights.layer[0].blobs.append(BlobProto(shape=shape, data=values.reshape(-1).numpy()))
+        values = blob.detach().cpu().float().numpy()
+        head, floats = blob_field(number, values.reshape(values.shape or (1,)))  # OpenCV knows no scalars
+        weights.layer[0].MergeFromString(head + floats.tobytes())
     try:
         imported = _read(cv2, format_prototxt(lower(parameter)).encode(), weights.SerializeToString())
         theirs = _forward(cv2, imported, inputs, [_name(layer)])[0]

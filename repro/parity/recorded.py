@@ -59,13 +59,15 @@ def compare(
 ) -> Comparison:
     """All blobs beside the recording's; arguments and errors as for `first_difference`."""
     recorded = recording if isinstance(recording, Recording) else read_recording(recording)
+    blobs: Blobs
+    gradients: list[Gradient] = []
     if isinstance(net, CaffeNet):
         order = steps(
             net.inputs, ((layer.name, layer.type, layer.writes, layer.copies) for layer in net.layers)
         )
         blobs, gradients = _run(net, recorded)
     else:
-        order, gradients = _recorded_order(recorded), []
+        order = _recorded_order(recorded)
         inputs = {name: torch.from_numpy(values) for name, values in recorded.inputs.items()}
         blobs = net if isinstance(net, Mapping) else net(inputs)
         if not isinstance(blobs, Mapping):
