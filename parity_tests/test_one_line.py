@@ -22,6 +22,7 @@ from repro.cues.generate import read_saliency
 from repro.data.images import read_image_rgb
 from repro.data.voc import read_mask
 from repro.errors import InputError
+from repro.models import load_net
 from weights_conversion import describe_file, read_prototxt
 
 
@@ -52,6 +53,31 @@ def test_a_prototxt_with_a_number_of_thousands_of_digits(tmp_path, capsys, numbe
     error = capsys.readouterr().err
     assert str(path) in error
     assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("axes", [33, 32, 2])
+def test_shapes_beyond_what_caffe_takes(tmp_path, axes):
+    """Their product has thousands of digits, which Python does not print."""
+    path = tmp_path / "net.prototxt"
+    dims = f"dim: {2**64 - 1} " * axes
+    path.write_text(
+        f'input: "x" input_shape {{ {dims}}} layer {{ name: "a" type: "ReLU" bottom: "x" top: "a" }}'
+    )
+    refused(lambda: describe_file(path), path, "input x: ", "Caffe takes")
+    with pytest.raises(ValueError, match=r"net\.prototxt.*") as caught:
+        load_net(path)
+    assert "\n" not in str(caught.value)
+    layer = 'type: "InnerProduct" inner_product_param { num_output: 4294967295 }'
+    size = "dim: 4 dim: 100000"
+    path.write_text(f'input: "x" input_shape {{ {size} }} layer {{ name: "a" {layer} bottom: "x" top: "a" }}')
+    assert any("does not fit: more values than Caffe takes" in line for line in describe_file(path))
+
+
+def test_a_git_lfs_pointer_is_called_so_whatever_its_name(tmp_path):
+    for name in ("a.caffemodel", "a.prototxt", "a.txt"):
+        path = tmp_path / name
+        path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 8\n")
+        refused(lambda path=path: describe_file(path), path, "git lfs pull")
 
 
 # --- --check with an OpenCV that cannot -------------------------------------------------------------------

@@ -21,6 +21,7 @@ from weights_conversion.prototxt_inspection import describe_prototxt
 from weights_conversion.pth import read_pth
 from weights_conversion.solverstate import SolverState, read_solverstate
 from weights_conversion.sources import READERS
+from weights_conversion.wire import not_weights
 
 
 def describe_file(path: str | os.PathLike[str]) -> list[str]:
@@ -34,6 +35,10 @@ def describe_file(path: str | os.PathLike[str]) -> list[str]:
         try:
             return describe_prototxt(path)
         except CaffeFileError as error:
+            with open(path, "rb") as file:
+                reason = not_weights(file.read(512))
+            if reason:
+                raise CaffeFileError(f"{os.fspath(path)}: {reason}") from None
             if name.endswith(".prototxt"):
                 raise
             raise CaffeFileError(f"{error}; read as a prototxt, being text") from None

@@ -7,6 +7,7 @@ reads it; a layer that does not fit its bottoms says so in its note. Nothing her
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -57,6 +58,9 @@ def derive_shapes(net: Message, *, phase: Phase = "TRAIN") -> list[LayerShapes]:
     derived = []
     if inputs := names(net, "input"):
         tops = _input_shapes(net, len(inputs))
+        for name, top in zip(inputs, tops, strict=True):
+            if top is not None and (reason := _beyond_caffe(top)):
+                raise ValueError(f"input {name[:80]}: {reason}")
         derived.append(LayerShapes("input", "input", (), inputs, tuple(tops)))
         known.update(zip(inputs, tops, strict=True))
     for layer in net.layers:
@@ -96,12 +100,24 @@ def _derive(layer: Message, known: dict[str, Shape | None]) -> LayerShapes:
         result = rule(layer, whole)
         if any(size < 1 for shape in (*result.tops, *result.blobs) if shape is not None for size in shape):
             raise MisfitError(f"a size below 1: {', '.join(map(str, (*result.tops, *result.blobs)))}")
+        for shape in (*result.tops, *result.blobs):
+            if shape is not None and (reason := _beyond_caffe(shape)):
+                raise MisfitError(reason)
     except UnknownShapeError as error:
         note = str(error)
     except MisfitError as error:
         note, result = f"does not fit: {error}", Result(())
     derived = [*result.tops, *[None] * len(tops)][: len(tops)]
     return LayerShapes(name, type_, bottoms, tops, tuple(derived), tuple(result.blobs), note)
+
+
+def _beyond_caffe(shape: Shape) -> str:
+    """Why Caffe's ``Blob::Reshape`` refuses a shape, "" where it takes it."""
+    if len(shape) > 32:
+        return f"{len(shape)} axes, Caffe takes 32 at most"
+    if math.prod(shape) >= 2**31:
+        return "more values than Caffe takes, 2147483647 at most"
+    return ""
 
 
 def runs_in(layer: Message, phase: Phase, *, level: int = 0, stages: Collection[str] = ()) -> bool:
