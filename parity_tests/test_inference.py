@@ -11,7 +11,7 @@ from parity_tests.tolerances import MASK_PIXELS, NETWORK_BLOB_REL
 from repro.config import PredictConfig
 from repro.data import preprocess_zoomed, read_mask
 from repro.errors import InputError
-from repro.inference import predict, predict_mask
+from repro.inference import memory, predict, predict_mask
 from repro.inference.batch_predict import predict_folder
 from repro.inference.predict import PROTOCOLS, TorchSegmenter
 from repro.layers.resize import zoom_rows, zoom_to
@@ -122,6 +122,41 @@ def test_an_image_beyond_the_memory_is_bad_input(model, monkeypatch, error):
     segmenter = TorchSegmenter(model, PredictConfig(protocol="sec"))
     with pytest.raises(InputError, match="1 image of 30x20 pixels: more memory needed than there is"):
         segmenter.masks(np.zeros((1, 20, 30, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("protocol", "crf", "needed", "said"),
+    [
+        ("sec", True, 4 * 4 * 21 * 1024 * 1500, "inference.crf=false takes"),  # four times all probabilities
+        (
+            "dsrg_final",
+            False,
+            4 * 4 * 1280 * 1875,
+            "GB available",
+        ),  # conv1's four channels at a scale of 1.25
+    ],
+)
+def test_what_a_large_image_takes_is_told_before_it_starts(model, monkeypatch, protocol, crf, needed, said):
+    done = []
+    monkeypatch.setattr(
+        predict, "predict_mask", lambda *arguments, **options: done.append(1) or np.zeros((1, 1))
+    )
+    segmenter = TorchSegmenter(model, PredictConfig(protocol=protocol, crf=crf))
+    image = np.zeros((1, 1024, 1500, 3), np.uint8)
+    monkeypatch.setattr(memory, "available_memory", lambda device: needed - 1)
+    with pytest.raises(InputError, match=rf"1 image of 1500x1024 pixels: at least .* GB .*{said}"):
+        segmenter.masks(image)
+    assert not done
+    monkeypatch.setattr(memory, "available_memory", lambda device: 2 * needed)
+    segmenter.masks(image)
+    assert done
+
+
+def test_the_memory_at_hand():
+    import os
+
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < memory.available_memory(torch.device("cpu")) < 3 * total
 
 
 def test_other_errors_stay_what_they_are(model, monkeypatch):

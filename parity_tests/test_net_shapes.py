@@ -223,11 +223,15 @@ def test_inspect_what_is_neither(capsys, tmp_path, text, reason):
     assert err.count("\n") == 1
 
 
-def test_inspect_says_how_it_read_a_text_of_another_name(capsys, tmp_path):
-    (tmp_path / "page.caffemodel").write_text("<html>not found</html>")
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("not found", "read as a prototxt, being text"), ("<html>not found</html>", "a web page (HTML)")],
+)
+def test_inspect_says_how_it_read_a_text_of_another_name(capsys, tmp_path, text, said):
+    (tmp_path / "page.caffemodel").write_text(text)
     status, out, err = inspect(capsys, tmp_path / "page.caffemodel")
     assert (status, out) == (2, "")
-    assert err.endswith("; read as a prototxt, being text\n")
+    assert said in err
     assert err.count("\n") == 1
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from repro.errors import InputError
+from repro.inference.memory import refuse_beyond, whole_probabilities
 from repro.inference.predict import PROTOCOLS, decide, refuse_beyond_memory
 
 try:
@@ -192,6 +193,8 @@ class OnnxSegmenter:
         ``labels``: class ids of each image; where given, only they and background (0) can win.
         Raises InputError for other images, a label outside the classes, and more than fits into memory.
         """
+        # the graph zooms, adds and normalises all probabilities at once, also where no CRF follows
+        refuse_beyond(whole_probabilities(images.shape, self.num_classes), images.shape, self.session.device)
         pictures = torch.from_numpy(np.ascontiguousarray(images)).to(self.session.device)
         probs = self.probs(pictures)
         as_read = pictures.flip(-1) if self.protocol.reads_bgr else pictures

@@ -18,6 +18,7 @@ there the release gives a net that was trained on RGB a BGR image. Both are kept
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from repro.config import Config, Mark, PredictConfig, shaping
 from repro.data import preprocess_zoomed
 from repro.errors import InputError
 from repro.files import file_sha256
+from repro.inference.memory import SMALL, refuse_beyond, whole_probabilities
 from repro.layers import CRFParams, mean_field
 from repro.layers.resize import zoom_rows
 from repro.models import CaffeNet, build_model
@@ -237,6 +239,7 @@ class TorchSegmenter:
     def masks(self, images: np.ndarray, labels: Sequence[Sequence[int]] | None = None) -> np.ndarray:
         """``predict_mask`` of each image. Raises InputError, for images beyond the device's memory as well."""
         script = self.settings
+        self._check_memory(images.shape)
         with refuse_beyond_memory(images):
             return np.stack(
                 [
@@ -250,6 +253,23 @@ class TorchSegmenter:
                     for index, image in enumerate(images)
                 ]
             )
+
+    def _check_memory(self, shape: tuple[int, ...]) -> None:
+        """Raise InputError for images whose largest blob, or CRF, needs more memory than there is."""
+        parameter = next(self.model.parameters())
+        script = PROTOCOLS[self.settings.protocol]
+        height, width = shape[1:3]
+        if height * width < SMALL:
+            return
+        blobs: list[int] = []
+        for rows, columns in script.zooms(height, width):
+            shapes = self.model.shapes_for(round(height * rows), round(width * columns))
+            blobs += [math.prod(blob) // blob[0] for blob in shapes.values() if blob]
+        net = parameter.element_size() * max(blobs)
+        classes = self.model.shapes[self.model.scores_blob][1]
+        crf = whole_probabilities((1, *shape[1:]), classes) if self.settings.crf else 0
+        hint = f"; inference.crf=false takes {net / 1e9:.1f} GB or more" if crf > net else ""
+        refuse_beyond(max(net, crf), shape, parameter.device, hint)
 
 
 def describe(config: Config, weights: Path, settings: PredictConfig) -> dict[str, Any]:

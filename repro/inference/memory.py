@@ -1,0 +1,50 @@
+"""What a picture takes to segment at the least, beside the memory at hand: told before the work starts."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import torch
+
+from repro.errors import InputError
+
+SMALL = 1 << 20  # pixels below which nothing is estimated: VOC and COCO stay below 0.5 million
+_COPIES = (
+    4  # of all probabilities, that a CRF holds at once: probabilities, unary, marginals before and after
+)
+
+
+def available_memory(device: torch.device) -> float:
+    """The bytes that can still be had on a device, swap included; infinity where the system does not say."""
+    if device.type == "cuda":
+        free: int = torch.cuda.mem_get_info(device)[0]
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        kilobytes = {
+            name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines)
+        }
+        return 1024 * (kilobytes["MemAvailable"] + kilobytes["SwapFree"])
+    except (OSError, KeyError):
+        names = os.sysconf_names
+        if {"SC_AVPHYS_PAGES", "SC_PAGE_SIZE"} <= names.keys():
+            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return math.inf
+
+
+def whole_probabilities(shape: tuple[int, ...], classes: int) -> int:
+    """The bytes that probabilities of images (N, H, W, 3) take, all at once and as often as a CRF holds them."""
+    return _COPIES * 4 * classes * math.prod(shape[:3])
+
+
+def refuse_beyond(needed: float, shape: tuple[int, ...], device: torch.device, hint: str = "") -> None:
+    """Raise InputError where images (N, H, W, 3) need more bytes than can be had."""
+    if math.prod(shape[:3]) < SMALL or needed <= (present := available_memory(device)):
+        return
+    count, height, width = shape[:3]
+    images = f"{count} image{'s' * (count > 1)} of {width}x{height} pixels"
+    raise InputError(
+        f"{images}: at least {needed / 1e9:.1f} GB of memory needed, {present / 1e9:.1f} GB available{hint}"
+    )
