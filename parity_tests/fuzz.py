@@ -60,6 +60,12 @@ def _cue_pickle() -> bytes:
     return pickle.dumps(content, protocol=2)
 
 
+def _label_dict() -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.array({2007000032: np.array([1, 0], np.float32)}, dtype=object), allow_pickle=True)
+    return buffer.getvalue()
+
+
 def _image(form: str, mode: str) -> bytes:
     buffer = io.BytesIO()
     pixels = (
@@ -112,6 +118,8 @@ SOURCES = {
     "labels.csv": lambda: b'image,class\na.jpg,"cat"\nb.jpg,dog\n',
     "labels.txt": lambda: b"a.jpg cat\nb.jpg dog cat\n",
     "labels.xml": lambda: XML,
+    "labels.npy": _label_dict,
+    "labels.pkl": lambda: pickle.dumps({"a": [0, 2], "b": np.array([1])}),
     "ids.txt": lambda: b"2007_000001\n2007_000002\n",
     "pairs.txt": lambda: b"a.jpg 3\nb.jpg 4\n",
     "profile.yaml": lambda: (Path(__file__).parent.parent / "repro/profiles/mini.yaml").read_bytes(),

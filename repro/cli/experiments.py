@@ -17,6 +17,8 @@ from repro.data.image_list import read_text
 from repro.errors import InputError, printable
 from repro.files import write_json
 from repro.inference.evaluate import evaluate_folder
+from repro.inference.explain import UNTOLD, Score, nearest
+from repro.inference.explain import explain as explain_scores
 from repro.paper.experiments import experiments
 from repro.report import judge_runs, report_all, report_runs
 from repro.run.folder import Run, resolve_device
@@ -140,11 +142,32 @@ def evaluate(
         typer.Option(help="Or the profile that names them (dataset.classes).", show_default=False),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the scores as JSON, too.")] = None,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Score the masks under the field's mistakes instead (docs/why.md)."),
+    ] = False,
+    expected: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=100,
+            help="With --explain: a mean IoU in percent; what comes nearest is marked.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Score masks: mean IoU by the averaging rules, pixel accuracy, every class."""
+    if expected is not None and not explain:
+        raise InputError("--expected goes with --explain, which marks the mistakes that come nearest")
     distributed.join()
     named = _class_names(num_classes, classes, config)
     names = read_id_list(ids)
+    if explain:
+        if distributed.is_first():
+            _explain(
+                explain_scores(pred, [gt / f"{name}.png" for name in names], names, len(named)), expected, out
+            )
+        return
     scores = evaluate_folder(pred, [gt / f"{name}.png" for name in names], names, len(named))
     if not distributed.is_first():
         return
@@ -162,6 +185,23 @@ def evaluate(
         )
     if out:
         write_json(out, {**scores, "classes": named})
+
+
+def _explain(scores: list[Score], expected: float | None, out: Path | None) -> None:
+    """A line for each score, with the points between it and the right one; those nearest to the expected are marked."""
+    marked = nearest(scores, expected / 100) if expected is not None else []
+    base = scores[0].mean_iou
+    for score in scores:
+        mark = (
+            f"   <- {100 * score.mean_iou - (expected or 0):+.2f} from {expected:g}"
+            if score in marked
+            else ""
+        )
+        gap = "" if score is scores[0] else f"{100 * (score.mean_iou - base):+.2f}"
+        say(f"{score.name:<58}{100 * score.mean_iou:>7.2f}{gap:>9}{'   right' if score.right else ''}{mark}")
+    say(UNTOLD)
+    if out:
+        write_json(out, {score.name: score.mean_iou for score in scores})
 
 
 def _class_names(num_classes: int | None, classes: str | None, config: str | None) -> list[str]:

@@ -1,0 +1,200 @@
+"""Why a score differs from another: the same predictions under the mistakes that the field makes.
+
+Each mistake is another matrix of the same masks, or another mean of it. Mean IoU under all of them, beside the right
+one, says where points can come from; it does not say that somebody made the mistake. Causes and sizes: docs/why.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from repro.constants import VOID
+from repro.data.mask_set import MaskSet
+from repro.data.voc import colour_palette
+from repro.errors import InputError
+
+Masks = tuple[np.ndarray, np.ndarray]
+
+UNTOLD = (
+    "Predictions made of images with red and blue swapped look like others: a score cannot tell. Swapped images cost "
+    "some points; look at the reading of images first (repro predict reads RGB and swaps as the protocol wants)."
+)
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean IoU, 0–1, under a name. ``right`` is the mean over the classes that
+    the truth shows, of void-free pixels, which is VOC's own where all classes occur."""
+
+    name: str
+    mean_iou: float
+    right: bool = False
+
+
+def _void_is_background(truth: np.ndarray, pred: np.ndarray, classes: int) -> Masks:
+    return np.where(truth == VOID, 0, truth), pred
+
+
+def _truth_as_grey(truth: np.ndarray, pred: np.ndarray, classes: int) -> Masks:
+    """What reading VOC's palette as a grey image makes of indices: values of colours, most of them no class."""
+    return _grey_of_colours()[truth], pred
+
+
+def _pred_as_grey(truth: np.ndarray, pred: np.ndarray, classes: int) -> Masks:
+    return truth, _grey_of_colours()[pred]
+
+
+def _truth_one_less(truth: np.ndarray, pred: np.ndarray, classes: int) -> Masks:
+    """Background becomes void, and each class the one before (``reduce_zero_label``)."""
+    return np.where(truth == VOID, VOID, truth.astype(np.int64) - 1) % 256, pred
+
+
+def _pred_one_less(truth: np.ndarray, pred: np.ndarray, classes: int) -> Masks:
+    return truth, np.where(pred == 0, 0, pred.astype(np.int64) - 1)
+
+
+def _pred_one_more(truth: np.ndarray, pred: np.ndarray, classes: int) -> Masks:
+    return truth, np.minimum(pred.astype(np.int64) + 1, classes - 1)
+
+
+def _background_left_out(truth: np.ndarray, pred: np.ndarray, classes: int) -> Masks:
+    return np.where(truth == 0, VOID, truth), pred
+
+
+def _background_missing(truth: np.ndarray, pred: np.ndarray, classes: int) -> Masks:
+    """Predictions of objects alone: what was background is whatever object is in the image, most of all."""
+    objects = np.bincount(pred[(pred > 0) & (pred < classes)].ravel(), minlength=classes)
+    return truth, np.where(pred == 0, int(objects.argmax()) if objects.any() else 1, pred)
+
+
+def _half_size(truth: np.ndarray, pred: np.ndarray, classes: int) -> Masks:
+    """Both scored at the grid of an eighth, as they leave the net."""
+    height, width = (max(1, -(-size // 8)) for size in truth.shape)
+    return _resized(truth, height, width), _resized(pred, height, width)
+
+
+_MISTAKES: dict[str, Callable[[np.ndarray, np.ndarray, int], Masks]] = {
+    "void counted as background": _void_is_background,
+    "background left out of the truth": _background_left_out,
+    "predictions without background": _background_missing,
+    "truth's palette read as grey values": _truth_as_grey,
+    "predictions' palette read as grey values": _pred_as_grey,
+    "classes of the truth one too low": _truth_one_less,
+    "classes of the predictions one too low": _pred_one_less,
+    "classes of the predictions one too high": _pred_one_more,
+    "scored at an eighth of the size": _half_size,
+}
+
+
+def explain(pred_dir: Path, gt_paths: Sequence[Path], ids: Sequence[str], num_classes: int) -> list[Score]:
+    """Mean IoU of the same masks under each rule and each mistake; the right one first.
+
+    Where a prediction has another size than its truth, both ways of resizing one to the other (nearest) are scored,
+    and there is no right one: `repro.inference.evaluate.evaluate_folder` refuses such masks.
+
+    Args:
+        pred_dir, gt_paths, ids, num_classes: as for `evaluate_folder`.
+
+    Raises InputError as `evaluate_folder` does, other sizes excepted.
+    """
+    if not ids:
+        raise InputError(f"no image to evaluate in {pred_dir}: the list of names is empty")
+    truths, predictions = MaskSet(num_classes), MaskSet(num_classes)
+    matrices: dict[str, np.ndarray] = {}
+    per_image: list[float] = []
+    differ = False
+    for gt_path, name in zip(gt_paths, ids, strict=True):
+        pred_path = pred_dir / f"{name}.png"
+        if not pred_path.is_file():
+            raise InputError(f"{pred_path}: no prediction for {gt_path}")
+        truth, pred = truths.read(gt_path), predictions.read(pred_path)
+        differ = differ or truth.shape != pred.shape
+        to_truth = _resized(pred, *truth.shape)
+        matrix = _matrix(truth, to_truth, num_classes)
+        _add(matrices, "", matrix)
+        per_image.append(_mean(matrix, "present"))
+        _add(matrices, _TO_PREDICTIONS, _matrix(_resized(truth, *pred.shape), pred, num_classes))
+        for mistake, change in _MISTAKES.items():
+            _add(matrices, mistake, _matrix(*change(truth, to_truth, num_classes), num_classes))
+    truths.check()
+    resized = matrices.pop(_TO_PREDICTIONS)
+    straight = matrices.pop("")
+    right = "predictions resized to the truth" if differ else _RIGHT
+    scores = [Score(right, _mean(straight, "present"), not differ)]
+    if differ:
+        scores.append(Score(_TO_PREDICTIONS, _mean(resized, "present")))
+    scores += [Score(name, _mean(straight, rule)) for rule, name in _RULES.items()]
+    scores.append(Score("absent classes counted as 1", _absent_as_one(straight)))
+    scores.append(Score("without the background's IoU", _mean(straight, "objects")))
+    scores.append(Score("mean over images, not over one matrix", float(np.mean(per_image))))
+    return scores + [Score(name, _mean(matrix, "present")) for name, matrix in matrices.items()]
+
+
+def nearest(scores: Sequence[Score], expected: float, *, count: int = 3) -> list[Score]:
+    """The scores that come nearest to another mean IoU (0–1), the nearest first."""
+    return sorted(scores, key=lambda score: abs(score.mean_iou - expected))[:count]
+
+
+_RIGHT = "mean over the classes that the truth shows"
+_TO_PREDICTIONS = "truth resized to the predictions"
+_RULES = {
+    "released": "the release's rule: classes without a correct pixel left out",
+    "voc": "absent classes counted as 0",
+}
+
+
+def _matrix(truth: np.ndarray, pred: np.ndarray, classes: int) -> np.ndarray:
+    """A confusion matrix (C, C + 1): the last column is what is predicted to be no class, which is wrong."""
+    counted = truth < classes
+    rows, columns = truth[counted].astype(np.int64), np.minimum(pred[counted].astype(np.int64), classes)
+    flat = np.bincount(rows * (classes + 1) + columns, minlength=classes * (classes + 1))
+    return flat.reshape(classes, classes + 1)
+
+
+def _add(matrices: dict[str, np.ndarray], name: str, matrix: np.ndarray) -> None:
+    matrices[name] = matrices[name] + matrix if name in matrices else matrix
+
+
+def _ious(matrix: np.ndarray) -> np.ndarray:
+    """(C,); 0 for a class that occurs nowhere."""
+    correct = np.diagonal(matrix).astype(np.float64)
+    union = _pixels(matrix) - correct
+    return np.divide(correct, union, out=np.zeros(len(matrix)), where=union > 0)
+
+
+def _pixels(matrix: np.ndarray) -> np.ndarray:
+    """Of each class in truth and predictions together."""
+    return matrix.sum(axis=1) + matrix.sum(axis=0)[: len(matrix)]
+
+
+def _mean(matrix: np.ndarray, rule: str) -> float:
+    """As `repro.metrics.mean_iou`; ``objects`` are the classes that occur but background."""
+    counted = {
+        "voc": np.ones(len(matrix), bool),
+        "present": matrix.sum(axis=1) > 0,
+        "released": np.diagonal(matrix) > 0,
+        "objects": (matrix.sum(axis=1) > 0) & (np.arange(len(matrix)) > 0),
+    }[rule]
+    return float(_ious(matrix)[counted].mean()) if counted.any() else 0.0
+
+
+def _absent_as_one(matrix: np.ndarray) -> float:
+    return float(np.where(_pixels(matrix) == 0, 1.0, _ious(matrix)).mean())
+
+
+def _resized(mask: np.ndarray, height: int, width: int) -> np.ndarray:
+    """To the nearest pixel by centres."""
+    rows, columns = (
+        ((np.arange(size) + 0.5) * of / size).astype(np.int64)
+        for size, of in zip((height, width), mask.shape, strict=True)
+    )
+    return mask[rows[:, None], columns]
+
+
+def _grey_of_colours() -> np.ndarray:
+    """ITU-R 601 grey of VOC's colours, as Pillow and OpenCV compute it, uint8 (256,)."""
+    return np.rint(colour_palette() @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)
