@@ -7,11 +7,12 @@ import random
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from parity_tests.conftest import CAFFE_FILES
 from repro.cli import run_command
 from repro.config import load_config
-from repro.models import CLASSIFIERS, SEGMENTATION_NETS, build_model
+from repro.models import CLASSIFIERS, SEGMENTATION_NETS, build_model, load_net
 from repro.training.prototxts import deploy_prototxt, train_prototxt
 from weights_conversion import caffe_layers, format_prototxt, read_prototxt
 from weights_conversion.net_shapes import blob_shapes, derive_shapes
@@ -169,9 +170,13 @@ def test_inspect_a_net(capsys, tmp_path):
     assert status == 0
     assert lines[0] == "vgg16_aspp: net, 61 layers"
     assert lines[1].split() == ["input", "input", "images", "1x3x321x321"]
-    assert lines[2].split(maxsplit=2)[2] == "images -> conv1_1 1x4x321x321  [4x3x3x3, 4]"
+    cost = 4 * 3 * 3 * 3 * 321 * 321
+    assert lines[2].split(maxsplit=2)[2] == (
+        f"images -> conv1_1 1x4x321x321  [4x3x3x3, 4]  {cost} multiply-adds"
+    )
     parameters = sum(p.numel() for p in build_model("vgg16_aspp", width_divisor=16).parameters())
-    assert lines[-2:] == ["33 blobs and 4 copies that Caffe inserts", f"{parameters} parameters"]
+    assert lines[-2] == "33 blobs"
+    assert lines[-1].startswith(f"{parameters} parameters, ")
     (tmp_path / "n.prototxt").write_text(DATA + 'layer { name: "odd" type: "Warp" bottom: "x" top: "odd" }')
     assert inspect(capsys, tmp_path / "n.prototxt")[1].splitlines()[1:] == [
         "  input  input  x 2x6x10x7",
@@ -180,6 +185,23 @@ def test_inspect_a_net(capsys, tmp_path):
         "0 parameters in the layers whose input is known",
         "unknown types: Warp",
     ]
+
+
+def test_inspect_as_json(capsys):
+    path = CAFFE_FILES / "vgg16_aspp_deploy.prototxt"
+    assert run_command(["inspect", str(path), "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    net = load_net(path)
+    assert {
+        top: tuple(shape)
+        for layer in content["layers"]
+        for top, shape in zip(layer["tops"], layer["shapes"], strict=True)
+    } == {blob: shape for blob, shape in net.shapes.items() if "_split_" not in blob}
+    assert content["parameters"] == sum(p.numel() for p in net.parameters())
+    assert content["multiply_adds"] == sum(net.multiply_adds().values())
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net.to("meta")(torch.empty(net.shapes["images"], device="meta"))
+    assert 2 * content["multiply_adds"] == counter.get_total_flops()
 
 
 def test_inspect_a_net_of_one_phase(capsys, tmp_path):

@@ -122,7 +122,8 @@ def test_names_that_python_has_not_are_kept_for_the_weights(tmp_path):
                 ("lambda", "forward"),
             )
         )
-        + 'layer { name: "1x1" type: "Pooling" bottom: "lambda" top: "torch" pooling_param { kernel_size: 3 stride: 2 } }'
+        + 'layer { name: "1x1" type: "Pooling" bottom: "lambda" top: "torch" pooling_param {'
+        " kernel_size: 3 stride: 2 } }"
     )
     net = load_net(tmp_path / "net.prototxt")
     image = {"max_pool": np.random.default_rng(0).normal(size=(1, 2, 7, 7)).astype(np.float32)}

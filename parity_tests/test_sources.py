@@ -321,8 +321,9 @@ def test_convert_spreads_unless_told_not_to(tmp_path, capsys, caffe_net):
     assert "not in the model, ignored: fc6, fc7" in capsys.readouterr().out
 
 
-def test_convert_wants_a_net(tmp_path, capsys, caffe_net):
+def test_convert_wants_a_net_for_what_runs(tmp_path, capsys, caffe_net):
     save_safetensors(caffe_net, tmp_path / "x.safetensors")
-    assert run_command(["convert", str(tmp_path / "x.safetensors"), str(tmp_path / "y.caffemodel")]) == 2
-    assert "say with --to which net the weights are for" in capsys.readouterr().err
-    assert not (tmp_path / "y.caffemodel").exists()
+    for name in ("y.onnx", "y.py"):
+        assert run_command(["convert", str(tmp_path / "x.safetensors"), str(tmp_path / name)]) == 2
+        assert "say which net it is" in capsys.readouterr().err
+        assert not (tmp_path / name).exists()

@@ -1,7 +1,7 @@
 """Reading and writing Caffe's files, and carrying weights between them and PyTorch models."""
 
 from weights_conversion.caffemodel import CaffeLayer, CaffeModel, read_caffemodel, write_caffemodel
-from weights_conversion.conversion import STATE_ENDINGS, convert_solverstate, convert_weights
+from weights_conversion.conversion import STATE_ENDINGS, convert_solverstate, read_for
 from weights_conversion.errors import CaffeFileError
 from weights_conversion.inspection import describe_file
 from weights_conversion.mapping import LoadReport, load_caffe_weights, load_weights, save_safetensors
@@ -25,12 +25,12 @@ __all__ = [
     "SolverState",
     "caffe_layers",
     "convert_solverstate",
-    "convert_weights",
     "describe_file",
     "format_prototxt",
     "load_caffe_weights",
     "load_weights",
     "read_caffemodel",
+    "read_for",
     "read_prototxt",
     "read_pth",
     "read_solverstate",

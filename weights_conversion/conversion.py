@@ -16,7 +16,9 @@ from repro.files import file_sha256
 from weights_conversion.caffemodel import write_caffemodel
 from weights_conversion.errors import CaffeFileError
 from weights_conversion.kinds import file_kind
-from weights_conversion.mapping import LoadReport, load_weights, save_safetensors
+from weights_conversion.mapping import LoadReport, load_weights, named_tensors, read_weights, save_safetensors
+from weights_conversion.model_layers import CaffeLayerView
+from weights_conversion.npz_files import write_npz
 from weights_conversion.pth import read_pth
 from weights_conversion.solverstate import SolverState, read_solverstate, write_solverstate
 from weights_conversion.sources import known_as
@@ -28,40 +30,62 @@ STATE_ENDINGS = (".solverstate", ".solverstate.h5")
 _WRITERS: dict[str, Callable[..., None]] = {
     ".caffemodel": write_caffemodel,
     ".h5": write_caffemodel,
+    ".npz": lambda layers, path: write_npz(named_tensors(layers), path),
     ".safetensors": save_safetensors,
 }
+NET_ENDINGS = (".onnx", ".py")
 
 
-def convert_weights(
-    model: nn.Module,
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Weights that were read: a model's or a file's layers, what was done on the way, and what net they are of."""
+
+    layers: nn.Module | dict[str, CaffeLayerView]
+    report: LoadReport
+    net: dict[str, Any]
+
+    def write(self, target: Path) -> None:
+        """Write them as the ending of ``target`` says; a safetensors file carries where they came from.
+
+        The same source gives the same bytes, as far as layers that the source lacks are filled alike.
+        """
+        if target.suffix == ".safetensors":
+            save_safetensors(
+                self.layers, target, {PROVENANCE: json.dumps(_provenance(self.report, self.net))}
+            )
+        else:
+            _WRITERS[target.suffix](self.layers, target)
+
+
+def read_for(
     source: str | os.PathLike[str],
-    target: str | os.PathLike[str],
-    *,
+    target: Path,
+    model: nn.Module | None,
     net: dict[str, Any],
+    *,
     spread_branches: bool = False,
-) -> LoadReport:
-    """Load ``source`` into ``model`` and write it as the ending of ``target`` says.
+) -> Weights:
+    """Read ``source`` into ``model``, or as it is where that is None, for a file like ``target``.
 
-    A safetensors file carries its provenance: the source's name, size and SHA-256, what is known of it, what was
-    done with each layer, and ``net``, the settings of the model. The same source gives the same bytes, as far as
-    layers that the source lacks are filled alike. Errors as ``load_weights``; ``CaffeFileError`` too for an unknown
-    ending, and where no layer of the source is in the model.
+    ``net`` are the settings of the model, for the provenance. Errors as ``load_weights``; ``CaffeFileError`` too for
+    an unknown ending, and where no layer of the source is in the model.
     """
-    ending = Path(target).suffix
-    if ending not in _WRITERS:
-        raise CaffeFileError(
-            f"{target}: expected a name that ends in {', '.join(_WRITERS)} (or {', '.join(STATE_ENDINGS)})"
-        )
+    if target.suffix not in (*_WRITERS, *NET_ENDINGS):
+        endings = ", ".join((*_WRITERS, *NET_ENDINGS, *STATE_ENDINGS))
+        raise CaffeFileError(f"{target}: expected a name that ends in one of {endings}")
+    if model is None:
+        file = read_weights(source)
+        layers = file.views()
+        if not layers:
+            raise CaffeFileError(f"{os.fspath(source)}: no layer has blobs")
+        report = LoadReport(file.path, [*layers], [], [], form=file.form, changes=file.changes)
+        return Weights(layers, report, net)
     report = load_weights(model, source, spread_branches=spread_branches)
     if not report.loaded:
         raise CaffeFileError(
             f"{source}: none of its layers is in {net['name']}; it holds {', '.join(report.unused)}"
         )
-    if ending == ".safetensors":
-        save_safetensors(model, target, {PROVENANCE: json.dumps(_provenance(report, net))})
-    else:
-        _WRITERS[ending](model, target)
-    return report
+    return Weights(model, report, net)
 
 
 def _provenance(report: LoadReport, net: dict[str, Any]) -> dict[str, Any]:

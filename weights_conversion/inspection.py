@@ -108,7 +108,8 @@ def _metadata(path: str | os.PathLike[str]) -> Iterator[str]:
             known = f" ({source['known_as']})" if source["known_as"] else ""
             yield f"  from {source['name']}{known}: {source['form']}, {source['bytes']} bytes"
             yield f"  SHA-256 {source['sha256']}"
-            yield "  for " + ", ".join(f"{name} {value}" for name, value in provenance["net"].items())
+            if provenance["net"]:
+                yield "  for " + ", ".join(f"{name} {value}" for name, value in provenance["net"].items())
             yield from (f"  {change}" for change in report["changes"])
             for name in ("loaded", "missing", "unused"):
                 yield f"  {name}: {_names(report[name])}"

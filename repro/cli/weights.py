@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -11,40 +13,45 @@ import typer
 from repro.cli.shared import app, say
 from repro.config import load_config
 from repro.errors import InputError
-from repro.models import CaffeNet, build_model
+from repro.export.net import write_net
+from repro.files import atomic_path
+from repro.models import CaffeNet, build_model, load_net
+from repro.models.summary import read_summary
+from repro.models.weights import hints
 from repro.training.prototxts import deploy_prototxt, train_prototxt
 from weights_conversion import (
     STATE_ENDINGS,
     Message,
     caffe_layers,
     convert_solverstate,
-    convert_weights,
     describe_file,
+    read_for,
     write_prototxt,
 )
+from weights_conversion.kinds import file_kind
 
 
 @app.command(
-    epilog="Example: repro convert vgg16_20M.caffemodel vgg16_20M_mc.safetensors --to vgg16_aspp\n\n"
+    epilog="Example: repro convert deploy.prototxt net.caffemodel net.onnx\n\n"
+    "repro convert deploy.prototxt net.caffemodel net.py\n\n"
+    "repro convert net.caffemodel net.safetensors\n\n"
+    "repro convert vgg16_20M.caffemodel vgg16_20M_mc.safetensors --to vgg16_aspp\n\n"
     "repro convert runs/a/stage1/iter_4000.state iter_4000.solverstate --to vgg16_aspp\n\n"
     "repro convert a.safetensors a.caffemodel --to vgg16_aspp --prototxt a.prototxt"
 )
 def convert(
-    source: Annotated[
-        Path,
+    files: Annotated[
+        list[Path],
         typer.Argument(
-            help="Weights: .caffemodel, .caffemodel.h5, .safetensors, or torchvision's or SSD's VGG16 .pth. "
-            "Or a state: .solverstate, .solverstate.h5, or the .state of a snapshot."
-        ),
-    ],
-    target: Annotated[
-        Path,
-        typer.Argument(
-            help="By its ending: the same kinds but .pth and .state. A snapshot becomes a Caffe pair."
+            metavar="[NET] SOURCE TARGET",
+            help="NET: a deploy prototxt. SOURCE: weights, of Caffe or any other form that is read, or a solver state, "
+            "of Caffe or a snapshot's .state. TARGET, by its ending: .onnx, .py (plain PyTorch), .safetensors, .h5, "
+            ".npz, .caffemodel, .solverstate, .solverstate.h5. A snapshot becomes a Caffe pair.",
+            show_default=False,
         ),
     ],
     to: Annotated[
-        str | None, typer.Option(help="The net that the weights are for.", show_default=False)
+        str | None, typer.Option(help="In place of NET, the name of one of ours.", show_default=False)
     ] = None,
     num_classes: Annotated[
         int | None, typer.Option(help="Outputs of the net.", show_default="21; 20 for classifiers")
@@ -69,31 +76,64 @@ def convert(
         str | None, typer.Option(help="The profile of --train-prototxt.", show_default=False)
     ] = None,
     stage: Annotated[int, typer.Option(min=0, max=2, help="Its stage; classifiers train in stage 0.")] = 1,
+    image: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run an .onnx or .py on this image before it is put in place, not on noise.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Carry weights from one kind of file to another, by layer name, and say what was done with each layer."""
-    model = None
-    if to is not None:
-        torch.manual_seed(seed)  # a built model is filled; once more would take a tenth of the time of it all
-        model = build_model(to, num_classes=num_classes, width_divisor=width_divisor, input_size=input_size)
+    """Carry a net's weights from one kind of file to another, by layer name, and say what was done with each layer.
+
+    An .onnx or .py runs beside the net before it is put in place, and the largest difference is printed.
+    """
+    if not 2 <= len(files) <= 3:
+        raise InputError(f"convert: {len(files)} files, expected [NET] SOURCE TARGET")
+    source, target = files[-2:]
+    if len(files) == 3 and to is not None:
+        raise InputError(f"--to {to}: {files[0]} says already which net it is")
+    as_net = target.suffix in (".onnx", ".py")
     if config and not train_to:
         raise InputError(f"--config {config}: goes with --train-prototxt")
+    if image and not as_net:
+        raise InputError(f"--image {image}: goes with an .onnx or .py")
+    model: CaffeNet | None = None
+    described: dict[str, Any] = {}
+    if len(files) == 3:
+        model = load_net(files[0])
+        described = {"name": model.name, "prototxt": files[0].name}
+    elif to is not None:
+        torch.manual_seed(seed)  # a built model is filled; once more would take a tenth of the time of it all
+        model = build_model(to, num_classes=num_classes, width_divisor=width_divisor, input_size=input_size)
+        outputs = caffe_layers(model)[model.classifiers[-1]].tensors["weight"].shape[0]
+        described = {
+            "name": to,
+            "num_classes": outputs,
+            "width_divisor": width_divisor,
+            "filler_seed": seed,
+            **({"input_size": input_size} if model.fixed_size else {}),
+        }
     texts = _prototxts(model, deploy_to, train_to, config, stage)
     if target.name.endswith(STATE_ENDINGS):
         written = convert_solverstate(source, target, model)
-    elif model is None:
-        raise InputError(f"{source}: say with --to which net the weights are for")
-    else:
-        outputs = caffe_layers(model)[model.classifiers[-1]].tensors["weight"].shape[0]
-        net = {"name": to, "num_classes": outputs, "width_divisor": width_divisor, "filler_seed": seed}
-        if model.fixed_size:
-            net["input_size"] = input_size
-        report = convert_weights(model, source, target, net=net, spread_branches=spread_branches)
-        say(report)
-        written = [target]
-    for path, text in texts.items():
-        write_prototxt(text, path)
-    for path in (*written, *texts):
-        say(path)
+        for path, text in texts.items():
+            write_prototxt(text, path)
+        say(*written, *texts)
+        return
+    if as_net and model is None:
+        raise InputError(f"{target}: say which net it is: its prototxt before the weights, or --to")
+    with hints():
+        weights = read_for(source, target, model, described, spread_branches=spread_branches)
+    say(weights.report)
+    with contextlib.ExitStack() as stack:  # nothing is put in place before all of it is written
+        for path, text in texts.items():
+            write_prototxt(text, stack.enter_context(atomic_path(path)))
+        if as_net and model is not None:
+            say(*write_net(model, target, source, weights.report, image))
+        else:
+            weights.write(target)
+    say(target, *texts)
 
 
 def _prototxts(
@@ -125,10 +165,19 @@ def inspect(
             "Or a prototxt, of a net or a solver."
         ),
     ],
+    as_json: Annotated[bool, typer.Option("--json", help="A net's prototxt as JSON.")] = False,
 ) -> None:
     """List what a file holds: layers, shapes, parameters, ranges of values, and where converted weights came from.
 
-    Of a net's prototxt: its layers with the shapes of all blobs, derived by Caffe's rules.
+    Of a net's prototxt, in any of Caffe's layouts: its layers with types, the shapes of their tops, parameters and
+    multiply-adds, and the totals.
     """
-    for line in describe_file(file):
-        say(line)
+    summary = read_summary(file) if file_kind(file) == "prototxt" else None
+    if as_json:
+        if summary is None:
+            raise InputError(f"{file}: --json goes with the prototxt of a net")
+        say(json.dumps(summary.as_json()))
+    elif summary is not None and not any(layer.note for layer in summary.layers):
+        say(*summary.lines())
+    else:
+        say(*describe_file(file))

@@ -18,7 +18,7 @@ from repro.files import atomic_path
 from repro.layers.resize import resize_bilinear_u8
 from repro.models import CaffeNet
 from repro.models.source import net_source
-from weights_conversion import save_safetensors
+from weights_conversion import LoadReport, save_safetensors
 
 BOUND = 1e-4  # the largest difference relative to an output's largest value; deep nets in float32 reach 1e-5
 
@@ -170,6 +170,23 @@ def write_module(
 
         found = compare(net, run, inputs or check_inputs(net), str(path))
     return weights, found
+
+
+def write_net(
+    net: CaffeNet, target: Path, weights: Path, loaded: LoadReport, image: Path | None = None
+) -> list[str]:
+    """Write a net as the ending of ``target`` says, ``.onnx`` or ``.py``; the lines that say how it was checked.
+
+    Raises:
+        InputError: weights that lack a layer, or what the two writers refuse.
+    """
+    if loaded.missing:
+        raise InputError(f"{weights}: has no weights for {', '.join(loaded.missing)}, which {target} needs")
+    inputs = check_inputs(net, image)
+    if target.suffix == ".onnx":
+        return report(net, write_onnx(net, target, weights=weights, inputs=inputs))
+    beside, found = write_module(net, target, inputs=inputs)
+    return [*report(net, found), str(beside)]
 
 
 def report(net: CaffeNet, differences: Sequence[Difference]) -> list[str]:

@@ -38,8 +38,9 @@ from repro.inference.memory import SMALL, refuse_beyond, whole_probabilities
 from repro.layers import CRFParams, mean_field
 from repro.layers.resize import zoom_rows
 from repro.models import CaffeNet, build_model
+from repro.models.weights import load_weights
 from repro.training.precision import LAYOUT, to_device
-from weights_conversion import LoadReport, load_weights
+from weights_conversion import LoadReport
 
 _STRIP = 1 << 19  # pixels whose probabilities are made at once
 FLOOR = 1e-5  # `probs[probs < 0.00001] = 0.00001` in every test script

@@ -25,7 +25,7 @@ from repro.models.in_place import Holder, is_in_place, overwritten
 from repro.models.registry import Bottom, DataLayer, Layer, describe, layer_class, meta
 from weights_conversion.caffe_pb2 import TEST, TRAIN, LayerParameter, NetParameter, NetStateRule, ParamSpec
 from weights_conversion.lift import lift
-from weights_conversion.mapping import LoadReport, load_weights
+from weights_conversion.mapping import LoadReport
 from weights_conversion.prototxt import Message, read_prototxt
 from weights_conversion.upgrade import upgraded
 
@@ -777,6 +777,8 @@ def load_net(
         parameter, path = read_net(prototxt), os.fspath(prototxt)
     net = CaffeNet(parameter, phase=phase, stages=stages, level=level, path=path)
     if weights is not None:
+        from repro.models.weights import load_weights  # which knows our own nets, built of this module
+
         load_weights(net, weights)
     return net
 

@@ -22,6 +22,7 @@ from repro.data.mask_set import check_masks
 from repro.errors import InputError
 from repro.files import file_sha256
 from repro.models import CaffeNet, build_model
+from repro.models.weights import load_weights
 from repro.run.folder import Run
 from repro.solver import CaffeSolver, build_solver
 from repro.training.collapse import SEED_TERMS, CollapseWatch
@@ -31,7 +32,7 @@ from repro.training.objectives import Objective, Stage1Objective, Stage2Objectiv
 from repro.training.precision import to_device
 from repro.training.seed_quality import SeedQuality
 from repro.training.snapshots import snapshots
-from weights_conversion import load_weights, read_solverstate
+from weights_conversion import read_solverstate
 
 log = logging.getLogger(__name__)
 # by backbone: what the papers start from

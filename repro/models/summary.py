@@ -1,0 +1,169 @@
+"""What a net's prototxt says, as a table: each layer with the shapes of its tops, its parameters and multiply-adds.
+
+Layers that cannot be built (of an unknown type, or with data that are not there) are listed with the reason, and what
+depends on them is left open, so that a net which does not run can be looked at too.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from repro.errors import InputError
+from repro.models.net import PhaseName, filtered, read_net
+from repro.models.registry import Bottom, Layer, Shape, layer_class, meta
+from weights_conversion.caffe_pb2 import NetParameter
+from weights_conversion.upgrade import upgraded
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """A layer: ``shapes`` of its tops and ``parameters`` by name; ``multiply_adds`` with weights in a pass. None where
+    that is not known, for the reason that ``note`` gives."""
+
+    name: str
+    type: str
+    bottoms: list[str]
+    tops: list[str]
+    shapes: list[Shape | None]
+    parameters: dict[str, Shape]
+    multiply_adds: int | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class NetSummary:
+    """A net in one phase; totals are over the layers that are known. A parameter that layers share counts once."""
+
+    name: str
+    phase: str
+    layers: list[LayerSummary]
+    left_out: int
+    parameters: int
+
+    @property
+    def multiply_adds(self) -> int:
+        return sum(layer.multiply_adds or 0 for layer in self.layers)
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "multiply_adds": self.multiply_adds}
+
+    def lines(self) -> Iterator[str]:
+        """A line a layer, and the totals."""
+        yield f"{self.name}: net, {sum(layer.type != 'input' for layer in self.layers)} layers"
+        width = max((len(layer.name) for layer in self.layers), default=0) + 2
+        type_width = max((len(layer.type) for layer in self.layers), default=0) + 2
+        for layer in self.layers:
+            tops = [f"{top} {_text(shape)}" for top, shape in zip(layer.tops, layer.shapes, strict=True)]
+            arrow = " -> ".join(part for part in (", ".join(layer.bottoms), ", ".join(tops)) if part)
+            blobs = f"  [{', '.join(map(_text, layer.parameters.values()))}]" if layer.parameters else ""
+            cost = f"  {layer.multiply_adds} multiply-adds" if layer.multiply_adds else ""
+            note = f"  ({layer.note})" if layer.note else ""
+            yield f"  {layer.name:<{width}}{layer.type:<{type_width}}{arrow}{blobs}{cost}{note}"
+        yield f"{len({top for layer in self.layers for top in layer.tops})} blobs"
+        partly = " in the layers that are known" if any(layer.note for layer in self.layers) else ""
+        yield f"{self.parameters} parameters, {self.multiply_adds} multiply-adds{partly}"
+        if self.left_out:
+            yield f"{self.left_out} layers do not run in phase {self.phase.upper()}"
+
+
+def summarise(parameter: NetParameter, *, path: str = "") -> NetSummary:
+    """The layers that run in training; of a net that has none then, those that run in testing.
+
+    Raises:
+        InputError: a layout that cannot be upgraded.
+    """
+    whole = upgraded(parameter, path)
+    phase: PhaseName = "train"
+    if all(layer.type == "Input" for layer in filtered(whole, phase).layer):
+        phase = "test"
+    running = filtered(whole, phase)
+    walk = _Walk(running, phase)
+    left_out = len(whole.layer) - len(running.layer)
+    return NetSummary(whole.name or path, phase, walk.found, left_out, sum(walk.counted.values()))
+
+
+def read_summary(path: str | os.PathLike[str]) -> NetSummary | None:
+    """``summarise`` of a prototxt; None where it is that of no net, or has what Caffe's messages have not."""
+    try:
+        parameter = read_net(path)
+    except InputError:
+        return None
+    if not (parameter.layer or parameter.layers):
+        return None
+    return summarise(parameter, path=os.fspath(path))
+
+
+class _Walk:
+    def __init__(self, net: NetParameter, phase: str) -> None:
+        self.blobs: dict[str, torch.Tensor | None] = {}
+        self.makers: dict[str, Layer] = {}
+        self.found: list[LayerSummary] = []
+        self.counted: dict[str, int] = {}  # by a parameter's own or shared name
+        self.training = phase == "train"
+        shapes: list[Shape | None] = [tuple(shape.dim) for shape in net.input_shape]
+        if not shapes:
+            dims = list(net.input_dim)
+            shapes = [tuple(dims[at : at + 4]) for at in range(0, len(dims), 4)]
+        shapes += [None] * (len(net.input) - len(shapes))
+        for name, shape in zip(net.input, shapes, strict=False):
+            known = shape is not None and all(size > 0 for size in shape)
+            self.blobs[name] = meta(shape) if known and shape is not None else None
+            self.found.append(
+                LayerSummary("input", "input", [], [name], [shape], {}, 0, "" if known else "no shape")
+            )
+        for layer in net.layer:
+            self._add(layer)
+
+    def _add(self, layer: Any) -> None:
+        unknown = [name for name in layer.bottom if self.blobs.get(name) is None]
+        missing = [name for name in unknown if name not in self.blobs]
+        note, shapes, parameters, cost = "", [None] * len(layer.top), {}, None
+        try:
+            if missing:
+                raise InputError(f"no layer before it makes {missing[0]}")
+            kind = layer_class(layer)
+            if not unknown:
+                module, tops = self._run(kind, layer)
+                shapes = [tuple(top.shape) for top in tops[: len(layer.top)]]
+                parameters = {name: tuple(blob.shape) for name, blob in module.caffe_blobs().items()}
+                cost = module.multiply_adds([bottom.shape for bottom in module.bottoms])
+                for index, (name, shape) in enumerate(parameters.items()):
+                    shared = layer.param[index].name if index < len(layer.param) else ""
+                    self.counted[shared or f"{layer.name}.{name}"] = math.prod(shape)
+        except (ValueError, RuntimeError, IndexError, TypeError, NotImplementedError, OSError) as error:
+            note = (str(error).splitlines() or [type(error).__name__])[0].split("; add it in Python")[0]
+            note = note.removeprefix(f"layer {layer.name!r} ({layer.type}): ")
+        self.blobs.update(
+            {
+                top: None if shape is None else meta(shape)
+                for top, shape in zip(layer.top, shapes, strict=True)
+            }
+        )
+        summary = LayerSummary(
+            layer.name, layer.type, [*layer.bottom], [*layer.top], shapes, parameters, cost, note
+        )
+        self.found.append(summary)
+
+    def _run(self, kind: type[Layer], layer: Any) -> tuple[Layer, tuple[torch.Tensor, ...]]:
+        blobs = [blob for name in layer.bottom if (blob := self.blobs[name]) is not None]
+        bottoms = [
+            Bottom(name, tuple(blob.shape), self.makers.get(name))
+            for name, blob in zip(layer.bottom, blobs, strict=True)
+        ]
+        module = kind(layer, bottoms)
+        result = module.train(self.training).infer(*blobs)
+        tops = tuple(result) if isinstance(result, (tuple, list)) else (result,)
+        if len(tops) < len(layer.top):
+            raise InputError(f"{len(layer.top)} tops, the layer gives {len(tops)}")
+        self.makers.update(dict.fromkeys(layer.top, module))
+        return module, tops
+
+
+def _text(shape: Shape | None) -> str:
+    return "?" if shape is None else "x".join(map(str, shape)) or "scalar"
