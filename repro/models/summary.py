@@ -123,7 +123,9 @@ class _Walk:
     def _add(self, layer: Any) -> None:
         unknown = [name for name in layer.bottom if self.blobs.get(name) is None]
         missing = [name for name in unknown if name not in self.blobs]
-        note, shapes, parameters, cost = "", [None] * len(layer.top), {}, None
+        note, cost = "", None
+        shapes: list[Shape | None] = [None] * len(layer.top)
+        parameters: dict[str, Shape] = {}
         try:
             if missing:
                 raise InputError(f"no layer before it makes {missing[0]}")
