@@ -132,6 +132,28 @@ def test_names_that_python_has_not_are_kept_for_the_weights(tmp_path):
     same(written, image, [net(torch.from_numpy(image["max_pool"])).detach().numpy()], "weights read again")
 
 
+def test_names_run_no_code(tmp_path):
+    """Names of the net, its layers, types and blobs go into comments, the docstring and tables, never into code."""
+    never = tmp_path / "never"
+    code = f"open({str(never)!r}, 'w')"
+    hostile = [f"a\\n{code}", f'\\"\\"\\"\\n{code}', f"\\r\\n    {code} #", "back\\\\"]
+    text, bottom = (
+        f'name: "\\"\\"\\"\\n{code}\\n" input: "x" input_shape {{ dim: 1 dim: 2 dim: 3 dim: 3 }}',
+        "x",
+    )
+    for name in hostile:
+        text += f'layer {{ name: "{name}" type: "ReLU" bottom: "{bottom}" top: "{name}" }}'
+        bottom = name
+    text += 'layer { name: "c" type: "Convolution" bottom: "x" top: "c" '
+    text += "convolution_param { num_output: 1 kernel_size: 1 } }"
+    (tmp_path / "net.prototxt").write_text(text)
+    net = load_net(tmp_path / "net.prototxt")
+    image = {"x": np.random.default_rng(0).normal(size=(1, 2, 3, 3)).astype(np.float32)}
+    same(net, image, run_elsewhere(net, image, tmp_path), "hostile names")
+    assert len(net.outputs) == 2
+    assert not never.exists()
+
+
 def test_shared_parameters_are_one(tmp_path):
     layer = (
         'layer {{ name: "{0}" type: "InnerProduct" bottom: "{1}" top: "{0}" param {{ name: "w" }} '

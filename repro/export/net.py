@@ -4,10 +4,11 @@ its name."""
 from __future__ import annotations
 
 import os
+import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -156,9 +157,10 @@ def write_module(
     with atomic_path(path) as temporary, atomic_path(weights) as temporary_weights:
         temporary.write_text(text, encoding="utf-8")
         save_safetensors(net, temporary_weights)
-        names: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
-        exec(compile(text, str(path), "exec"), names)  # our own functions and numbers
-        module = names["load"](temporary_weights)
+        # our own functions and numbers: names from the prototxt stand in comments and quoted
+        written = types.ModuleType(path.stem)
+        SourceFileLoader(path.stem, str(temporary)).exec_module(written)
+        module = written.load(temporary_weights)
 
         def run(arrays: Arrays) -> list[np.ndarray]:
             with torch.inference_mode():

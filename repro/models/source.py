@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from repro.errors import InputError
+from repro.errors import InputError, printable
 from repro.models.literals import Code, literal
 from repro.models.net import CaffeNet, NetLayer
 from repro.models.registry import Layer
@@ -46,7 +46,7 @@ class Source:
     def add(self, place: NetLayer, layer: Layer) -> None:
         """The lines of a layer."""
         self._layer = layer
-        self.lines.append(f"# {place.name} ({place.type})")
+        self.lines.append(f"# {printable(place.name)} ({printable(place.type)})")
         bottoms = [self.variable(bottom) for bottom in place.bottoms]
         found = layer.source(self, *bottoms)
         tops = ", ".join(self.variable(top) for top in place.tops)
@@ -131,7 +131,7 @@ def net_source(net: CaffeNet, weights_name: str) -> str:
     if not inputs:
         raise InputError(f"{net.path or net.name}: the net has no input blob")
     shapes = ", ".join(f"{source.variable(name)} {net.shapes[name]}" for name in inputs)
-    results = ", ".join(f"{name} {net.shapes[name]}" for name in outputs)
+    results = ", ".join(f"{printable(name)} {net.shapes[name]}" for name in outputs)
     arguments = ", ".join(f"{source.variable(name)}: torch.Tensor" for name in inputs)
     if len(outputs) == 1:
         returns, annotation = str(source.variable(outputs[0])), "torch.Tensor"
@@ -149,12 +149,15 @@ def net_source(net: CaffeNet, weights_name: str) -> str:
     }
     standard = sorted(i for i in imports if not re.search(r"torch|numpy", i))
     other = sorted(i for i in imports if i not in standard)
-    parts = [
-        f'"""The Caffe net {net.name or "without a name"} in plain PyTorch, as `repro convert` wrote it.\n\n'
-        f"    net = load()                    # weights from {weights_name}, beside this file\n"
+    about = _in_docstring(
+        f"The Caffe net {printable(net.name) or 'without a name'} in plain PyTorch, as `repro convert` wrote it.\n\n"
+        f"    net = load()                    # weights from {printable(weights_name)}, beside this file\n"
         f"    result = net({', '.join(source.variable(name) for name in inputs)})\n\n"
         f"Input: {shapes}, float32, as the Caffe net takes it (images mostly BGR less their mean).\n"
-        f'Result: {results}.\n"""',
+        f"Result: {results}.\n"
+    )
+    parts = [
+        f'"""{about}"""',
         "from __future__ import annotations",
         "\n".join(standard) + "\n\n" + "\n".join(other),
         *helpers.statements.values(),
@@ -167,6 +170,11 @@ def net_source(net: CaffeNet, weights_name: str) -> str:
         _loader(source.renamed),
     ]
     return "\n\n".join(parts[:3]) + "\n" + "".join(f"\n\n{part}\n" for part in parts[3:])
+
+
+def _in_docstring(text: str) -> str:
+    """``text`` as it has to stand between triple quotes, so that no name in a prototxt ends them."""
+    return text.replace("\\", "\\\\").replace('"', '\\"')
 
 
 def _walk(net: CaffeNet, source: Source) -> Source:
