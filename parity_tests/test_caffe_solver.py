@@ -15,11 +15,13 @@ from parity_tests.conftest import CAFFE_FILES, assert_close
 from parity_tests.recorded_files import read_log, write_retrain_inputs, write_stage1_inputs
 from parity_tests.tolerances import RETRAIN_LOSS, STAGE1_LOSS
 from repro.cli import run_command
-from repro.config import Config, load_config
+from repro.config import load_config
+from repro.data.release_layers import SEC_CUES
 from repro.errors import InputError
 from repro.models import build_model
+from repro.models.zoo import stage1_losses
 from repro.solver import CaffeSGD
-from repro.training.caffe_solver import load_solver
+from repro.training.caffe_solver import SolverRun, load_solver
 from repro.training.prototxts import deploy_prototxt, train_prototxt
 from weights_conversion import Message, unknown_fields
 from weights_conversion.prototxt_format import format_prototxt
@@ -95,15 +97,21 @@ def changed(tmp_path: Path, *changes: tuple[str, str], solver: str = "", net: st
     return tmp_path / "solver.prototxt"
 
 
-def load(tmp_path: Path, *changes: tuple[str, str], **options: str) -> Config:
-    return load_solver(str(changed(tmp_path, *changes, **options))).config
+def load(tmp_path: Path, *changes: tuple[str, str], **options: str) -> SolverRun:
+    return load_solver(str(changed(tmp_path, *changes, **options)))
 
 
-def value(config: Config, key: str):
-    node = config
-    for part in key.split("."):
-        node = node[part] if isinstance(node, dict) else getattr(node, part)
-    return node
+def value(run: SolverRun, key: str):
+    """``solver.gamma`` of the configuration, ``conv1_2.lr_mult`` or an attribute of a layer of the net."""
+    first, _, rest = key.partition(".")
+    if first not in {layer.name for layer in run.net.layers}:
+        node = run.config
+        for part in key.split("."):
+            node = getattr(node, part)
+        return node
+    if rest == "lr_mult":
+        return [group["lr_mult"] for group in run.net.param_groups() if group["name"].startswith(f"{first}.")]
+    return getattr(run.net[first], rest)
 
 
 DROP = 'layer { name: "drop6_1" type: "Dropout" bottom: "fc6_1" top: "fc6_1" dropout_param { dropout_ratio: 0.3 } }'
@@ -122,103 +130,162 @@ LINE_OF = {name: re.search(rf'layer {{ name: "{name}".*\n', STAGE1_NET)[0] for n
 @pytest.mark.parametrize(
     ("changes", "solver", "key", "want"),
     [
-        ([], "", "stage1.data.batch_size", 3),
-        ([], "", "stage1.data.list", "list.txt"),
-        ([], "", "stage1.data.cues", "localization_cues.pickle"),
-        ([], "", "stage1.solver.base_lr", 1e-5),
-        ([], "", "stage1.solver.average_loss", 10),
-        ([], "", "stage1.solver.snapshot", 30),
-        ([], "", "stage1.solver.display", 1),
-        ([], "", "stage1.init.filler", "msra"),
-        ([], "", "stage1.multipliers", {}),
-        ([], "", "model.width_divisor", 16),
-        ([], "", "model.dropout", 0.0),
-        ([], "", "stage1.loss.theta_b", 0.99),
+        ([], "", "Input.batch", 3),
+        ([], "", "Input.list_path", "list.txt"),
+        ([], "", "solver.base_lr", 1e-5),
+        ([], "", "solver.average_loss", 10),
+        ([], "", "solver.snapshot", 30),
+        ([], "", "solver.display", 1),
+        ([], "", "init.filler", "file"),
+        ([], "", "update-seed.theta_b", 0.99),
         ([], "", "seed", 0),
         ([], "", "name", "solver"),
-        ([("batch_size: 3", "batch_size: 7")], "", "stage1.data.batch_size", 7),
-        ([("new_height: 321", "new_height: 281")], "", "stage1.data.new_height", 281),
-        ([("shuffle: false", "shuffle: true")], "", "stage1.data.shuffle", True),
-        ([("'mirror': False", "'mirror': True")], "", "stage1.data.mirror", True),
+        ([("batch_size: 3", "batch_size: 7")], "", "Annotation.batch", 7),
+        ([("new_height: 321", "new_height: 281")], "", "Annotation.grid", (36, 41)),
+        ([("shuffle: false", "shuffle: true")], "", "Input.shuffle", True),
+        ([("'mirror': False", "'mirror': True")], "", "Annotation.mirror", True),
         (
             [("{'cues': 'localization_cues.pickle', 'mirror': False}", "{'cues': 'c.h5'}")],
             "",
-            "stage1.data.mirror",
+            "Annotation.mirror",
             False,
         ),
-        ([("'th2': 0.85", "'th2': 0.7")], "", "stage1.loss.theta_f", 0.7),
-        ([("'th2': 0.85", "'th2': float('inf')")], "", "stage1.loss.theta_f", math.inf),
-        ([("msra", "xavier")], "", "stage1.init.filler", "gaussian"),
-        (DROPS, "", "model.dropout", 0.3),
-        ([FROZEN], "", "stage1.multipliers", {"conv1_2.weight": [0.0, 1.0], "conv1_2.bias": [3.0, 1.0]}),
+        ([("'th2': 0.85", "'th2': 0.7")], "", "update-seed.theta_f", 0.7),
+        ([("'th2': 0.85", "'th2': float('inf')")], "", "update-seed.theta_f", math.inf),
+        (DROPS, "", "drop6_1.ratio", pytest.approx(0.3)),
+        ([FROZEN], "", "conv1_2.lr_mult", [0.0, 3.0]),
         ([("random_seed: 0", "random_seed: 5")], "", "seed", 5),
-        ([("base_lr: 1e-05", "base_lr: 1")], "", "stage1.solver.base_lr", 1.0),
-        ([], "iter_size: 4", "stage1.solver.iter_size", 4),
-        ([], "clip_gradients: 35", "stage1.solver.clip_gradients", 35.0),
-        ([], 'regularization_type: "L1"', "stage1.solver.regularization_type", "L1"),
-        ([('"step"', '"multistep"')], "stepvalue: 10 stepvalue: 20", "stage1.solver.stepvalue", [10, 20]),
-        ([], 'type: "SGD"', "stage1.solver.momentum", 0.9),
-        ([], 'type: "Adam" momentum2: 0.99', "stage1.solver.type", "Adam"),
-        ([], 'type: "Adam" momentum2: 0.99', "stage1.solver.momentum2", 0.99),
-        ([], 'type: "AdaDelta" delta: 1e-6', "stage1.solver.delta", 1e-6),
-        ([("momentum: 0.9", "rms_decay: 0")], 'type: "RMSProp"', "stage1.solver.rms_decay", 0.0),
-        ([], "solver_type: NESTEROV", "stage1.solver.type", "Nesterov"),
-        ([("momentum: 0.9", "")], "solver_type: 2", "stage1.solver.type", "AdaGrad"),
-        ([("update-seed", "update_seed"), ("Balanced", "")], "", None, "only there"),
+        ([("base_lr: 1e-05", "base_lr: 1")], "", "solver.base_lr", 1.0),
+        ([], "iter_size: 4", "solver.iter_size", 4),
+        ([], "clip_gradients: 35", "solver.clip_gradients", 35.0),
+        ([], 'regularization_type: "L1"', "solver.regularization_type", "L1"),
+        ([('"step"', '"multistep"')], "stepvalue: 10 stepvalue: 20", "solver.stepvalue", [10, 20]),
+        ([], 'type: "SGD"', "solver.momentum", 0.9),
+        ([], 'type: "Adam" momentum2: 0.99', "solver.type", "Adam"),
+        ([], 'type: "AdaDelta" delta: 1e-6', "solver.delta", 1e-6),
+        ([("momentum: 0.9", "rms_decay: 0")], 'type: "RMSProp"', "solver.rms_decay", 0.0),
+        ([], "solver_type: NESTEROV", "solver.type", "Nesterov"),
+        ([("momentum: 0.9", "")], "solver_type: 2", "solver.type", "AdaGrad"),
         (
-            [(LINE_OF["update-seed"], ""), ("cues-new", "cues"), ("Balanced", "")],
+            [("mean_value: 117", "mean_value: 116")],
             "",
-            "stage1.loss.seed",
-            "seed",
+            "Input.transform.mean",
+            pytest.approx([104, 116, 123]),
         ),
-        ([(LINE_OF["update-seed"], ""), ("cues-new", "cues")], "", "stage1.loss.cues", "fixed"),
     ],
     ids=str,
 )
 def test_taken_over(tmp_path, changes, solver, key, want):
-    if key is None:
-        with pytest.raises(InputError, match=want):
-            load(tmp_path, *changes, solver=solver)
-    else:
-        assert value(load(tmp_path, *changes, solver=solver), key) == want
+    run = load(tmp_path, *changes, solver=solver)
+    node, _, last = key.rpartition(".")
+    found = value(run, node).mean.tolist() if last == "mean" else value(run, key)
+    assert found == want
 
 
-ROUND_TRIPS = [
+# what our own nets are not: the file's net is trained as it is
+OF_ITS_OWN = {
+    "leaky": [
+        (
+            'type: "ReLU" bottom: "conv1_1"',
+            'type: "ReLU" relu_param { negative_slope: 0.1 } bottom: "conv1_1"',
+        )
+    ],
+    "width": [("num_output: 4 ", "num_output: 5 ")],
+    "dilation": [("pad: 12 dilation: 12", "pad: 10 dilation: 10")],
+    "pooling": [("pool: AVE", "pool: MAX")],
+    "wiring": [
+        (
+            'name: "fc7_3" type: "Convolution" bottom: "fc6_3"',
+            'name: "fc7_3" type: "Convolution" bottom: "fc6_2"',
+        )
+    ],
+    "names": [("conv3_2", "conv3_9")],
+    "a layer less": [('layer { name: "relu4_2" type: "ReLU" bottom: "conv4_2" top: "conv4_2" }', "")],
+    "no growing": [(LINE_OF["update-seed"], ""), ("cues-new", "cues"), ("Balanced", "")],
+    "shared": [("param { lr_mult: 20", 'param { name: "b" lr_mult: 20')],
+    "dropout ratios": [
+        *DROPS,
+        ('fc7_2" dropout_param { dropout_ratio: 0.3', 'fc7_2" dropout_param { dropout_ratio: 0.4'),
+    ],
+    "grey": [("shuffle: false", "shuffle: false is_color: false"), ("mean_value: 104 mean_value: 117", "")],
+}
+
+
+@pytest.mark.parametrize("name", [name for name in OF_ITS_OWN if name != "grey"])
+def test_a_net_of_its_own_is_taken_as_it_is(tmp_path, name):
+    run = load(tmp_path, *OF_ITS_OWN[name])
+    written = (tmp_path / "stage1_train.prototxt").read_text()
+    assert [layer.name for layer in run.net.layers] == re.findall(r'layer { name: "([^"]+)"', written)
+    assert run.stage == 1
+
+
+def test_loss_weights_count(tmp_path):
+    weighed = (
+        'layer: "ConstrainLossLayer"  } loss_weight: 1',
+        'layer: "ConstrainLossLayer" } loss_weight: 2',
+    )
+    net = load(tmp_path, weighed).net
+    assert {layer.name: layer.loss_weights for layer in net.layers if any(layer.loss_weights)} == {
+        "loss-Seed": (1.0,),
+        "loss-Constrain": (2.0,),
+    }
+
+
+PROFILES = [
     ("dsrg_vgg16_voc", 1), ("dsrg_vgg16_voc_released", 2), ("sec_vgg16_voc", 1), ("dsrg_resnet101_voc", 1),
-    ("dsrg_resnet101_voc", 2), ("dsrg_vgg16_coco", 1),
+    ("dsrg_vgg16_coco", 1),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("profile", "stage"), ROUND_TRIPS)
-def test_a_profile_as_prototxts_comes_back(tmp_path, profile, stage):
-    """Every net and loss of ours, written as a train prototxt, is read as the section that it was written of."""
-    files = {
-        1: ["data.image_root=d/", "data.list=l.txt", "data.cues=d/"],
-        2: ["data.image_root=d/", "data.label_root=d/", "data.list=l.txt", "data.shuffle=false"],
-    }[stage]
-    more = ["model.width_divisor=16", *files]
-    if profile != "dsrg_vgg16_coco":
-        more.append("rows=[]")
+@pytest.mark.parametrize(("profile", "stage"), PROFILES)
+def test_a_profile_as_prototxts_is_a_run(tmp_path, profile, stage):
+    """Every net and loss of ours, written as a train prototxt, can be trained, and its data layers say the same."""
+    root = {1: ["data.image_root=d/", "data.list=l.txt", "data.cues=d/"]}
+    root[2] = ["data.image_root=d/", "data.label_root=d/", "data.list=l.txt", "data.shuffle=false"]
+    more = ["model.width_divisor=32", *root[stage]] + ([] if "coco" in profile else ["rows=[]"])
     config = load_config(profile, more, stages=(f"stage{stage}",))
     section = getattr(config, f"stage{stage}")
     net = build_model(**config.model.model_dump())
     (tmp_path / "train.prototxt").write_text(format_prototxt(train_prototxt(net, section)))
-    fields = {k: v for k, v in section.solver.model_dump().items() if v != [] and k != "display"}
+    fields = {k: v for k, v in section.solver.model_dump().items() if v != [] and k in SOLVER_FIELDS}
     solver = Message({"train_net": [str(tmp_path / "train.prototxt")], **{k: [v] for k, v in fields.items()}})
     (tmp_path / "solver.prototxt").write_text(format_prototxt(solver))
-    run = load_solver(str(tmp_path / "solver.prototxt"))
+    run = load_solver(str(tmp_path / "solver.prototxt"), ["solver.snapshot_keep=5"])
     assert run.stage == stage
-    got = getattr(run.config, f"stage{stage}")
-    assert got.solver == section.solver
-    assert got.data.model_dump(exclude={"background_label"}) == section.data.model_dump(
-        exclude={"background_label"}
-    )
+    assert run.config.solver == section.solver
+    assert run.inputs["list"] == "l.txt"
+    assert max(run.net[layer.name].batch for layer in run.net.data_layers) == section.data.batch_size
+    assert [*dict(run.net.named_parameters())] == [*dict(net.named_parameters())]
     if stage == 1:
-        assert got.loss == section.loss
-        assert got.data.background_label is (profile != "sec_vgg16_voc")
-    assert run.config.model.model_copy(update={"dropout": config.model.dropout}) == config.model
-    assert run.config.model.dropout == (0 if "resnet" in profile else 0.5)
-    assert got.multipliers == {}
+        losses = [layer.name for layer in run.net.layers if any(layer.loss_weights)]
+        assert losses == [
+            layer.name for layer in stage1_losses("x", **section.loss.model_dump()) if layer.loss_weight
+        ]
+
+
+SOLVER_FIELDS = (
+    *(
+        "base_lr",
+        "lr_policy",
+        "gamma",
+        "power",
+        "stepsize",
+        "max_iter",
+        "momentum",
+        "weight_decay",
+        "iter_size",
+    ),
+    *(
+        "type",
+        "regularization_type",
+        "clip_gradients",
+        "average_loss",
+        "snapshot",
+        "momentum2",
+        "rms_decay",
+        "delta",
+    ),
+)
 
 
 def test_paths_are_caffes_or_beside_the_solver(tmp_path, monkeypatch):
@@ -229,11 +296,16 @@ def test_paths_are_caffes_or_beside_the_solver(tmp_path, monkeypatch):
         (tmp_path / "a" / name).touch()
     (tmp_path / "b" / "list.txt").touch()
     monkeypatch.chdir(tmp_path / "b")
-    data = load_solver("../a/solver.prototxt").config.stage1.data
-    assert (data.list, data.cues) == ("list.txt", "../a/localization_cues.pickle")
-    assert data.image_root == "images/"  # nowhere: training will say so
-    overridden = load_solver("../a/solver.prototxt", ["data.list=x.txt", "solver.max_iter=3"]).config.stage1
-    assert (overridden.data.list, overridden.solver.max_iter) == ("x.txt", 3)
+    run = load_solver("../a/solver.prototxt")
+    assert run.inputs == {
+        "image_root": "images/",  # nowhere: training will say so
+        "list": "list.txt",
+        "cues": "../a/localization_cues.pickle",
+    }
+    overridden = load_solver("../a/solver.prototxt", ["data.list=x.txt", "solver.max_iter=3"])
+    assert (overridden.net["Input"].list_path, overridden.config.solver.max_iter) == ("x.txt", 3)
+    with pytest.raises(InputError, match=r"data\.label_root: no data layer of this net has such a setting"):
+        load_solver("../a/solver.prototxt", ["data.label_root=x"])
 
 
 def test_inline_nets_and_weights(tmp_path):
@@ -241,14 +313,29 @@ def test_inline_nets_and_weights(tmp_path):
         STAGE1_SOLVER.replace('train_net: "stage1_train.prototxt"', f"net_param {{ {STAGE1_NET} }}")
         + 'weights: "init.caffemodel"'
     )
-    config = load_solver(str(tmp_path / "solver.prototxt")).config
-    assert config.stage1.data.batch_size == 3
-    assert config.stage1.init.weights == "init.caffemodel"
+    run = load_solver(str(tmp_path / "solver.prototxt"))
+    assert run.net["Input"].batch == 3
+    assert run.config.init.weights == "init.caffemodel"
 
 
 def test_layers_of_the_other_phase_are_left_out(tmp_path):
     data = 'layer { name: "Input" type: "Data" top: "images" include { phase: TEST } }\n'
-    assert load(tmp_path, net=data + STAGE1_NET).stage1.data.batch_size == 3
+    assert load(tmp_path, net=data + STAGE1_NET).net["Input"].batch == 3
+
+
+def test_a_list_stands_in_for_a_database(tmp_path):
+    """LMDB is not read: ours, by ``data.list``, gives the tops of a Data layer."""
+    net = (
+        'layer { name: "d" type: "Data" top: "data" top: "label" transform_param { crop_size: 8 } '
+        "data_param { source: 'x_lmdb' batch_size: 4 backend: LMDB } }\n"
+        'layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param { num_output: 2 } }\n'
+        'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" }'
+    )
+    path = str(changed(tmp_path, net=net))
+    with pytest.raises(InputError, match=r"layer 'd' .Data.: .*LMDB and LevelDB are not read"):
+        load_solver(path)
+    run = load_solver(path, ["data.list=train.txt"])
+    assert (run.net["d"].list_path, run.net["d"].batch, run.step) == ("train.txt", 4, "train")
 
 
 def test_multipliers_drive_the_update():
@@ -272,20 +359,18 @@ def test_multipliers_drive_the_update():
 # --- what is said, what is refused ------------------------------------------------------------------------
 
 
-def test_unknown_fields_are_reported(tmp_path):
-    path = changed(
-        tmp_path,
-        ("dilation: 12 stride", "dilation: 12 cudnn_flavour: 3 stride"),
-        ('name: "stage1"', 'name: "stage1" reduce_memory: true'),
-        solver="average_gradients: 2 plateau_winsize: 3 plateau_winsize: 4",
-    )
-    with pytest.raises(InputError, match="cudnn_flavour: none here, 3 there"):
-        load_solver(str(path))
-    path = changed(tmp_path, solver="average_gradients: 2 plateau_winsize: 3 plateau_winsize: 4 test_iter: 3")
-    notes = load_solver(str(path)).notes
-    assert f"{path}: average_gradients: unknown, ignored" in notes
-    assert f"{path}: plateau_winsize: unknown, ignored" in notes
-    assert f"{path}: test_iter: of no effect here" in notes
+def test_unknown_fields_are_refused(tmp_path):
+    net = changed(tmp_path, ("dilation: 12 stride", "dilation: 12 cudnn_flavour: 3 stride"))
+    with pytest.raises(InputError, match=r"layer 'fc6_2'.*: convolution_param\.cudnn_flavour"):
+        load_solver(str(net))
+    with pytest.raises(InputError, match=r"average_gradients: a field that neither"):
+        load_solver(str(changed(tmp_path, solver="average_gradients: 2")))
+    with pytest.raises(InputError, match=r"solver\.prototxt: snapshot_diff: not supported"):
+        load_solver(str(changed(tmp_path, solver="snapshot_diff: true")))
+    with pytest.raises(InputError, match="test_iter: given, but there is no test net"):
+        load_solver(str(changed(tmp_path, solver="test_iter: 3")))
+    path = changed(tmp_path, solver="debug_info: true")
+    assert f"{path}: debug_info: repro check shows every blob" in load_solver(str(path)).notes
 
 
 def test_inspect_names_unknown_fields(tmp_path, capsys):
@@ -315,55 +400,6 @@ def test_unknown_fields_of_nets():
         assert unknown_fields(deploy_prototxt(build_model(name, width_divisor=64)), "NetParameter") == []
 
 
-@pytest.mark.parametrize(
-    ("changes", "note"),
-    [
-        (
-            [('type: "msra"', 'type: "xavier"')],
-            "42 fields of fillers differ from init.filler=gaussian, which matters for layers that",
-        ),
-        (
-            [("kernel_size: 1", "engine: CAFFE kernel_size: 1")],
-            r"fc7_1: convolution_param.engine: .*of no effect on the num",
-        ),
-        (
-            [('name: "stage1"', 'name: "stage1" force_backward: true')],
-            "force_backward: none here, True there",
-        ),
-        (
-            [('name: "stage1"', 'name: "stage1" layer { name: "quiet" type: "Silence" bottom: "labels" }')],
-            r"layer quiet: only there .reports only.",
-        ),
-    ],
-    ids=str,
-)
-def test_differences_that_do_not_matter_are_listed(tmp_path, changes, note):
-    notes = load_solver(str(changed(tmp_path, *changes))).notes
-    assert any(re.search(note, line) for line in notes), notes
-
-
-def test_no_effect_is_said_of_what_has_none(tmp_path):
-    """Gradients that are zero anyhow may be stopped, and Caffe's defaults may be written out."""
-    changes = [
-        (
-            "param_str: \"{'th1': 0.99, 'th2': 0.85}\" }",
-            "param_str: \"{'th1': 0.99, 'th2': 0.85}\" } propagate_down: 0",
-        ),
-        ("shuffle: false", "shuffle: false is_color: true rand_skip: 0"),
-        ("transform_param { mirror", "transform_param { scale: 1 crop_size: 0 mirror"),
-        (
-            'name: "relu1_1" type: "ReLU"',
-            'name: "relu1_1" type: "ReLU" relu_param { negative_slope: 0 } phase: TEST',
-        ),
-    ]
-    net = changed(tmp_path, *changes)
-    notes = [line.partition("stage1_train.prototxt: ")[2] for line in load_solver(str(net)).notes]
-    assert [line for line in notes if line] == [
-        "layer relu1_1: phase: none here, TEST there (of no effect on the numbers)",
-        "layer update-seed: propagate_down: none here, 0 there (of no effect on the numbers)",
-    ]
-
-
 def test_the_released_retraining_loss_names_no_top(tmp_path):
     """DSRG's train-f.prototxt lets Caffe name the loss's top, and holds it to the phase TRAIN."""
     text = (CAFFE_FILES / "retrain_train.prototxt").read_text()
@@ -375,7 +411,7 @@ def test_the_released_retraining_loss_names_no_top(tmp_path):
     assert load_solver(str(tmp_path / "solver.prototxt")).stage == 2
 
 
-def test_the_sec_release_is_taken(tmp_path, capsys):
+def test_the_sec_release_is_taken(tmp_path, capsys, monkeypatch):
     """SEC's AnnotationLayer has one bottom and one cue file; its expand loss stands before the seed loss."""
     net = train_prototxt(
         build_model("vgg16_largefov", width_divisor=16), load_config("sec_vgg16_voc", ["rows=[]"]).stage1
@@ -395,11 +431,15 @@ def test_the_sec_release_is_taken(tmp_path, capsys):
     (tmp_path / "solver.prototxt").write_text(
         STAGE1_SOLVER.replace('"stage1_train.prototxt"', '"train.prototxt"')
     )
-    run = load_solver(str(tmp_path / "solver.prototxt"))
-    stage1 = run.config.stage1
-    assert stage1.loss == load_config("sec_vgg16_voc", ["rows=[]"]).stage1.loss
-    assert (stage1.data.cues, stage1.data.mirror, stage1.data.batch_size) == (str(cues), False, 15)
-    assert any("order of the layers" in line and "of no effect" in line for line in run.notes)
+    monkeypatch.chdir(tmp_path)
+    run = load_solver("solver.prototxt")
+    annotation = run.net["Annotation"]
+    assert (annotation.is_sec, annotation.mirror, annotation.batch) == (True, False, 15)
+    assert [annotation.given.get("cues", SEC_CUES)] == [str(cues.relative_to(tmp_path))]
+    assert [layer.name for layer in run.net.layers if any(layer.loss_weights)] == [
+        *("loss-Expand", "loss-Seed", "loss-Constrain"),
+    ]
+    assert (run.net["CRF"].variant, run.net["loss-Constrain"].clip) == ("sec", False)
     assert run_command(["inspect", str(tmp_path / "train.prototxt")]) == 0
     assert "labels 15x1x1x21, cues 15x21x41x41" in capsys.readouterr().out
 
@@ -412,18 +452,6 @@ def test_retraining_loss_by_its_default(tmp_path, written):
         (tmp_path / f"retrain_{kind}.prototxt").write_text(text)
     assert written in text
     assert load_solver(str(tmp_path / "retrain_solver.prototxt")).stage == 2
-
-
-def test_a_state_in_another_order_is_refused(tmp_path):
-    """Branches 1 and 2 of the net have the same shapes: their histories could be mistaken for each other."""
-    first, second, third = (STAGE1_NET.index(f'layer {{ name: "fc6_{branch}"') for branch in (1, 2, 3))
-    branches = STAGE1_NET[second:third] + STAGE1_NET[first:second]
-    path = str(changed(tmp_path, net=STAGE1_NET[:first] + branches + STAGE1_NET[third:]))
-    assert any("order of the layers" in line for line in load_solver(path).notes)
-    with pytest.raises(
-        InputError, match=r"^x\.solverstate: its history is in the order of a net's layers, and "
-    ):
-        load_solver(path, ["init.solverstate=x.solverstate"])
 
 
 def test_layers_are_kept_by_caffes_rules(tmp_path):
@@ -440,60 +468,18 @@ def test_layers_are_kept_by_caffes_rules(tmp_path):
         ("phase: TEST", "", True),
     ):
         path = str(changed(tmp_path, (relu, f"{relu} {rules}"), solver=solver))
-        if is_kept:
-            load_solver(path)
-            continue
-        with pytest.raises(InputError, match="layer relu4_2: only here"):
-            load_solver(path)
-    with pytest.raises(
-        InputError, match=r"solver\.prototxt: train_state: level 'x': expected a whole number"
-    ):
+        names = [layer.name for layer in load_solver(path).net.layers]
+        assert ("relu4_2" in names) is is_kept, rules
+    with pytest.raises(InputError, match=r"solver\.prototxt: train_state\.level: .*'x'"):
         load_solver(str(changed(tmp_path, solver="train_state { level: 'x' }")))
 
 
 REFUSED = {
-    "branch cut off": (
-        [('name: "fc6_3" type: "Convolution"', 'name: "fc6_3" type: "Convolution" propagate_down: false')],
-        "",
-        "fc6_3: propagate_down: none here, False there",
-    ),
-    "CRF cut off": (
-        [("propagate_down: 1 propagate_down: 0", "propagate_down: 0 propagate_down: 0")],
-        "",
-        r"CRF: propagate_down: .1, 0. here, .0, 0. there",
-    ),
-    "dropout off": (
-        [*DROPS, ('top: "fc7_2" dropout_param', 'top: "fc7_2" phase: TEST dropout_param')],
-        "",
-        "drop7_2: phase: none here, TEST there",
-    ),
-    "grey images": (
-        [("shuffle: false", "shuffle: false is_color: false")],
-        "",
-        "is_color: none here, False there",
-    ),
-    "leaky": (
-        [
-            (
-                'type: "ReLU" bottom: "conv1_1"',
-                'type: "ReLU" relu_param { negative_slope: 0.1 } bottom: "conv1_1"',
-            )
-        ],
-        "",
-        "negative_slope: none here, 0.1 there",
-    ),
+    "grey images": (OF_ITS_OWN["grey"], "", "layer 'CRF' .* expected images of 3 channels"),
     "seed": ([("random_seed: 0", "random_seed: now")], "", r"solver.prototxt: random_seed: .* found 'now'"),
-    "multiplier": ([("lr_mult: 20", "lr_mult: twice")], "", "layer fc8-SEC_1: lr_mult: .* found 'twice'"),
-    "classes": (
-        [("num_output: 21", "num_output: 100000000")],
-        "",
-        "stage1_train.prototxt: num_classes: .* found 100000000",
-    ),
-    "outputs": (
-        [("num_output: 4 ", "num_output: four ")],
-        "",
-        "conv1_1: num_output 'four': expected a whole",
-    ),
+    "multiplier": ([("lr_mult: 20", "lr_mult: twice")], "", "layer 'fc8-SEC_1': .*lr_mult: .*'twice'"),
+    "classes": ([("num_output: 21", "num_output: 22")], "", "layer 'update-seed' .* expected one shape"),
+    "outputs": ([("num_output: 4 ", "num_output: four ")], "", "layer 'conv1_1': .*num_output: .*'four'"),
     "negative rates": ([('"step"', '"inv"'), ("gamma: 0.1", "gamma: -1")], "", "lr_policy inv needs gamma"),
     "type": ([], 'type: "Lamb"', r"solver.prototxt: type: .* found 'Lamb'"),
     "old type": ([], "solver_type: LAMB", "solver_type: expected one of SGD, NESTEROV, .*, found 'LAMB'"),
@@ -509,101 +495,39 @@ REFUSED = {
     "no net": ([('train_net: "stage1_train.prototxt"', "")], "", "names 0 train nets .none."),
     "two nets": ([], 'net: "x"', "names 2 train nets .train_net, net."),
     "no such net": ([('"stage1_train', '"nowhere')], "", "nowhere.prototxt: No such file"),
-    "old layout": ([("layer {", "layers {")], "", "a net in the old layout"),
-    "another net": ([("conv3_2", "conv3_9")], "", "none of our nets .vgg16_aspp, vgg16_largefov, "),
-    "odd width": (
-        [("num_output: 4 ", "num_output: 5 ")],
-        "",
-        "layer conv1_1: num_output 5, expected 64 or a divisor",
-    ),
-    "one width": (
-        [("num_output: 8 ", "num_output: 12 ")],
-        "",
-        "conv2_1: convolution_param.num_output: 8 here, 12 there",
-    ),
-    "dilation": (
-        [("pad: 12 dilation: 12", "pad: 10 dilation: 10")],
-        "",
-        "fc6_2: .*pad: 12 here, 10 there .and 1 more",
-    ),
-    "pooling": ([("pool: AVE", "pool: MAX")], "", "pool5a: pooling_param.pool: AVE here, none there"),
-    "wiring": (
-        [
-            (
-                'name: "fc7_3" type: "Convolution" bottom: "fc6_3"',
-                'name: "fc7_3" type: "Convolution" bottom: "fc6_2"',
-            )
-        ],
-        "",
-        "fc7_3: bottom: fc6_3 here, fc6_2 there",
-    ),
-    "a layer more": (
-        [
-            (
-                'layer { name: "CRF"',
-                'layer { name: "bn" type: "BatchNorm" bottom: "fc7_1" top: "x" }\nlayer { name: "CRF"',
-            )
-        ],
-        "",
-        "layer bn: only there",
-    ),
-    "a layer less": (
-        [('layer { name: "relu4_2" type: "ReLU" bottom: "conv4_2" top: "conv4_2" }', "")],
-        "",
-        "layer relu4_2: only here",
-    ),
-    "mean": (
-        [("mean_value: 117", "mean_value: 116")],
-        "",
-        r"Input: transform_param.mean_value: .104, 117, 123. here",
-    ),
-    "scale": (
-        [("transform_param { mirror", "transform_param { scale: 0.5 mirror")],
-        "",
-        "transform_param.scale: none here, 0.5",
-    ),
-    "images mirrored": (
-        [("mirror: false", "mirror: true")],
-        "",
-        "transform_param.mirror: none here, True there",
-    ),
     "unknown setting": (
         [("'mirror': False", "'mirror': False, 'jitter': 3")],
         "",
-        "Annotation: python_param.param_str",
+        "layer 'Annotation' .*param_str: jitter",
+    ),
+    "wrong setting": (
+        [("'mirror': False", "'mirror': 'no'")],
+        "",
+        "layer 'Annotation' .*mirror: 'no', expected True or False",
     ),
     "no settings": (
         [("{'th1': 0.99, 'th2': 0.85}", "open('x')")],
         "",
-        "layer update-seed: param_str is not a dict",
+        "layer 'update-seed' .*param_str: expected a dict",
     ),
-    "no threshold": ([("'th2': 0.85", "'th3': 0.85")], "", "param_str has no number 'th2'"),
-    "loss weight": (
-        [('layer: "ConstrainLossLayer"  } loss_weight: 1', 'layer: "ConstrainLossLayer" } loss_weight: 2')],
-        "",
-        "loss-Constrain: loss_weight: 1 here, 2 there",
-    ),
-    "no loss weight": (
-        [('layer: "ConstrainLossLayer"  } loss_weight: 1', 'layer: "ConstrainLossLayer" }')],
-        "",
-        "loss-Constrain: loss_weight: 1 here, none there",
-    ),
-    "dropout ratios": (
-        [*DROPS, ('fc7_2" dropout_param { dropout_ratio: 0.3', 'fc7_2" dropout_param { dropout_ratio: 0.4')],
-        "",
-        r"dropout ratios \[0.3, 0.4\]",
-    ),
-    "shared": (
-        [("param { lr_mult: 20", 'param { name: "b" lr_mult: 20')],
-        "",
-        "parameters that layers share by name",
-    ),
+    "no threshold": ([("'th2': 0.85", "'th3': 0.85")], "", "layer 'update-seed' .*'th3' is not a setting"),
+    "no losses": ([("loss_weight: 1", "loss_weight: 0")], "", "no layer has a loss_weight"),
     "no data layer": (
         [(re.search(r'layer { name: "Input".*\n', STAGE1_NET)[0], "")],
         "",
-        "no data layer of the releases",
+        "'image_ids': no layer makes it",
     ),
-    "same name": ([("relu2_1", "relu2_2")], "", "two layers are named 'relu2_2'"),
+    "two tops": (
+        [('bottom: "conv2_1" top: "conv2_1"', 'bottom: "conv2_1" top: "conv1_1"')],
+        "",
+        "'conv1_1' is made twice",
+    ),
+    "same name": ([('name: "conv2_1"', 'name: "conv2_2"')], "", "name: two layers have it"),
+    "no such list": (
+        [],
+        "",
+        r"data\.image_root: no such file or folder: images/; give data\.image_root=PATH",
+    ),
 }
 
 
@@ -619,6 +543,14 @@ def test_refused(tmp_path, capsys, name):
     assert not (tmp_path / "run").exists()
 
 
+def test_missing_inputs_are_named_by_their_key(tmp_path, capsys):
+    path = changed(tmp_path)
+    assert run_command(["train", "--solver", str(path), f"output={tmp_path}/run"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "data.image_root: no such file or folder: images/; give data.image_root=PATH" in line
+    assert not (tmp_path / "run").exists()
+
+
 WRONG = (
     *("3", "-1", "0", "1e999", "true", "TRAIN", '"x"', '"{}"', '"{1: 2}"', "[1, 2]", "{", "}", "param {"),
     'lr_mult: "a"',
@@ -629,7 +561,7 @@ def test_mutated_files_load_or_raise(tmp_path):
     """Values of another kind, anywhere in the solver or in the net's beginning and end: one line names the file."""
     rng, refused = random.Random(0), []
     token = re.compile(r'"[^"]*"|[\w.+-]+|[{}:]')
-    for _ in range(500):
+    for _ in range(120):
         texts = {"solver.prototxt": STAGE1_SOLVER, "stage1_train.prototxt": STAGE1_NET}
         name = rng.choice([*texts])
         found = list(token.finditer(texts[name]))
@@ -641,7 +573,7 @@ def test_mutated_files_load_or_raise(tmp_path):
             load_solver(str(tmp_path / "solver.prototxt"))
         except ValueError as error:
             refused.append(str(error))
-    assert 250 < len(refused) < 500
+    assert 60 < len(refused) < 120
     assert all(str(tmp_path) in line and "\n" not in line for line in refused)
 
 
@@ -651,7 +583,7 @@ def test_options_that_do_not_go_together(tmp_path, capsys):
         (["--solver", path, "--config", "dsrg_vgg16_voc"], "give either --config or --solver"),
         ([], "give either --config or --solver"),
         (["--solver", path, "--stage", "2"], "its net is of stage 1, not of --stage 2"),
-        (["--solver", path, "solver.momentun=1"], "unknown key 'stage1.solver.momentun'"),
+        (["--solver", path, "solver.momentun=1"], "unknown key 'solver.momentun'"),
         (["--solver", "/nowhere.prototxt"], "/nowhere.prototxt: No such file"),
     ):
         assert run_command(["train", *arguments]) == 2

@@ -25,9 +25,9 @@ from repro.run.folder import Run, resolve_device
 from repro.run.forecast import forecast
 from repro.run.plan import plan
 from repro.run.reproduce import reproduce as reproduce_runs
-from repro.training.caffe_solver import load_solver
+from repro.training.caffe_solver import load_run, load_solver
 from repro.training.train import train as train_stage
-from repro.training.train_file import FileTraining, uses_release_data
+from repro.training.train_file import train_file
 
 
 @app.command(
@@ -78,22 +78,19 @@ def train(
     named = dict(_pair(text) for text in variables or [])
     if named and solver is None:
         raise InputError("--set: goes with --solver")
-    if solver is not None and not uses_release_data(solver, named):
-        if stage is not None:
-            raise InputError(f"--stage {stage}: {solver} is trained as it is, not as a stage")
-        _train_file(solver, with_options(overrides, device, seed), named)
-        return
-    if solver is not None:
-        run = load_solver(solver, with_options(overrides, device, seed), named)
-        if stage not in (None, run.stage):
-            raise InputError(f"{solver}: its net is of stage {run.stage}, not of --stage {stage}")
-        for note in run.notes:
+    options = with_options(overrides, device, seed)
+    files = load_solver(solver, options, named) if solver is not None else load_run(str(config), options)
+    if files is not None:
+        if stage not in (None, files.stage):
+            found = f"is of stage {files.stage}" if files.stage else "is of no stage"
+            raise InputError(f"{files.config.caffe_solver}: its net {found}, not of --stage {stage}")
+        for note in files.notes:
             typer.echo(printable(note), err=True)
-        settings, stage = run.config, run.stage
+        weights = train_file(files, Run(files.config, resolve_device(files.config.device)))
     else:
         stage = stage or 1
         settings = load(str(config), overrides, device, seed, stages=(f"stage{stage}",))
-    weights = train_stage(settings, stage, Run(settings, resolve_device(settings.device)))
+        weights = train_stage(settings, stage, Run(settings, resolve_device(settings.device)))
     say(weights, weights.parent / "log.csv")
 
 
@@ -102,21 +99,6 @@ def _pair(text: str) -> tuple[str, str]:
     if not equals or not name.isidentifier():
         raise InputError(f"--set {text}: expected NAME=VALUE")
     return name, value
-
-
-def _train_file(solver: str, overrides: list[str], variables: dict[str, str]) -> None:
-    """Train the solver's own net; ``overrides`` are output, device and init.weights."""
-    if distributed.size() > 1:
-        raise InputError(f"{solver}: a net of a file trains in one process")
-    keys = {"output": str(Path("results/runs") / Path(solver).stem), "device": "auto", "init.weights": ""}
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if key not in keys:
-            raise InputError(f"{key}: {solver} says how its net trains; expected one of {', '.join(keys)}")
-        keys[key] = value
-    training = FileTraining(solver, variables=variables, weights=keys["init.weights"] or None)
-    weights = training.run(Path(keys["output"]), resolve_device(keys["device"]))
-    say(weights, weights.parent / "log.csv")
 
 
 @app.command(

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from repro.config.marks import Mark, shaping
-from repro.config.schema import Config
+from repro.config.schema import Config, FileConfig
 from repro.config.validation import field_type, validated
 from repro.errors import InputError
 from repro.yaml12 import load_yaml
@@ -44,7 +44,7 @@ def load_config(
     Raises:
         InputError: missing or malformed profile, bases in a circle, unknown key, wrong type, malformed override.
     """
-    return config_from(_read_profile(profile), overrides, profile, stages=stages)
+    return config_from(read_profile(profile), overrides, profile, stages=stages)
 
 
 def config_from(
@@ -55,13 +55,25 @@ def config_from(
     stages: Iterable[str] = ("stage1", "stage2"),
 ) -> Config:
     """Apply overrides to the fields of a config, which it changes, and validate them; ``where`` is named in errors."""
+    _override(Config, fields, overrides, list(stages))
+    return validated(Config, fields, where)
+
+
+def file_config(fields: dict[str, Any], overrides: Sequence[str], where: str) -> FileConfig:
+    """As :func:`config_from`, of a net from Caffe's files."""
+    _override(FileConfig, fields, overrides, [])
+    return validated(FileConfig, fields, where)
+
+
+def _override(
+    model: type[Config | FileConfig], fields: dict[str, Any], overrides: Sequence[str], stages: list[str]
+) -> None:
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise InputError(f"override {override!r}: expected key=value, for example solver.max_iter=100")
-        for path in _targets(key, fields, list(stages)):
-            _set(fields, path, _value(text, path))
-    return validated(Config, fields, where)
+        for path in _targets(key, fields, stages):
+            _set(fields, path, _value(model, text, path))
 
 
 def with_changes(config: Config, changes: Mapping[str, Any], where: str) -> Config:
@@ -99,7 +111,7 @@ def flattened(node: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _read_profile(profile: str) -> dict[str, Any]:
+def read_profile(profile: str) -> dict[str, Any]:
     """A profile's fields, those of its ``base`` below them."""
     return _with_base(profile, f"--config {profile}", ())
 
@@ -157,9 +169,9 @@ def _read_fields(profile: str, where: str) -> dict[str, Any]:
     return fields
 
 
-def _value(text: str, path: list[str]) -> Any:
+def _value(model: type[Config | FileConfig], text: str, path: list[str]) -> Any:
     """An override's text as YAML; as it stands where the key takes text, so that no path needs quotes."""
-    if field_type(Config, path) in (str, str | None):
+    if field_type(model, path) in (str, str | None):
         return None if text in ("null", "~", "") else text
     try:
         return load_yaml(text)

@@ -312,14 +312,32 @@ class ReportConfig(Section):
     growth: list[str] | None = None
 
 
-class Config(Section):
-    """One experiment; see ``repro/profiles`` for examples whose every value cites its source."""
+class RunConfig(Section):
+    """What every run has."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$"), Mark.NEUTRAL]
     seed: Annotated[int, Field(ge=0, le=MAX_SEED), Mark.REPETITION] = 0
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$"), Mark.NEUTRAL] = "auto"
     precision: Literal["faithful", "fast", "double"] = "faithful"  # see training/precision.py
     output: NeutralPath = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and blobs, by ``precision``."""
+        return torch.float64 if self.precision == "double" else torch.float32
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder: ``output``, or ``results/runs/<name>`` under the current folder."""
+        if not self.output:
+            return Path("results") / "runs" / self.name
+        folder = Path(self.output)
+        return folder if folder.name not in ("", "..") else folder.resolve()  # its name tells runs apart
+
+
+class Config(RunConfig):
+    """One experiment; see ``repro/profiles`` for examples whose every value cites its source."""
+
     rows: Annotated[list[Literal["baseline", "+BSL", "+DSRG", "+Retrain", "SEC"]], Mark.NEUTRAL]
     dataset: DatasetConfig = DatasetConfig()
     model: ModelConfig
@@ -357,15 +375,36 @@ class Config(Section):
                     )
         return self
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of weights and blobs, by ``precision``."""
-        return torch.float64 if self.precision == "double" else torch.float32
 
-    @property
-    def run_dir(self) -> Path:
-        """The run's folder: ``output``, or ``results/runs/<name>`` under the current folder."""
-        if not self.output:
-            return Path("results") / "runs" / self.name
-        folder = Path(self.output)
-        return folder if folder.name not in ("", "..") else folder.resolve()  # its name tells runs apart
+class FileInit(InitConfig):
+    """As a stage's; ``file`` fills each layer as the net says, ``weights`` may be several files with commas between."""
+
+    filler: Literal["file"] | Filler = "file"  # type: ignore[assignment]
+
+
+class FileData(Section):
+    """What the data layers of a net from a file read, where it is not what the file says.
+
+    ``truth_root`` is as in :class:`Stage1Data`, ``label_root`` where the label maps of ImageSegDataLayer lie."""
+
+    image_root: NeutralPath = None
+    label_root: InputPath = None
+    list: InputPath = None
+    cues: InputPath = None
+    truth_root: NeutralPath = None
+    batch_size: Positive | None = None
+    new_height: Positive | None = None
+    new_width: Positive | None = None
+    mirror: bool | None = None
+    shuffle: bool | None = None
+    workers: NeutralInt = 2
+
+
+class FileConfig(RunConfig):
+    """The training of a net from Caffe's files; ``set`` fills the ``${NAME}`` in them."""
+
+    caffe_solver: InputPath
+    set: dict[str, str] = {}
+    solver: SolverConfig
+    init: FileInit = FileInit()
+    data: FileData = FileData()

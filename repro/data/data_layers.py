@@ -2,7 +2,7 @@
 
 Sources: ``image_data_layer.cpp``, ``image_seg_data_layer.cpp`` and ``data_transformer.cpp`` (DeepLab-v2),
 ``hdf5_data_layer.cpp``. Lists are read in order, or in a new random order each time round (``shuffle``); a batch
-continues at the list's start where it ends. Random draws follow ``torch.manual_seed``; they are not Caffe's.
+continues at the list's start where it ends. Order and draws are those of :mod:`repro.data.sampler`, not Caffe's.
 
 Files are opened when a shape or a batch needs them: a net whose blobs are given runs without its data.
 """
@@ -10,7 +10,7 @@ Files are opened when a shape or a batch needs them: a net whose blobs are given
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -20,7 +20,9 @@ import torch
 
 from repro.data.datasets import located, naming
 from repro.data.image_list import read_text
+from repro.data.image_survey import survey_images
 from repro.data.images import read_image_bgr
+from repro.data.sampler import item_rng, order, order_rng
 from repro.data.voc import read_mask
 from repro.errors import InputError
 from repro.guard import read_hdf5
@@ -38,20 +40,6 @@ class Line:
     number: int
     path: str
     rest: str
-
-
-class Endless:
-    """Indices 0 to ``count`` - 1 round and round, shuffled anew each time if asked; starts at ``first``."""
-
-    def __init__(self, count: int, shuffle: bool, rng: np.random.Generator, first: int = 0) -> None:
-        self._count, self._shuffle, self._rng, self._first = count, shuffle, rng, first
-
-    def __iter__(self) -> Iterator[int]:
-        first = self._first
-        while True:
-            order = self._rng.permutation(self._count) if self._shuffle else np.arange(self._count)
-            yield from map(int, order[first:])
-            first = 0
 
 
 class Transform:
@@ -117,6 +105,14 @@ class ListedImages(DataLayer):
 
     field = "image_data_param"
     pairs: ClassVar[bool] = False
+    keys: ClassVar[Mapping[str, str]] = {
+        "image_root": "root_folder",
+        "list": "source",
+        "batch_size": "batch_size",
+        "shuffle": "shuffle",
+        "new_height": "new_height",
+        "new_width": "new_width",
+    }
 
     def setup(self) -> None:
         p = self.p
@@ -130,16 +126,14 @@ class ListedImages(DataLayer):
         self.batch, self.size = p.batch_size, (p.new_height, p.new_width)
         self.channels = 3 if p.is_color else 1
         self.transform = Transform(self, self.layer.transform_param, self.channels)
-        self.root, self.source, self.shuffle = p.root_folder, p.source, p.shuffle
+        self.root, self.list_path, self.shuffle = p.root_folder, p.source, p.shuffle
         self.skip = p.rand_skip
-        self._order: Iterator[int] | None = None
-        self._rng = np.random.default_rng(0)
 
     @cached_property
     def lines(self) -> list[Line]:
         """The list, every line of it as the layer wants it."""
         lines = []
-        for number, content in enumerate(read_text(self.source, "an image path").split("\n"), start=1):
+        for number, content in enumerate(read_text(self.list_path, "an image path").split("\n"), start=1):
             text = content.strip()
             if not text:
                 continue
@@ -147,9 +141,9 @@ class ListedImages(DataLayer):
             path, _, rest = text.partition(" ") if self.pairs else text.rpartition(" ")
             lines.append(Line(number, path or rest, rest.strip() if path else ""))
             if problem := self.problem(lines[-1].rest):
-                raise InputError(f"{self.source}:{number}: {lines[-1].rest[:40]!r}, {problem} expected")
+                raise InputError(f"{self.list_path}:{number}: {lines[-1].rest[:40]!r}, {problem} expected")
         if not lines:
-            raise InputError(f"{self.source}: empty, an image path a line expected")
+            raise InputError(f"{self.list_path}: empty, an image path a line expected")
         return lines
 
     def problem(self, rest: str) -> str:
@@ -162,15 +156,18 @@ class ListedImages(DataLayer):
         return self.located([line.path for line in self.lines])
 
     def located(self, names: Sequence[str]) -> list[str]:
-        return located(self.root or ".", names, self.source, [line.number for line in self.lines])
+        return located(self.root or ".", names, self.list_path, [line.number for line in self.lines])
 
-    def indices(self) -> Iterator[int]:
-        """The list's lines in the order in which they are read, without end."""
-        if self._order is None:
-            self._rng = np.random.default_rng(int(torch.randint(2**31, ()).item()))
-            first = int(self._rng.integers(min(self.skip, len(self.lines)))) if self.skip else 0
-            self._order = iter(Endless(len(self.lines), self.shuffle, self._rng, first))
-        return self._order
+    def index_at(self, position: int) -> int:
+        """The list's line at a place of the stream."""
+        count = len(self.lines)
+        if self.skip:
+            position += int(order_rng(self.stream_seed, 2**63).integers(min(self.skip, count)))
+        passes, place = divmod(position, count)
+        return int(order(count, self.shuffle, self.stream_seed, passes)[place])
+
+    def check(self) -> None:
+        survey_images(self.paths)
 
     def read(self, path: str) -> np.ndarray:
         """An image as uint8 (rows, columns, channels), blue first, resized if the layer does."""
@@ -185,7 +182,7 @@ class ListedImages(DataLayer):
             return self.transform.crop, self.transform.crop
         if self.size[0]:
             return self.size
-        high, wide = naming(f"{self.source}:{self.lines[0].number}", self.read, self.paths[0]).shape[:2]
+        high, wide = naming(f"{self.list_path}:{self.lines[0].number}", self.read, self.paths[0]).shape[:2]
         return high, wide
 
 
@@ -206,23 +203,24 @@ class ImageData(ListedImages):
         shapes = ((self.batch, self.channels, *size), (self.batch,))
         return tuple(meta(shape) for shape in shapes[: len(self.layer.top)])
 
-    def forward(self) -> tuple[torch.Tensor, ...]:
+    def make(self) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
         images, labels = [], []
-        for _ in range(self.batch):
-            index = next(self.indices())
+        for position in self.positions():
+            index, rng = self.index_at(position), item_rng(self.stream_seed, position)
             line = self.lines[index]
-            images.append(naming(f"{self.source}:{line.number}", self._item, self.paths[index]))
+            images.append(naming(f"{self.list_path}:{line.number}", self._item, self.paths[index], rng))
             if images[-1].shape != images[0].shape:
                 raise InputError(
-                    f"{self.source}:{line.number}: an image of {images[-1].shape[1]}x{images[-1].shape[2]} in a batch "
-                    f"of {images[0].shape[1]}x{images[0].shape[2]}; set new_height and new_width, or batch_size: 1"
+                    f"{self.list_path}:{line.number}: an image of {images[-1].shape[1]}x{images[-1].shape[2]} in a "
+                    f"batch of {images[0].shape[1]}x{images[0].shape[2]}; set new_height and "
+                    "new_width, or batch_size: 1"
                 )
             labels.append(int(line.rest) if len(self.layer.top) > 1 else 0)
         tops = torch.from_numpy(np.stack(images)), torch.tensor(labels, dtype=torch.float32)
         return tops[: len(self.layer.top)]
 
-    def _item(self, path: str) -> np.ndarray:
-        return self.transform(self.read(path), self.training, self._rng)
+    def _item(self, path: str, rng: np.random.Generator) -> np.ndarray:
+        return self.transform(self.read(path), self.training, rng)
 
 
 @register("ImageSegData")
@@ -258,12 +256,12 @@ class ImageSegData(ListedImages):
         shapes = ((self.batch, self.channels, *size), (self.batch, 1, *size), (self.batch, 1, 1, 2))
         return tuple(meta(shape) for shape in shapes[: len(self.layer.top)])
 
-    def forward(self) -> tuple[torch.Tensor, ...]:
+    def make(self) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
         items = []
-        for _ in range(self.batch):
-            index = next(self.indices())
-            where = f"{self.source}:{self.lines[index].number}"
-            items.append(naming(where, self._item, index))
+        for position in self.positions():
+            index, rng = self.index_at(position), item_rng(self.stream_seed, position)
+            where = f"{self.list_path}:{self.lines[index].number}"
+            items.append(naming(where, self._item, index, rng))
             if items[-1][0].shape != items[0][0].shape:
                 raise InputError(
                     f"{where}: an image of another size in the batch; set crop_size, or batch_size: 1"
@@ -271,7 +269,7 @@ class ImageSegData(ListedImages):
         tops = tuple(torch.from_numpy(np.stack(arrays)) for arrays in zip(*items, strict=True))
         return tops[: len(self.layer.top)]
 
-    def _item(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _item(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         image, crop = self.read(self.paths[index]), self.transform.crop
         label = self._label(index, image.shape[:2])
         dims = np.array([min(size, crop or size) for size in image.shape[:2]], np.float32)
@@ -280,9 +278,9 @@ class ImageSegData(ListedImages):
             below, beside = (max(0, crop - size) for size in label.shape)
             values = np.pad(values, ((0, below), (0, beside), (0, 0)))
             label = np.pad(label, ((0, below), (0, beside)), constant_values=self.ignored)
-            top, left = self.transform.offsets(label.shape, self.training, self._rng)
+            top, left = self.transform.offsets(label.shape, self.training, rng)
             values, label = (array[top : top + crop, left : left + crop] for array in (values, label))
-        step = -1 if self.transform.mirror and self._rng.integers(2) else 1
+        step = -1 if self.transform.mirror and rng.integers(2) else 1
         return (
             np.ascontiguousarray(values[:, ::step].transpose(2, 0, 1)),
             np.ascontiguousarray(label[None, :, ::step], np.float32),
@@ -308,6 +306,7 @@ class HDF5Data(DataLayer):
     """Rows of HDF5 datasets, one a top by the top's name; ``source`` lists the files, read one after the other."""
 
     field = "hdf5_data_param"
+    keys: ClassVar[Mapping[str, str]] = {"list": "source", "batch_size": "batch_size", "shuffle": "shuffle"}
 
     def setup(self) -> None:
         p = self.p
@@ -315,15 +314,15 @@ class HDF5Data(DataLayer):
             self.fail("batch_size", f"{p.batch_size}, expected 1 or more")
         if not p.source:
             self.fail("source", "missing")
-        self.batch, self.source, self.shuffle = p.batch_size, p.source, p.shuffle
-        self._stream: Iterator[list[np.ndarray]] | None = None
+        self.batch, self.list_path, self.shuffle = p.batch_size, p.source, p.shuffle
+        self._loaded: tuple[int, list[np.ndarray]] | None = None
 
     @cached_property
     def files(self) -> list[str]:
         """The files of the list."""
-        files = [line.strip() for line in read_text(self.source, "a path").splitlines() if line.strip()]
+        files = [line.strip() for line in read_text(self.list_path, "a path").splitlines() if line.strip()]
         if not files:
-            raise InputError(f"{self.source}: empty, a path of an HDF5 file a line expected")
+            raise InputError(f"{self.list_path}: empty, a path of an HDF5 file a line expected")
         return files
 
     @cached_property
@@ -334,25 +333,43 @@ class HDF5Data(DataLayer):
     def infer(self) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
         return tuple(meta((self.batch, *array.shape[1:])) for array in self.first)
 
-    def forward(self) -> tuple[torch.Tensor, ...]:
-        if self._stream is None:
-            self._stream = self._rows(np.random.default_rng(int(torch.randint(2**31, ()).item())))
-        rows = [next(self._stream) for _ in range(self.batch)]
+    @cached_property
+    def rows(self) -> list[int]:
+        """How many rows each file has."""
+        return [len(self._file(index)[0]) for index in range(len(self.files))]
+
+    def make(self) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
+        rows = [self._row(position) for position in self.positions()]
         return tuple(torch.from_numpy(np.stack(values)) for values in zip(*rows, strict=True))
 
-    def _rows(self, rng: np.random.Generator) -> Iterator[list[np.ndarray]]:
-        loaded, arrays = self.files[0], self.first
-        for index in Endless(len(self.files), self.shuffle, rng):
-            if self.files[index] != loaded:
-                loaded, arrays = self.files[index], self._load(self.files[index])
-                for array, first in zip(arrays, self.first, strict=True):
-                    if array.shape[1:] != first.shape[1:]:
-                        raise InputError(
-                            f"{loaded}: rows of {array.shape[1:]}, {first.shape[1:]} in {self.files[0]}"
-                        )
-            count = len(arrays[0])
-            for row in rng.permutation(count) if self.shuffle else range(count):
-                yield [array[row] for array in arrays]
+    def _row(self, position: int) -> list[np.ndarray]:
+        """Files in the order of the pass, each one's rows in an order of their own."""
+        passes, place = divmod(position, sum(self.rows))
+        for index in order(len(self.files), self.shuffle, self.stream_seed, passes).tolist():
+            if place < self.rows[index]:
+                break
+            place -= self.rows[index]
+        within = order(
+            self.rows[index], self.shuffle, self.stream_seed, (passes + 1) * len(self.files) + index
+        )
+        return [array[within[place]] for array in self._file(index)]
+
+    def _file(self, index: int) -> list[np.ndarray]:
+        """The datasets of a file; the one read last is kept."""
+        if index == 0 and len(self.files) == 1:
+            return self.first
+        if self._loaded is None or self._loaded[0] != index:
+            arrays = self._load(self.files[index])
+            for array, first in zip(arrays, self.first, strict=True):
+                if array.shape[1:] != first.shape[1:]:
+                    raise InputError(
+                        f"{self.files[index]}: rows of {array.shape[1:]}, {first.shape[1:]} in {self.files[0]}"
+                    )
+            self._loaded = index, arrays
+        return self._loaded[1]
+
+    def check(self) -> None:
+        len(self.rows)
 
     def _load(self, path: str) -> list[np.ndarray]:
         name, tops = os.fspath(path), list(self.layer.top)

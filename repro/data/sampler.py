@@ -12,7 +12,8 @@ import contextlib
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from itertools import count, islice
 from multiprocessing.connection import wait
 from types import FrameType
@@ -46,6 +47,17 @@ def _generator(seed: int, stream: int, number: int) -> np.random.Generator:
     key = np.array([seed, stream], dtype=np.uint64)
     counter = np.array([0, number, 0, 0], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def order_rng(seed: int, number: int) -> np.random.Generator:
+    """The generator for the order of pass ``number`` through the list."""
+    return _generator(seed, _ORDER_STREAM, number)
+
+
+@lru_cache(maxsize=8)
+def order(length: int, shuffle: bool, seed: int, number: int) -> np.ndarray:
+    """The list's indices in the order of pass ``number`` through it."""
+    return order_rng(seed, number).permutation(length) if shuffle else np.arange(length)
 
 
 class CaffeBatchSampler(Sampler[list[tuple[int, int]]]):
@@ -100,14 +112,9 @@ class CaffeBatchSampler(Sampler[list[tuple[int, int]]]):
     def _stream(self, position: int) -> Iterator[tuple[int, int]]:
         while True:
             passes, place = divmod(position, self.length)
-            for index in self._order(passes)[place:].tolist():
+            for index in order(self.length, self.shuffle, self.seed, passes)[place:].tolist():
                 yield index, position
                 position += 1
-
-    def _order(self, number: int) -> np.ndarray:
-        if not self.shuffle:
-            return np.arange(self.length)
-        return _generator(self.seed, _ORDER_STREAM, number).permutation(self.length)
 
 
 class _Stream(Dataset[Any]):
@@ -198,6 +205,40 @@ def _hold_back_dead_workers() -> None:
 def _leave_interrupts_alone(worker: int) -> None:
     """A terminal sends Ctrl-C to the workers as well; when to stop is their parent's decision."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class _Made(Dataset[Any]):
+    """Batches that layers of a net make, by number. Runs in the workers."""
+
+    def __init__(self, make: Callable[[int], dict[str, torch.Tensor]], numbers: range) -> None:
+        self.make, self.numbers = make, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor] | InputError:
+        try:
+            return self.make(self.numbers[index])
+        except InputError as error:
+            return error
+
+
+def load_made(
+    make: Callable[[int], dict[str, torch.Tensor]],
+    numbers: range,
+    *,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader[dict[str, torch.Tensor]]:
+    """A loader of what ``make`` gives for each of ``numbers``, in ``workers`` processes; errors as `make_loader`'s."""
+    return _Loader(
+        _Made(make, numbers),
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        worker_init_fn=_leave_interrupts_alone if workers else None,
+        generator=torch.Generator(),
+    )
 
 
 def make_loader(

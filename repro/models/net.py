@@ -124,6 +124,11 @@ class CaffeNet(nn.Module):
         return [blob for blob, unread in last.items() if unread and blob not in self.inputs] or [*last]
 
     @property
+    def data_layers(self) -> list[NetLayer]:
+        """The layers that make batches."""
+        return [layer for layer in self.layers if isinstance(self[layer.name], DataLayer)]
+
+    @property
     def scores_blob(self) -> str:
         """The output, the last of several."""
         return self.outputs[-1]
@@ -167,19 +172,20 @@ class CaffeNet(nn.Module):
         """The layer of a name, also where PyTorch could not have it as an attribute."""
         return self._modules[name]  # type: ignore[return-value]
 
-    def forward(self, inputs: Inputs = None) -> Any:
+    def forward(self, inputs: Inputs = None, names: Sequence[str] | None = None) -> Any:
         """The output blob, or a dictionary of them where there are several.
 
         Args:
             inputs: the tensor of the one input, or a dictionary by blob name. Any blob may be given: what only leads to
                 given ones does not run. Data layers run where their blobs are not given.
+            names: give these blobs instead, as a dictionary.
 
         Raises:
             InputError: a missing input, or one of a shape that the net cannot take.
         """
-        outputs = self.outputs
+        outputs = self.outputs if names is None else list(names)
         blobs = self.forward_some(inputs, *outputs)
-        return blobs[0] if len(outputs) == 1 else dict(zip(outputs, blobs, strict=True))
+        return blobs[0] if names is None and len(outputs) == 1 else dict(zip(outputs, blobs, strict=True))
 
     def forward_some(self, inputs: Inputs, *names: str) -> list[torch.Tensor]:
         """The named blobs, in the inputs' dtype; arguments as for ``forward``. No other is kept longer than needed."""
@@ -404,7 +410,7 @@ class CaffeNet(nn.Module):
             if shapes_alone:
                 result = _tuple(module.infer(*bottoms))
             elif isinstance(module, DataLayer):
-                result = tuple(top.to(self._device) for top in _tuple(module()))
+                result = tuple(top.to(self._device) for top in _tuple(module(*bottoms)))
             elif layer.name in self._overwritten:
                 result = (holder.run(module, layer.tops[0], bottoms),)
             else:
@@ -561,9 +567,12 @@ class _Builder:
 
     def _add_layer(self, parameter: LayerParameter, copies: list[str | None]) -> None:
         net = self.net
-        kind = layer_class(parameter) if parameter.type else None
-        if kind is None:
-            raise self._fail(parameter, "type: the layer has none")
+        try:
+            kind = layer_class(parameter)
+        except InputError as error:
+            raise InputError(f"{net._place}{error}") from None
+        if kind.is_loss and not parameter.top:  # AutoTopBlobs
+            parameter.top.append(parameter.name or parameter.type)
         for bottom in parameter.bottom:
             if bottom not in self.blobs:
                 later = [other.name for other in net.parameter.layer if bottom in other.top]
@@ -571,6 +580,8 @@ class _Builder:
                 raise self._fail(parameter, f"bottom: {bottom!r}: {reason}")
         for index, top in enumerate(parameter.top):
             in_place = index < len(parameter.bottom) and parameter.bottom[index] == top
+            if top in parameter.top[:index]:
+                raise self._fail(parameter, f"top: {top!r} twice")
             if top in self.blobs and not in_place:
                 maker = self.makers[top][0]
                 raise self._fail(parameter, f"top: {top!r} is made twice, by {maker!r} too")

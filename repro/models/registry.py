@@ -47,7 +47,9 @@ layers overwrite; ``harmless_after`` are types that may follow without changing 
 Tops that are only reported (Accuracy) need nothing: any other top has loss_weight 0.
 
 **Data.** Layers that make batches are :class:`DataLayer` classes: ``infer()`` gives the shapes without reading the data
-where that is possible, ``forward()`` gives the next batch. Their tops may be given to the net as inputs instead.
+where that is possible, ``make()`` gives the batch of ``self.number``. What is random in it is a function of
+``self.stream_seed`` and of that number, so that a run resumes anywhere. Their tops may be given to the net as inputs
+instead. ``keys`` say by which settings of ours (``data.list``) a run changes which of their fields.
 
 **Python layers** are registered by module and class, ``@register("pylayers.SoftmaxLayer")``. A file that names another
 module for a class of that name gets the same entry. ``self.settings()`` is the param_str as a dictionary.
@@ -69,10 +71,11 @@ from __future__ import annotations
 
 import ast
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -114,6 +117,9 @@ _NOT_HERE = {  # types that Caffe or its forks have and this project leaves out 
 }
 _ABOVE = {  # types whose entries read files, with what stands above this package; imported when a net has one
     **dict.fromkeys(("ImageData", "ImageSegData", "HDF5Data"), "repro.data.data_layers"),
+    **dict.fromkeys(
+        ("AnnotationLayer", "AnnotationLayerCOCO", "ImageSegDataLayer"), "repro.data.release_layers"
+    ),
 }
 
 
@@ -148,6 +154,8 @@ class Layer(nn.Module):
     reads_bottom: ClassVar[bool] = False
     reads_top: ClassVar[bool] = False
     overwrites_itself: ClassVar[bool] = False
+    mixes_images: bool = False  # what it gives for an image depends on the others of the batch
+    columns: ClassVar[tuple[str, ...]] = ()  # endings of the log's columns, where the top has several numbers
     harmless_after: ClassVar[frozenset[str]] = frozenset()
     weight: torch.Tensor
     bias: torch.Tensor | None
@@ -190,6 +198,13 @@ class Layer(nn.Module):
         finally:
             self._parameters = own
         return result
+
+    def items(self, *bottoms: torch.Tensor) -> torch.Tensor | int | None:
+        """How many items a loss of these bottoms is a mean over; 0 for a sum.
+
+        Where processes share a batch, each part's loss counts by its share of them. None: the loss cannot be shared.
+        """
+        return None
 
     def caffe_gradient(self, top_diff: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
         """The bottom's gradient where Caffe reads a blob that now holds other values (:mod:`repro.models.in_place`)."""
@@ -242,14 +257,7 @@ class Layer(nn.Module):
 
     def settings(self) -> dict[str, Any]:
         """A Python layer's param_str, the text of a dictionary, as the releases write it; empty without one."""
-        text = self.layer.python_param.param_str
-        try:
-            value = ast.literal_eval(text.replace("float('inf')", "1e999") or "{}")
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            value = None
-        if not isinstance(value, dict):
-            self.fail("python_param.param_str", f"expected a dictionary of constants, found {text[:60]!r}")
-        return value
+        return param_str(self.layer)
 
     def _check_count(self, what: str, allowed: Count, found: int) -> None:
         lowest, highest = allowed if isinstance(allowed, tuple) else (allowed, allowed)
@@ -268,10 +276,90 @@ class Layer(nn.Module):
 
 
 class DataLayer(Layer):
-    """A layer that makes batches: no bottoms, ``forward()`` gives the next batch on the CPU, one tensor a top."""
+    """A layer that makes batches: ``forward()`` gives the next one on the CPU, one tensor a top.
 
-    counts = 0
+    Its bottoms, if it has any, are tops of other data layers. Batches are numbered from 0, ``number`` is the next
+    one's. ``seed`` decides what is random in them; by default it is drawn from PyTorch's generator. ``share`` is the
+    part of each batch to make, where several processes divide it.
+    """
+
+    counts: ClassVar[Count] = 0
     top_counts: ClassVar[Count] = (1, None)
+    keys: ClassVar[Mapping[str, str]] = {}  # our key in data -> field of the message or of param_str
+    batch = 1
+    seed: int | None = None
+    number = 0
+    share = slice(None)
+
+    @classmethod
+    def setting(cls, layer: LayerParameter, key: str) -> Any:
+        """What the layer of a file has under one of ``keys``; None where it says nothing."""
+        if not cls.field:
+            return param_str(layer).get(cls.keys[key])
+        message = getattr(layer, cls.field)
+        return getattr(message, cls.keys[key]) if message.HasField(cls.keys[key]) else None
+
+    @classmethod
+    def change(cls, layer: LayerParameter, key: str, value: Any) -> None:
+        """Give it another value."""
+        if cls.field:
+            setattr(getattr(layer, cls.field), cls.keys[key], value)
+        else:
+            layer.python_param.param_str = repr({**param_str(layer), cls.keys[key]: value})
+
+    @property
+    def stream_seed(self) -> int:
+        if self.seed is None:
+            self.seed = int(torch.randint(2**31, ()).item())
+        return self.seed
+
+    def positions(self) -> range:
+        """The places of this batch's items in the stream of all items."""
+        return range(self.number * self.batch, (self.number + 1) * self.batch)[self.share]
+
+    def forward(self, *bottoms: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        tops = self.make(*bottoms)
+        self.number += 1
+        return tops
+
+    def make(self, *bottoms: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The batch of ``number``."""
+        raise NotImplementedError
+
+    def extras(self) -> dict[str, torch.Tensor]:
+        """What a training asks for beside the tops of the batch made last."""
+        return {}
+
+    def check(self) -> None:
+        """Look at the lists and files as a whole, before a training begins.
+
+        Raises:
+            InputError: what a batch would find wrong hours later.
+        """
+
+
+def batch_seed(seed: int, number: int) -> int:
+    """A seed of the batch's own, for random numbers of PyTorch's."""
+    return int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0])
+
+
+def param_str(layer: LayerParameter) -> dict[str, Any]:
+    """A Python layer's param_str, the text of a dictionary.
+
+    Raises:
+        InputError: it is none.
+    """
+    text = layer.python_param.param_str
+    try:
+        value = ast.literal_eval(text.replace("float('inf')", "1e999") or "{}")
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        where = "python_param.param_str"
+        raise InputError(
+            f"{describe(layer)}: {where}: expected a dictionary of constants, found {text[:60]!r}"
+        )
+    return value
 
 
 def describe(layer: LayerParameter) -> str:
@@ -308,6 +396,11 @@ def register(type_: str) -> Callable[[Entry], Entry]:
     return add
 
 
+def _import_above(name: str) -> None:
+    if name in _ABOVE:
+        importlib.import_module(_ABOVE[name])
+
+
 def layer_class(layer: LayerParameter) -> type[Layer]:
     """The entry of a layer's type.
 
@@ -319,12 +412,12 @@ def layer_class(layer: LayerParameter) -> type[Layer]:
     name = layer.type
     if name == "Python":
         module, name = layer.python_param.module, layer.python_param.layer
+        _import_above(name)
         by_class = {known.rpartition(".")[2]: entry for known, entry in _ENTRIES.items() if "." in known}
         entry = _ENTRIES.get(f"{module}.{name}", by_class.get(name))
         name = f"{module}.{name}"
     else:
-        if name in _ABOVE and name not in _ENTRIES:
-            importlib.import_module(_ABOVE[name])
+        _import_above(name)
         entry = _ENTRIES.get(name)
     if entry is None and not name:
         raise InputError(f"{describe(layer)}: type: the layer has none")
@@ -339,4 +432,6 @@ def registered_types() -> list[str]:
     """Every type that nets may have, Python layers as ``module.Class``."""
     import repro.models.layer_types  # noqa: F401
 
-    return sorted({*_ENTRIES, *_ABOVE})
+    for name in _ABOVE:
+        _import_above(name)
+    return sorted(_ENTRIES)

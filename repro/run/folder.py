@@ -27,7 +27,7 @@ import torch
 import yaml
 
 from repro import distributed
-from repro.config import Config, flattened
+from repro.config import RunConfig, flattened
 from repro.errors import InputError
 from repro.files import (
     LOCK_NAME,
@@ -83,7 +83,7 @@ class Run:
     """The folder of one run. Nothing is written before the first step begins, and of several ranks only the first
     writes."""
 
-    def __init__(self, config: Config, device: torch.device, folder: Path | None = None) -> None:
+    def __init__(self, config: RunConfig, device: torch.device, folder: Path | None = None) -> None:
         self.config, self.device = config, device
         self.folder = folder or config.run_dir
         self._provenance: dict[str, Any] | None = None  # of this call, once it has begun
@@ -261,7 +261,7 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> bool:
     return True
 
 
-def provenance(config: Config, device: torch.device) -> dict[str, Any]:
+def provenance(config: RunConfig, device: torch.device) -> dict[str, Any]:
     """What made a result: command, seed, commit, device, arithmetic, versions."""
     return {
         "command": _command(),

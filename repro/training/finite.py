@@ -15,7 +15,10 @@ from repro.training.objectives import Batch, Objective
 
 def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
     """Whether every element of every tensor is a finite number; waits for the device once."""
-    norms = torch._foreach_norm(list(tensors), float("inf"))
+    values = list(tensors)
+    if not values:
+        return True
+    norms = torch._foreach_norm(values, float("inf"))
     return bool(torch.stack([norm.double() for norm in norms]).isfinite().all())
 
 
@@ -37,13 +40,15 @@ def first_not_finite(model: CaffeNet, objective: Objective, batches: Iterable[Ba
     model.zero_grad()
     found: list[str] = []
     for batch in batches:  # all of them: the objective's sums need every rank
-        if not all_finite([batch["images"]]):
-            found.append("blob images")
+        found += [
+            f"blob {name}"
+            for name, blob in batch.items()
+            if blob.is_floating_point() and not all_finite([blob])
+        ]
         hooks = [
-            model.get_submodule(layer.name).register_forward_hook(
-                _watch(f"blob {layer.top} (layer {layer.name})", found)
-            )
+            model[layer.name].register_forward_hook(_watch(f"blob {layer.top} (layer {layer.name})", found))
             for layer in model.layers
+            if layer.tops
         ]
         try:
             outcome = objective(model, batch)
@@ -60,9 +65,10 @@ def first_not_finite(model: CaffeNet, objective: Objective, batches: Iterable[Ba
     return None
 
 
-def _watch(where: str, found: list[str]) -> Callable[[nn.Module, Any, torch.Tensor], None]:
-    def look(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-        if not found and not all_finite([output]):
+def _watch(where: str, found: list[str]) -> Callable[[nn.Module, Any, Any], None]:
+    def look(module: nn.Module, inputs: Any, output: Any) -> None:
+        tops = output if isinstance(output, tuple) else (output,)
+        if not found and not all_finite([top for top in tops if top.is_floating_point()]):
             found.append(where)
 
     return look

@@ -99,7 +99,9 @@ def on_device(batch: Batch, parameter: torch.Tensor) -> Batch:
         )
         for name, values in batch.items()
     }
-    return {**moved, "images": moved["images"].contiguous(memory_format=LAYOUT)}
+    if "images" in moved:
+        moved["images"] = moved["images"].contiguous(memory_format=LAYOUT)
+    return moved
 
 
 class Observer:

@@ -26,6 +26,7 @@ from torch import nn
 from repro.data import DataLayer, make_loader
 from repro.errors import InputError
 from repro.models import CaffeNet
+from repro.models.net import Inputs
 
 Measured = dict[str, dict[str, float]]
 
@@ -62,7 +63,7 @@ def needs_measuring(model: CaffeNet, missing: Collection[str]) -> list[str]:
     ]
 
 
-def scale_to_unit_outputs(model: CaffeNet, layers: Collection[str], images: torch.Tensor) -> Measured:
+def scale_to_unit_outputs(model: CaffeNet, layers: Collection[str], images: Inputs) -> Measured:
     """Scale the weights of ``layers`` so that each has outputs of root mean square 1 on ``images``.
 
     Their biases become 0.
@@ -71,7 +72,7 @@ def scale_to_unit_outputs(model: CaffeNet, layers: Collection[str], images: torc
     Args:
         model: already filled (as under ``msra``) or loaded; its mode is as before afterwards.
         layers: names of convolutions and inner products.
-        images: (N, 3, H, W), mean-subtracted BGR, on the model's device and in its dtype.
+        images: (N, 3, H, W), mean-subtracted BGR, on the model's device and in its dtype; or what a net reads, by name.
 
     Returns:
         By layer, in the net's order: ``measured``, the root mean square of its output when its turn came, all layers

@@ -17,20 +17,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from repro import distributed
 from repro.config import LossConfig
 from repro.constants import VOID
-from repro.layers.reductions import confusion, seg_scores
+from repro.data.release_layers import AnnotationLayer, AnnotationLayerCOCO
+from repro.errors import InputError
 from repro.models import CaffeNet
+from repro.models.layer_types.python import DSRGLayer, SoftmaxLayer
+from repro.models.net import NetLayer
+from repro.models.registry import Layer
 from repro.models.zoo import classifier_losses, stage1_losses, stage2_losses
 from weights_conversion.caffe_pb2 import LayerParameter, NetParameter
 
 Batch = dict[str, torch.Tensor]
-Net = Callable[[torch.Tensor], torch.Tensor]  # images to scores
+Net = Callable[..., Any]  # a CaffeNet, or what shares it out over processes
+_OWN = ("iteration", "lr", "loss", "seeds", "winners")  # columns and figures with a meaning of their own
 
 
 @dataclass
@@ -39,10 +44,14 @@ class Outcome:
 
     losses: dict[str, torch.Tensor]
     figures: dict[str, torch.Tensor] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)  # loss_weight of those that have another than 1
 
     @property
     def total(self) -> torch.Tensor:
-        return torch.stack(list(self.losses.values())).sum()
+        weighed = [
+            loss * self.weights[name] if name in self.weights else loss for name, loss in self.losses.items()
+        ]
+        return torch.stack(weighed).sum()
 
 
 class Objective(Protocol):
@@ -129,6 +138,126 @@ class ClassifierObjective:
         return Outcome(_shares(losses, len(batch["images"]), self.batch_size))
 
 
+class NetObjective:
+    """The losses and outputs of a net that has its loss layers in it, by their tops' names, on what its data layers
+    made.
+
+    Args:
+        net: it.
+        watch: as for :class:`Stage1Objective`, where the net has cues.
+
+    Raises:
+        InputError: nothing to minimise; with several processes a layer that cannot be computed in parts.
+    """
+
+    def __init__(self, net: CaffeNet, watch: Callable[[Batch, torch.Tensor], None] | None = None) -> None:
+        self.watch = watch
+        made = {top for layer in net.data_layers for top in layer.tops}
+        tops = [
+            (layer, top, weight)
+            for layer in net.layers
+            for top, weight in zip(layer.tops, layer.loss_weights, strict=True)
+        ]
+        self.modules = {layer.name: net[layer.name] for layer in net.layers}
+        self.losses = [(layer, top, weight) for layer, top, weight in tops if weight]
+        losses = {top for _, top, _ in self.losses}
+        sizes = {name: torch.Size(shape).numel() for name, shape in net.shapes.items()}
+        self.reports = [
+            (layer, top)
+            for layer, top, _ in tops
+            if top in net.outputs and top not in made | losses and sizes[top] <= 64
+        ]
+        if not self.losses:
+            raise InputError(f"{net.path or net.name}: no layer has a loss_weight: nothing to minimise")
+        self.names = {
+            top: _free(top, alone=len(self.losses) == 1 and self.losses[0][2] == 1) for top in losses
+        }
+        self.figures = {
+            top: _columns(top, sizes[top], self.modules[layer.name]) for layer, top in self.reports
+        }
+        self.grown = next((lay.top for lay in net.layers if isinstance(net[lay.name], DSRGLayer)), None)
+        annotations = (AnnotationLayer, AnnotationLayerCOCO)
+        self.given_cues = next(
+            (lay.tops[1] for lay in net.data_layers if isinstance(net[lay.name], annotations)), None
+        )
+        self.scores = next(
+            (lay.bottoms[0] for lay in net.layers if isinstance(net[lay.name], SoftmaxLayer)), None
+        )
+        columns = [self.names[top] for _, top, _ in self.losses] + [
+            c for cs in self.figures.values() for c in cs
+        ]
+        self.columns = tuple(dict.fromkeys(c for c in columns if c != "loss")) + (
+            ("seeds",) if self.grown else ()
+        )
+        extra = [self.grown, self.scores] if self.scores or self.grown else []
+        if distributed.size() > 1:
+            counted = [layer for layer, _, _ in self.losses] + [layer for layer, _ in self.reports]
+            extra += [bottom for layer in counted for bottom in layer.bottoms]
+            self._refuse_shared()
+        self.wanted = list(dict.fromkeys([*losses, *self.figures, *(name for name in extra if name)]))
+
+    def _refuse_shared(self) -> None:
+        for module in self.modules.values():
+            if module.mixes_images:
+                module.fail(
+                    "", f"mixes the images of a batch, which {distributed.size()} processes cannot share"
+                )
+        for layer, _, _ in self.losses:
+            module = self.modules[layer.name]
+            if type(module).items is Layer.items:
+                module.fail(
+                    "loss_weight", f"of a layer whose batch {distributed.size()} processes cannot share"
+                )
+
+    def __call__(self, net: Net, batch: Batch) -> Outcome:
+        extras = {name: batch[name] for name in ("truth",) if name in batch}
+        blobs = net({name: blob for name, blob in batch.items() if name not in extras}, self.wanted)
+        losses, weights = {}, {}
+        for layer, top, weight in self.losses:
+            name = self.names[top]
+            losses[name] = blobs[top].sum() * self._share(layer, batch | blobs)
+            if weight != 1:
+                weights[name] = weight
+        figures: dict[str, torch.Tensor] = {}
+        for layer, top in self.reports:
+            values = blobs[top].detach()
+            if distributed.size() > 1 and not self.modules[layer.name].columns:
+                values = distributed.add_up(values * self._share(layer, batch | blobs))
+            figures |= dict(zip(self.figures[top], values.flatten(), strict=True))
+        if self.scores:
+            figures["winners"] = _winners(blobs[self.scores].detach())
+        if self.grown:
+            figures["seeds"] = distributed.add_up(blobs[self.grown].sum())
+        if self.watch and self.given_cues:
+            given = batch[self.given_cues]
+            self.watch({**extras, "cues": given}, blobs[self.grown] if self.grown else given)
+        return Outcome(losses, figures, weights)
+
+    def _share(self, layer: NetLayer, blobs: Batch) -> torch.Tensor | float:
+        """This process's part of the mean over the whole mini-batch."""
+        if distributed.size() == 1:
+            return 1.0
+        bottoms = [blobs[name].detach() for name in layer.bottoms]
+        own = self.modules[layer.name].items(*bottoms)
+        if own == 0 and isinstance(own, int):  # a sum
+            return 1.0
+        count = torch.as_tensor(len(bottoms[0]) if own is None else own, device=bottoms[0].device)
+        whole = distributed.add_up(count.clone())
+        return (count.clamp_min(1) / whole.clamp_min(1)).to(bottoms[0].dtype)
+
+
+def _free(name: str, *, alone: bool) -> str:
+    """A column for a top; the loss of a single layer called loss is the sum of all."""
+    return f"{name} (top)" if name in _OWN and not (name == "loss" and alone) else name
+
+
+def _columns(top: str, size: int, module: Layer) -> list[str]:
+    name = _free(top, alone=False)
+    if module.columns:
+        return [f"{name}{ending}" for ending in module.columns]
+    return [name] if size == 1 else [f"{name}[{index}]" for index in range(size)]
+
+
 def _winners(scores: torch.Tensor) -> torch.Tensor:
     winner = scores.argmax(dim=1).flatten()
     hits = scores.new_zeros(scores.shape[1]).scatter_(0, winner, 1.0)
@@ -157,10 +286,8 @@ class Stage2Objective:
     def __call__(self, net: Net, batch: Batch) -> Outcome:
         scores = net(batch["images"])
         losses, blobs = self.tail({"scores": scores, "label": batch["label"]})
-        accuracy = blobs["accuracy"]
         if distributed.size() > 1:
-            own = confusion(scores.detach(), blobs["label_shrink"], ignore_labels=(VOID,))
-            whole = distributed.add_up(own)
-            share = own.sum().clamp_min(1) / whole.sum().clamp_min(1)
-            losses, accuracy = {name: loss * share for name, loss in losses.items()}, seg_scores(whole)
-        return Outcome(losses, dict(zip(self.columns, accuracy.flatten(), strict=True)))
+            own = (blobs["label_shrink"] != VOID).sum()
+            share = own.clamp_min(1) / distributed.add_up(own.clone()).clamp_min(1)
+            losses = {name: loss * share for name, loss in losses.items()}
+        return Outcome(losses, dict(zip(self.columns, blobs["accuracy"].flatten(), strict=True)))

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from repro.config import Config
+from repro.config import RunConfig
 from repro.layers.winograd import fast_conv2d
 from repro.models import CaffeNet
 from repro.models.layer_types.convolution import Convolution
@@ -25,7 +25,7 @@ LAYOUT = torch.channels_last
 _BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16")
 
 
-def to_device(model: CaffeNet, config: Config, device: torch.device, *, one_size: bool = True) -> CaffeNet:
+def to_device(model: CaffeNet, config: RunConfig, device: torch.device, *, one_size: bool = True) -> CaffeNet:
     """Move ``model`` to ``device`` in ``config.precision``; sets the process's TF32 and cuDNN flags to match.
 
     ``one_size``: whether its images are all of a few sizes. cuDNN times its algorithms anew for every layer and size,

@@ -88,7 +88,7 @@ def train(config: Config, stage: int, run: Run) -> Path:
                         seed=config.seed,
                     )
             if section.init.solverstate:
-                _take_over(solver, section.init.solverstate)
+                take_over(solver, section.init.solverstate)
             list_path = Path(files["list"])
             SolverLoop(
                 section, config.seed, model, solver, objective, dataset, list_path, step, observers
@@ -250,7 +250,8 @@ def _warn_of_fillers(config: Config, stage: int, init: InitConfig, hidden: list[
         )
 
 
-def _take_over(solver: CaffeSolver, path: str) -> None:
+def take_over(solver: CaffeSolver, path: str) -> None:
+    """Go on from a Caffe solver state. Raises InputError for one that does not fit."""
     state = read_solverstate(path)
     try:
         solver.load_history(state.history, state.iter)

@@ -1,243 +1,211 @@
-"""``repro train --solver`` for any net: the file's own net on its own data layers, under Caffe's solver.
+"""Training a net from Caffe's files: its own layers, losses and data layers under the loop of every training.
 
     train net     every iteration: ``iter_size`` batches, the weighted sum of the losses, one update
     test nets     every ``test_interval`` iterations, at the start (``test_initialization``) and at the end: the means
-                  of their outputs over ``test_iter`` batches, with the train net's parameters
+                  of their outputs over ``test_iter`` batches, with the train net's parameters, in ``test.csv``
 
-The folder gets ``log.csv`` (iteration, lr, loss and every output of the train net), ``test.csv`` and snapshots as every
-stage's. A run that was cut off goes on from its newest snapshot; its data layers first pass over what they gave.
+The folder is a stage's: ``log.csv`` with every loss and output of the train net, snapshots, markers.
 """
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from repro.config import SolverConfig, validated
+from repro import distributed
+from repro.config import Mark, shaping
+from repro.data.release_layers import AnnotationLayer, AnnotationLayerCOCO
+from repro.data.sampler import load_made
 from repro.errors import InputError
-from repro.files import lock_folder, make_folder
-from repro.models.net import CaffeNet, PhaseName, read_net
+from repro.files import file_sha256
+from repro.models.layer_types.python import BalancedSeedLossLayer, SeedLossLayer, SoftmaxLayer
+from repro.models.net import CaffeNet
 from repro.models.registry import DataLayer
-from repro.solver import CaffeSolver, build_solver
-from repro.training.caffe_solver import located, solver_fields
+from repro.run.folder import Run
+from repro.solver import build_solver
+from repro.training.caffe_solver import SolverRun
+from repro.training.collapse import CollapseWatch
 from repro.training.csv_log import CsvLog
-from repro.training.snapshots import resume, snapshots, write_snapshot
-from weights_conversion import load_weights, read_prototxt
-from weights_conversion.caffe_pb2 import NetParameter, SolverParameter
-from weights_conversion.lift import lift
-from weights_conversion.prototxt import Message
+from repro.training.loop import Observer, SolverLoop
+from repro.training.measured_filler import needs_measuring, scale_to_unit_outputs
+from repro.training.objectives import Batch, NetObjective
+from repro.training.precision import to_device
+from repro.training.seed_quality import SeedQuality
+from repro.training.snapshots import snapshots
+from repro.training.train import labels_sha256, take_over
+from weights_conversion import load_weights
 
 log = logging.getLogger(__name__)
-_TRAIN = ("train_net_param", "train_net", "net_param", "net")
-_PATHS = {  # fields of data layers that name files
-    "image_data_param": ("source", "root_folder"),
-    "hdf5_data_param": ("source",),
-    "transform_param": ("mean_file",),
-    "infogain_loss_param": ("source",),
-}
 
 
-@dataclass(frozen=True)
-class _TestNet:
-    net: CaffeNet
-    batches: int
+def train_file(files: SolverRun, run: Run) -> Path:
+    """Train the net of a solver's files in ``<run>/<step>``, resuming from its newest snapshot if there is one.
 
-
-class FileTraining:
-    """A solver prototxt and the nets that it names, built and ready to run.
-
-    Args:
-        path: of the solver.
-        variables: what ``${NAME}`` in its files stands for.
-        weights: fills the layers that it has, before the first iteration.
+    Returns:
+        The final weights, ``iter_<max_iter>.safetensors``.
 
     Raises:
-        InputError: a file, layer or setting that is not supported, by layer and field.
+        InputError: anything missing or malformed in the inputs; a folder made with other settings.
     """
-
-    def __init__(
-        self, path: str, *, variables: Mapping[str, str] | None = None, weights: str | None = None
-    ) -> None:
-        self.path, self.variables = path, dict(variables or {})
-        message = read_prototxt(path, self.variables)
-        self.parameter = lift(message, SolverParameter, path)
-        self.config = validated(SolverConfig, solver_fields(message, path), path)
-        if self.config.max_iter < 1:
-            raise InputError(f"{path}: max_iter: expected at least 1 iteration")
-        if self.parameter.snapshot_diff:
-            raise InputError(f"{path}: snapshot_diff: not supported")
-        torch.manual_seed(max(self.parameter.random_seed, 0))  # -1, Caffe's default, is the clock
-        self.net = self._train_net(message)
-        files = (
-            [weights] if weights else [located(file, Path(path).parent) for file in self.parameter.weights]
-        )
-        for file in files:
-            report = load_weights(self.net, file)
-            log.info("%s", report)
-            if not report.loaded:
-                raise InputError(
-                    f"{file}: none of its layers is in {self.net.name or path}; it holds {report.unused}"
-                )
-        self.tests = self._test_nets(message)
-
-    def _net(self, given: Any, phase: PhaseName, state: Any) -> CaffeNet:
-        """A net of the solver's, a message or the path of one."""
-        where = self.path
-        if isinstance(given, Message):
-            parameter = read_net(given, where)
-        else:
-            where = located(str(given), Path(self.path).parent)
-            try:
-                parameter = read_net(read_prototxt(where, self.variables), where)
-            except InputError as error:
-                raise InputError(f"{self.path}: {error}") from None
-        self._locate(parameter)
-        return CaffeNet(parameter, phase=phase, stages=list(state.stage), level=state.level, path=where)
-
-    def _locate(self, net: NetParameter) -> None:
-        """Paths are Caffe's, from the working directory; where nothing is there, beside the solver."""
-        for layer in net.layer:
-            for message, fields in _PATHS.items():
-                for field in fields:
-                    if getattr(layer, message).HasField(field):
-                        part = getattr(layer, message)
-                        setattr(part, field, located(getattr(part, field), Path(self.path).parent))
-
-    def _train_net(self, message: Message) -> CaffeNet:
-        given = [name for name in _TRAIN if name in message]
-        if len(given) != 1:
-            raise InputError(
-                f"{self.path}: names {len(given)} train nets ({', '.join(given) or 'none'}), expected one of net, "
-                "train_net"
-            )
-        net = self._net(message[given[0]][0], "train", self.parameter.train_state)
-        if net.inputs:
-            raise InputError(
-                f"{net.path or self.path}: input {', '.join(net.inputs)}: no data layer makes it; a net that trains "
-                "reads its own data"
-            )
-        if not any(any(layer.loss_weights) for layer in net.layers):
-            raise InputError(f"{net.path or self.path}: no layer has a loss_weight: nothing to minimise")
-        if not any(parameter.requires_grad for parameter in net.parameters()):
-            raise InputError(f"{net.path or self.path}: no parameter learns (lr_mult): nothing to train")
-        return net
-
-    def _test_nets(self, message: Message) -> list[_TestNet]:
-        p = self.parameter
-        given = [*message.get("test_net_param", []), *message.get("test_net", [])]
-        named = bool(given)
-        shared = [message[name][0] for name in ("net_param", "net") if name in message]
-        given += shared[:1] * (
-            len(p.test_iter) - len(given) if shared and len(p.test_iter) > len(given) else 0
-        )
-        if named and len(given) != len(p.test_iter):
-            raise InputError(f"{self.path}: test_iter: {len(p.test_iter)} values for {len(given)} test nets")
-        if len(p.test_iter) != len(given):
-            raise InputError(f"{self.path}: test_iter: given, but there is no test net")
-        if given and p.test_interval < 1:
-            raise InputError(f"{self.path}: test_interval: expected 1 or more beside test_iter")
-        if len(p.test_state) not in (0, len(given)):
-            raise InputError(f"{self.path}: test_state: {len(p.test_state)} given for {len(given)} test nets")
-        states = list(p.test_state) or [SolverParameter().train_state] * len(given)
-        tests = []
-        for net_given, state, batches in zip(given, states, p.test_iter, strict=True):
-            net = self._net(net_given, "test", state)
-            _share(self.net, net)
-            tests.append(_TestNet(net, batches))
-        return tests
-
-    def run(self, folder: Path, device: torch.device) -> Path:
-        """Train in ``folder``; returns the final weights."""
-        make_folder(folder)
-        lock_folder(folder)
-        net, config = self.net.to(device), self.config
-        for test in self.tests:
-            _share(net, test.net)
-        solver = build_solver(net, config)
-        if snapshots(folder):
-            resume(folder, net, solver)
-            data = [net[layer.name] for layer in net.layers if isinstance(net[layer.name], DataLayer)]
-            for _ in range(solver.iteration * config.iter_size):
-                for layer in data:
-                    layer()
-        started = solver.iteration
-        logged = [(top, index) for top in _reported(net) for index in range(_count(net, top))]
-        columns = ("iteration", "lr", "loss", *(_column(net, top, index) for top, index in logged))
-        with contextlib.ExitStack() as stack:
-            rows = stack.enter_context(CsvLog(folder / "log.csv", columns, started))
-            tested = self._test_log(folder, started, stack)
-            while solver.iteration < config.max_iter:
-                done = solver.iteration
-                if (
-                    tested
-                    and done % self.parameter.test_interval == 0
-                    and (done or self.parameter.test_initialization)
-                ):
-                    self._test(tested, done)
-                rate, values = solver.rate, self._step(solver)
-                if config.display and done % config.display == 0:
-                    numbers = [values[top].flatten()[index].item() for top, index in logged]
-                    rows.write(dict(zip(columns, [done, rate, values["loss"].item(), *numbers], strict=True)))
-                if config.snapshot and solver.iteration % config.snapshot == 0:
-                    write_snapshot(folder, net, solver, {})
-            if tested and started < config.max_iter:
-                self._test(tested, config.max_iter)
-        if config.max_iter not in snapshots(folder):
-            write_snapshot(folder, net, solver, {})
-        return folder / f"iter_{config.max_iter}.safetensors"
-
-    def _step(self, solver: CaffeSolver) -> dict[str, torch.Tensor]:
-        """One iteration; the loss and the outputs, means over its batches. The loss has no other name of its own."""
-        net, size = self.net, self.config.iter_size
-        names = list(dict.fromkeys([*_losses(net), *_reported(net)]))
-        sums: dict[str, torch.Tensor] = {}
-        solver.zero_grad()
-        for _ in range(size):
-            blobs = dict(zip(names, net.forward_some(None, *names), strict=True))
-            total = net.total_loss(blobs)
-            if not torch.isfinite(total):
-                raise InputError(
-                    f"{self.path}: iteration {solver.iteration}: the loss is {total.item()}; try a lower base_lr"
-                )
-            total.backward()
-            for name, value in {**blobs, "loss": total}.items():
-                sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach() / size
-        solver.step()
-        return sums
-
-    def _test_log(self, folder: Path, started: int, stack: contextlib.ExitStack) -> CsvLog | None:
-        if not self.tests:
-            return None
-        columns = ["iteration"]
-        for number, test in enumerate(self.tests):
-            prefix = f"{number}/" if len(self.tests) > 1 else ""
-            columns += [
-                f"{prefix}{_column(test.net, top, index)}"
-                for top in _reported(test.net)
-                for index in range(_count(test.net, top))
+    config, net = files.config, files.net
+    batches = NetBatches(net, config.seed)
+    _check_files(files)
+    with run.step(files.step, _settings(files)) as step:
+        if not step.done:
+            batches.check()
+            missing = _fill(files)
+            tests = [
+                CaffeNet(t.net, phase="test", stages=list(t.state.stage), level=t.state.level, path=t.path)
+                for t in files.tests
             ]
-        return stack.enter_context(CsvLog(folder / "test.csv", tuple(columns), started))
+            for test in tests:
+                share_parameters(net, test)
+            watches, objective = _objective(files, batches)
+            to_device(net, config, run.device)
+            for test in tests:
+                share_parameters(net, test.to(run.device, config.dtype))
+            solver = build_solver(net, config.solver)
+            if config.init.filler == "lsuv" and not snapshots(step.folder) and distributed.is_first():
+                step.record["filler"] = batches.measure(missing, run.device)
+            if config.init.solverstate:
+                take_over(solver, config.init.solverstate)
+            section = SimpleNamespace(
+                solver=config.solver,
+                data=SimpleNamespace(batch_size=batches.size, workers=config.data.workers),
+            )
+            if tests:
+                watches.append(Tests(tests, files, config.seed))
+            list_path = Path(files.inputs.get("list", config.caffe_solver or ""))
+            _FileLoop(section, config.seed, net, solver, objective, batches, list_path, step, watches).run()  # type: ignore[arg-type]
+        return step.folder / f"iter_{config.solver.max_iter}.safetensors"
+
+
+class NetBatches:
+    """What a net's data layers make, batch by batch: each is a function of the seed and its number."""
+
+    def __init__(self, net: CaffeNet, seed: int) -> None:
+        self.net = net
+        self.places = net.data_layers
+        self.layers: list[DataLayer] = [net[place.name] for place in self.places]  # type: ignore[misc]
+        for index, layer in enumerate(self.layers):
+            layer.seed = (seed + index * 0x9E3779B97F4A7C15) % 2**64
+            if isinstance(layer, AnnotationLayer):
+                layer.seed = layer.images.seed
+        self.size = max((layer.batch for layer in self.layers), default=1)
+
+    def check(self) -> None:
+        """Raise InputError for what is wrong in the layers' lists and files."""
+        for layer in self.layers:
+            layer.check()
+            seeds = any(isinstance(self.net[place.name], SeedLossLayer) for place in self.net.layers)
+            if seeds and isinstance(layer, AnnotationLayer) and (image := layer.without_cues()):
+                layer.fail(
+                    "",
+                    f"{image} has no cue cell; SeedLossLayer needs one or more, BalancedSeedLossLayer does not",
+                )
+
+    def make(self, number: int) -> Batch:
+        """The tops of all data layers, and what else they have."""
+        batch: Batch = {}
+        for place, layer in zip(self.places, self.layers, strict=True):
+            layer.number = number
+            tops = layer.make(*(batch[name] for name in place.bottoms))
+            batch.update(zip(place.tops, tops, strict=True))
+            batch.update(layer.extras())
+        return batch
+
+    def loader(self, numbers: range, *, workers: int = 0, pin_memory: bool = False) -> Iterator[Batch]:
+        for layer in self.layers:
+            if layer.batch < distributed.size():
+                layer.fail(
+                    "batch_size",
+                    f"{layer.batch}, expected at least one image for each of {distributed.size()} processes",
+                )
+            layer.share = distributed.share(layer.batch)
+        return iter(load_made(self.make, numbers, workers=workers, pin_memory=pin_memory))
+
+    def measure(self, missing: list[str], device: torch.device) -> Any:
+        """Scale the layers that no file fills on the first batch, whole, whatever the number of processes."""
+        layers = needs_measuring(self.net, missing)
+        if not layers:
+            return {}
+        for layer in self.layers:
+            layer.share = slice(None)
+        batch = {name: blob.to(device) for name, blob in self.make(0).items() if name in self.net.shapes}
+        return scale_to_unit_outputs(self.net, layers, batch)
+
+
+class _FileLoop(SolverLoop):
+    """The loop, on the batches of a net's own data layers."""
+
+    def _loader(self, iteration: int, iterations: int, workers: int) -> Iterator[Batch]:
+        size = self.solver.config.iter_size
+        numbers = range(iteration * size, (iteration + iterations) * size)
+        batches: NetBatches = self.dataset  # type: ignore[assignment]
+        return batches.loader(numbers, workers=workers, pin_memory=self.device.type == "cuda")
+
+
+class Tests(Observer):
+    """``test.csv``: what the test nets give. The first process computes it."""
+
+    def __init__(self, nets: list[CaffeNet], files: SolverRun, seed: int) -> None:
+        self.nets, self.counts = nets, [test.batches for test in files.tests]
+        self.batches = [NetBatches(net, seed) for net in nets]
+        self.every, self.last = files.parameter.test_interval, files.config.solver.max_iter
+        self.at_start = files.parameter.test_initialization
+        self.outputs = [_reported(net) for net in nets]
+        columns = ["iteration"]
+        for number, (net, names) in enumerate(zip(nets, self.outputs, strict=True)):
+            prefix = f"{number}/" if len(nets) > 1 else ""
+            for top in names:
+                size = torch.Size(net.shapes[top]).numel()
+                columns += [f"{prefix}{top}" if size == 1 else f"{prefix}{top}[{i}]" for i in range(size)]
+        self.columns = tuple(columns)
+
+    def start(self, folder: Path, iteration: int, state: dict[str, torch.Tensor]) -> None:
+        if distributed.is_first():
+            self._log = CsvLog(folder / "test.csv", self.columns, iteration + 1 if iteration else 0)
+            if iteration == 0 and self.at_start:
+                self._test(0)
+
+    def after(self, done: int) -> None:
+        if distributed.is_first() and (done % self.every == 0 or done == self.last):
+            self._test(done)
 
     @torch.no_grad()
-    def _test(self, rows: CsvLog, iteration: int) -> None:
+    def _test(self, iteration: int) -> None:
         values: list[float] = []
-        for test in self.tests:
-            names = _reported(test.net)
-            sums = [torch.zeros(test.net.shapes[name], dtype=torch.float64) for name in names]
-            for _ in range(test.batches):
-                for total, value in zip(sums, test.net.forward_some(None, *names), strict=True):
-                    total += value.cpu().double().reshape(total.shape) / test.batches
+        for net, batches, count, names in zip(
+            self.nets, self.batches, self.counts, self.outputs, strict=True
+        ):
+            parameter = next(net.parameters(), torch.zeros(()))
+            sums = [torch.zeros(net.shapes[name], dtype=torch.float64) for name in names]
+            first = -(-iteration // self.every) * count  # each test goes on where the last one ended
+            for number in range(first, first + count):
+                batch = {
+                    name: blob.to(parameter)
+                    for name, blob in batches.make(number).items()
+                    if name in net.shapes
+                }
+                for total, value in zip(sums, net.forward_some(batch, *names), strict=True):
+                    total += value.cpu().double().reshape(total.shape) / count
             values += [number for total in sums for number in total.flatten().tolist()]
-        rows.write(dict(zip(rows.columns, [iteration, *values], strict=True)))
+        self._log.write(dict(zip(self.columns, [iteration, *values], strict=True)))
 
 
-def _share(net: CaffeNet, test: CaffeNet) -> None:
+def _reported(net: CaffeNet) -> list[str]:
+    """The outputs that are numbers: not what a data layer makes and nobody reads."""
+    made = {top for layer in net.data_layers for top in layer.tops}
+    return [b for b in net.outputs if b not in made and torch.Size(net.shapes[b]).numel() <= 64]
+
+
+def share_parameters(net: CaffeNet, test: CaffeNet) -> None:
     """Give ``test`` the parameters of ``net``, by layer name (``Net::ShareTrainedLayersWith``)."""
     for layer in test.layers:
         module = test[layer.name]
@@ -249,40 +217,77 @@ def _share(net: CaffeNet, test: CaffeNet) -> None:
             module._parameters[kind] = theirs
 
 
-def _losses(net: CaffeNet) -> list[str]:
-    pairs = (pair for layer in net.layers for pair in zip(layer.tops, layer.loss_weights, strict=True))
-    return [top for top, weight in pairs if weight]
+def _check_files(files: SolverRun) -> None:
+    """Raise InputError for a path that the run's settings name and that is not there."""
+    for key, path in files.inputs.items():
+        # a root without a slash at its end may be the beginning of the names
+        if not Path(path).exists() and (path.endswith("/") or not key.endswith("_root")):
+            raise InputError(
+                f"{files.net.path}: data.{key}: no such file or folder: {path}; give data.{key}=PATH"
+            )
+    for path in [*_weights(files), files.config.init.solverstate or ""]:
+        if path and not Path(path).is_file():
+            raise InputError(f"{files.config.caffe_solver}: init: no such file: {path}")
 
 
-def _reported(net: CaffeNet) -> list[str]:
-    """The outputs that are numbers: not what a data layer makes and nobody reads."""
-    made = {top for layer in net.layers if isinstance(net[layer.name], DataLayer) for top in layer.tops}
-    return [blob for blob in net.outputs if blob not in made and _count(net, blob) <= 64]
+def _weights(files: SolverRun) -> list[str]:
+    given = files.config.init.weights or ""
+    return [given] if Path(given).is_file() else [path for path in given.split(",") if path]
 
 
-def _count(net: CaffeNet, blob: str) -> int:
-    return torch.Size(net.shapes[blob]).numel()
+def _fill(files: SolverRun) -> list[str]:
+    """The initial weights, on the CPU; gives the layers that no file fills."""
+    net, init = files.net, files.config.init
+    net.fill(init.filler, torch.Generator().manual_seed(files.config.seed))
+    missing = [layer.name for layer in net.layers]
+    for path in _weights(files):
+        report = load_weights(net, path, spread_branches=init.spread_branches)
+        log.info("%s", report)
+        if not report.loaded:
+            raise InputError(
+                f"{path}: none of its layers is in {net.name or net.path}; it holds {report.unused}"
+            )
+        missing = [name for name in missing if name in report.missing]
+    return missing
 
 
-def _column(net: CaffeNet, top: str, index: int) -> str:
-    """The column of an output; the loss of a single layer named loss is beside the weighted sum of all."""
-    name = f"{top} (top)" if top in ("loss", "lr", "iteration") else top
-    return name if _count(net, top) == 1 else f"{name}[{index}]"
+def _objective(files: SolverRun, batches: NetBatches) -> tuple[list[Observer], NetObjective]:
+    """What is minimised, and what watches it."""
+    net, config = files.net, files.config
+    watches: list[Observer] = []
+    kinds = [net[layer.name] for layer in net.layers]
+    softmax = next((m for m in kinds if isinstance(m, SoftmaxLayer)), None)
+    if softmax is not None:
+        terms = 2 if any(isinstance(m, BalancedSeedLossLayer) for m in kinds) else 1
+        terms = terms if any(isinstance(m, (SeedLossLayer, BalancedSeedLossLayer)) for m in kinds) else 0
+        watches.append(CollapseWatch(softmax.shapes[0][1], terms))
+    if config.data.truth_root is None:
+        return watches, NetObjective(net)
+    images = [
+        len(layer.images.lines) if isinstance(layer, AnnotationLayer) else len(layer.dataset)
+        for layer in batches.layers
+        if isinstance(layer, (AnnotationLayer, AnnotationLayerCOCO))
+    ]
+    quality = SeedQuality(images[0], batches.size * config.solver.iter_size)
+    return [*watches, quality], NetObjective(net, quality.watch)
 
 
-def uses_release_data(path: str, variables: Mapping[str, str]) -> bool:
-    """Whether a solver's train net reads the releases' own Python data layers, which our data layers stand for."""
-    text = Path(path)
-    message = read_prototxt(text, variables)
-    given = next((message[name][0] for name in _TRAIN if name in message), None)
-    if isinstance(given, str):
-        where = located(given, text.parent)
-        given = read_prototxt(where, variables) if Path(where).is_file() else None
-    layers: Sequence[Message] = given.layers if isinstance(given, Message) else []
-    names = {
-        str(python.get("layer", [""])[0])
-        for layer in layers
-        for python in layer.get("python_param", [])
-        if isinstance(python, Message)
+def _settings(files: SolverRun) -> dict[str, Any]:
+    """All that shapes the weights; files count by the hashes of their contents."""
+    config = files.config
+    hashes = {key: file_sha256(path) for key, path in files.inputs.items() if Path(path).is_file()}
+    root = files.inputs.get("label_root") or (files.inputs.get("image_root") if files.stage == 2 else None)
+    if root and files.stage == 2 and Path(files.inputs.get("list", "")).is_file():
+        hashes["labels"] = labels_sha256(root, files.inputs["list"])
+    hashes |= {f"weights {i}": file_sha256(path) for i, path in enumerate(_weights(files))}
+    if config.init.solverstate:
+        hashes["solverstate"] = file_sha256(config.init.solverstate)
+    return {
+        "seed": config.seed,
+        "precision": config.precision,
+        "net": hashlib.sha256(files.written).hexdigest(),
+        "solver": shaping(config.solver),
+        "init": shaping(config.init, Mark.INPUT, Mark.EXTRA_INPUT),
+        "data": shaping(config.data, Mark.INPUT, Mark.EXTRA_INPUT),
+        "inputs_sha256": hashes,
     }
-    return not names.isdisjoint(("AnnotationLayer", "AnnotationLayerCOCO", "ImageSegDataLayer"))

@@ -9,7 +9,7 @@ import torch
 
 from repro.errors import InputError
 from repro.models.fillers import fill_
-from repro.models.registry import DataLayer, Layer, meta, register
+from repro.models.registry import DataLayer, Layer, batch_seed, meta, register
 from weights_conversion.caffe_pb2 import FillerParameter
 
 
@@ -31,7 +31,7 @@ class Input(DataLayer):
     def infer(self) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
         return tuple(meta(shape) for shape in self.given)
 
-    def forward(self) -> tuple[torch.Tensor, ...]:
+    def make(self) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
         raise RuntimeError("the caller gives these blobs")
 
 
@@ -78,20 +78,22 @@ class DummyData(DataLayer):
                 self.fail(name, f"{len(values)} for {tops} tops")
         self.given = shapes * tops if len(shapes) == 1 else shapes
         self.fill_with = fillers * tops if len(fillers) == 1 else fillers
+        self.batch = self.given[0][0] if self.given and self.given[0] else 1
         if any(size < 1 for shape in self.given for size in shape):
             self.fail("shape", "expected sizes of 1 or more")
 
     def infer(self) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
         return tuple(meta(shape) for shape in self.given)
 
-    def forward(self) -> tuple[torch.Tensor, ...]:
+    def make(self) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
         tops = tuple(torch.empty(shape) for shape in self.given)
+        generator = torch.Generator().manual_seed(batch_seed(self.stream_seed, self.number))
         for top, filler in zip(tops, self.fill_with, strict=True):
             try:
-                fill_(top, filler)
+                fill_(top, filler, generator)
             except ValueError as error:
                 self.fail("data_filler", str(error))
-        return tops
+        return tuple(top[self.share] for top in tops)
 
 
 @register("MemoryData")
@@ -111,8 +113,9 @@ class MemoryData(DataLayer):
             self.fail(
                 "transform_param.scale" if transform.HasField("scale") else "transform_param", "not supported"
             )
+        self.batch = p.batch_size
         self.data: torch.Tensor | None = None
-        self.labels, self.at = torch.empty(0), 0
+        self.labels = torch.empty(0)
 
     def set_arrays(self, data: torch.Tensor, labels: torch.Tensor) -> None:
         """Read on from these: (M, C, H, W) float32 and M numbers, M a multiple of the batch size.
@@ -126,14 +129,13 @@ class MemoryData(DataLayer):
             )
         if labels.numel() != len(data):
             raise InputError(f"{self}: {labels.numel()} labels for {len(data)} items")
-        self.data, self.labels, self.at = data.float(), labels.float().reshape(-1), 0
+        self.data, self.labels, self.number = data.float(), labels.float().reshape(-1), 0
 
     def infer(self) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
         return meta(self.shape), meta(self.shape[:1])
 
-    def forward(self) -> tuple[torch.Tensor, ...]:
+    def make(self) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
         if self.data is None:
             raise InputError(f"{self}: no data; call set_arrays, or give its tops to the net")
-        rows = slice(self.at, self.at + self.shape[0])
-        self.at = rows.stop % len(self.data)
+        rows = [position % len(self.data) for position in self.positions()]
         return self.data[rows], self.labels[rows]

@@ -31,6 +31,14 @@ class Loss(Layer):
         """A scalar, and probabilities in the shape of the scores where there is a second top."""
         return tuple(meta(bottoms[0].shape if index else ()) for index in range(len(self.layer.top)))
 
+    def items(self, *bottoms: torch.Tensor) -> torch.Tensor | int | None:
+        ignored, mode = getattr(self, "ignored", None), getattr(self, "mode", "BATCH_SIZE")
+        if mode == "NONE":
+            return 0
+        if mode == "VALID" and ignored is not None:
+            return (bottoms[1] != ignored).sum()
+        return len(bottoms[0])
+
     def normalization(self, default: Normalization) -> tuple[int | None, Normalization]:
         """``ignore_label`` and the normalisation mode of loss_param, with the old ``normalize`` as Caffe reads it."""
         p = self.layer.loss_param

@@ -39,6 +39,7 @@ class BatchNorm(Layer):
     def setup(self) -> None:
         p, shape = self.p, self.shapes[0]
         self.use_global = p.use_global_stats if p.HasField("use_global_stats") else None
+        self.mixes_images = not self.use_global
         self.fraction, self.eps = p.moving_average_fraction, p.eps
         channels = shape[1] if len(shape) > 1 else 1
         one = ONE if self.use_global else None

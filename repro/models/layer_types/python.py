@@ -52,6 +52,10 @@ class CRFLayer(Layer):
     edits = (0,)
 
     def setup(self) -> None:
+        if len(self.shapes[1]) != 4 or self.shapes[1][1] != 3:
+            self.fail(
+                "bottom", f"{self.bottoms[1].name!r} of shape {self.shapes[1]}, expected images of 3 channels"
+            )
         reads_probs = isinstance(self.bottoms[0].maker, SoftmaxLayer)
         self.variant: Literal["dsrg", "sec"] = "dsrg" if reads_probs else "sec"
 
@@ -75,6 +79,8 @@ class DSRGLayer(Layer):
     counts = 4
 
     def setup(self) -> None:
+        same_shape(self, 1, 2)
+        labels_of(self, 0, 1)
         settings = self.settings()
         for name in settings:
             if name not in ("th1", "th2", "rule"):
@@ -104,14 +110,38 @@ class DSRGLayer(Layer):
         )
 
 
+def same_shape(layer: Layer, first: int, second: int) -> None:
+    """Refuse bottoms of different shapes."""
+    if layer.shapes[first] != layer.shapes[second]:
+        found = " and ".join(f"{layer.bottoms[i].name!r} of shape {layer.shapes[i]}" for i in (first, second))
+        layer.fail("bottom", f"{found}, expected one shape")
+
+
+def labels_of(layer: Layer, labels: int, probs: int) -> None:
+    """Refuse labels that are not one number an image and class."""
+    expected = layer.shapes[probs][:2]
+    if torch.Size(layer.shapes[labels]).numel() != torch.Size(expected).numel():
+        name = layer.bottoms[labels].name
+        layer.fail(
+            "bottom",
+            f"{name!r} of shape {layer.shapes[labels]}, expected {expected[0]} x {expected[1]} labels",
+        )
+
+
 class _Loss(Layer):
-    """A loss of two bottoms, a scalar."""
+    """A loss of two bottoms of one shape, a scalar."""
 
     counts = 2
     is_loss = True
 
+    def setup(self) -> None:
+        same_shape(self, 0, 1)
+
     def infer(self, *bottoms: torch.Tensor) -> torch.Tensor:
         return meta(())
+
+    def items(self, *bottoms: torch.Tensor) -> int:
+        return len(bottoms[0])
 
 
 @register("pylayers.SeedLossLayer")
@@ -135,6 +165,7 @@ class ConstrainLossLayer(_Loss):
     """The constrain loss of probabilities and the CRF layer's logarithm; DSRG's clips their ratio."""
 
     def setup(self) -> None:
+        super().setup()
         maker = self.bottoms[1].maker
         self.clip = not isinstance(maker, CRFLayer) or maker.variant == "dsrg"
 
@@ -147,6 +178,7 @@ class ExpandLossLayer(_Loss):
     """SEC's expand loss of probabilities and labels. Of ours is ``pooling`` in ``param_str``, for the ablation."""
 
     def setup(self) -> None:
+        labels_of(self, 1, 0)
         self.pooling = self.settings().get("pooling", "weighted_rank")
         if self.pooling not in ("weighted_rank", "max", "average"):
             self.fail(

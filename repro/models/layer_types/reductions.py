@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from repro.layers.reductions import accuracy, argmax, reduction, seg_accuracy
+from repro import distributed
+from repro.layers.reductions import accuracy, argmax, confusion, reduction, seg_scores
 from repro.models.layer_types.activations import number
 from repro.models.registry import Layer, meta, register
 from weights_conversion.caffe_pb2 import ReductionParameter
@@ -126,6 +127,9 @@ class Accuracy(Layer):
         tops = accuracy(scores, labels, axis=self.along, top_k=self.top_k, ignore_label=self.ignored)
         return tops if len(self.layer.top) > 1 else tops[0]
 
+    def items(self, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor | int:  # type: ignore[override]
+        return labels.numel() if self.ignored is None else (labels != self.ignored).sum()
+
 
 @register("SegAccuracy")
 class SegAccuracy(Layer):
@@ -133,6 +137,7 @@ class SegAccuracy(Layer):
 
     field = "seg_accuracy_param"
     counts = 2
+    columns = ("", "-recall", "-jaccard")
 
     def setup(self) -> None:
         if not self.p.reset:
@@ -146,7 +151,9 @@ class SegAccuracy(Layer):
         return meta((1, 1, 1, 3))
 
     def forward(self, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return seg_accuracy(scores, labels, ignore_labels=self.ignored)
+        """In training of all processes' shares of the batch."""
+        counts = confusion(scores.detach(), labels, ignore_labels=self.ignored)
+        return seg_scores(distributed.add_up(counts) if self.training else counts)
 
 
 def check_labels(layer: Layer, along: int) -> None:
