@@ -17,10 +17,10 @@ from repro.cli import run_command
 from repro.config import load_config
 from repro.constants import VOID
 from repro.data import COCO_CLASS_NAMES, AnnotationCOCO, CocoInstances, make_loader, read_mask, write_mask
+from repro.data.experiment import open_experiment
 from repro.errors import InputError
 from repro.inference import predict_mask
 from repro.models import build_model
-from repro.run.experiment import open_experiment
 from weights_conversion import load_caffe_weights
 
 

@@ -14,9 +14,9 @@ from pydantic import BaseModel
 from repro.config import Config, Mark, changed_from_profile, load_config, shaping, with_changes
 from repro.config.marks import content_sha256, mark_of
 from repro.cues.train_classifier import _training_settings
+from repro.data.experiment import LabelledSet
 from repro.errors import InputError
 from repro.inference.predict import describe
-from repro.run.experiment import LabelledSet
 from repro.run.plan import settings_sha256
 from repro.training.train import _settings
 

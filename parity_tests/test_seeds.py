@@ -30,11 +30,11 @@ from repro.data import (
     write_mask,
     zoom_linear,
 )
+from repro.data.experiment import open_labelled
 from repro.data.labels import read_labels
 from repro.data.mini import build_mini
 from repro.errors import InputError
 from repro.models import build_model
-from repro.run.experiment import open_labelled
 from repro.training.seed_quality import average_precision
 from weights_conversion import load_weights, save_safetensors
 

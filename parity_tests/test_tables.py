@@ -23,9 +23,9 @@ from repro.errors import InputError
 from repro.metrics import summarize
 from repro.paper.experiments import experiments
 from repro.report import report_all, report_runs
-from repro.report.scores import Scores, read_scores
 from repro.report.verdict import expectations, judge
 from repro.run.plan import plan, plan_experiments, plan_rows, settings_sha256
+from repro.run.scores import Scores, read_scores
 
 VOC_CLASSES = list(CLASS_NAMES)
 FULL_VAL = 1449

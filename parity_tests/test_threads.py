@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from repro.config import load_config
-from repro.run.folder import Run
+from repro.run_folder import Run
 
 
 @pytest.fixture

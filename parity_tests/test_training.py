@@ -31,9 +31,9 @@ from repro.config import load_config
 from repro.data import ImageData, ImageSegData, make_loader
 from repro.layers import interp
 from repro.models import build_model
+from repro.precision import has_bfloat16
 from repro.solver import CaffeSGD
 from repro.training.objectives import Stage1Objective
-from repro.training.precision import has_bfloat16
 from weights_conversion import load_caffe_weights, read_caffemodel, read_solverstate
 
 NARROW = ["model.width_divisor=16", "model.dropout=0"]

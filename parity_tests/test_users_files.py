@@ -52,7 +52,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def a_run(folder: Path):
-    from repro.run.folder import Run
+    from repro.run_folder import Run
 
     return Run(load_config("mini", [f"output={folder}"]), torch.device("cpu"))
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from repro.constants import VOID
+from repro.constants import CLASS_NAMES, VOID
 from repro.data.image_list import read_id_list
-from repro.data.voc import CLASS_NAMES, VocLayout, colour_palette, read_mask, write_mask
+from repro.data.voc import VocLayout, colour_palette, read_mask, write_mask
 from repro.errors import InputError
 
 

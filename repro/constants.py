@@ -5,3 +5,9 @@ MEAN_BGR = (104.0, 117.0, 123.0)
 
 VOID = 255
 """The index of pixels that count nowhere (object borders, padding) and of cells without a cue; ``ignore_label``."""
+
+CLASS_NAMES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+"""VOC's 21 classes in the order of their indices."""

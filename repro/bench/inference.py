@@ -21,7 +21,7 @@ from repro.bench.timing import Row, Timer
 from repro.config import Config, PredictConfig
 from repro.inference.predict import TorchSegmenter
 from repro.models import CaffeNet, build_model
-from repro.training.precision import LAYOUT, to_device
+from repro.precision import LAYOUT, to_device
 
 SIDE = 321
 CUDA_BATCH = 8

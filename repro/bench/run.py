@@ -18,7 +18,7 @@ from repro.config import Config
 from repro.errors import InputError
 from repro.files import read_json, write_json, write_text
 from repro.models import build_model
-from repro.run.folder import provenance, resolve_device
+from repro.run_folder import provenance, resolve_device
 
 PICTURES = 60  # of the loader: more than a batch, so that it has to shuffle and decode
 

@@ -26,10 +26,10 @@ from repro.layers import (
 )
 from repro.layers.dense_crf import TRAINING_SCALE, images_for_crf
 from repro.models import CaffeNet, build_model
+from repro.precision import LAYOUT, to_device
 from repro.solver import build_solver
 from repro.training.loop import update
 from repro.training.objectives import Batch, Stage1Objective
-from repro.training.precision import LAYOUT, to_device
 
 PYDENSECRF = "pydensecrf, one thread"
 PYTHON = "plain Python"

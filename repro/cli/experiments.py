@@ -20,11 +20,11 @@ from repro.inference.evaluate import evaluate_folder
 from repro.inference.explain import UNTOLD, Score, nearest
 from repro.inference.explain import explain as explain_scores
 from repro.paper.experiments import experiments
-from repro.report import judge_runs, report_all, report_runs
-from repro.run.folder import Run, resolve_device
+from repro.report import judge_runs, report_all, report_planned, report_runs
 from repro.run.forecast import forecast
 from repro.run.plan import plan
 from repro.run.reproduce import reproduce as reproduce_runs
+from repro.run_folder import Run, resolve_device
 from repro.training.caffe_solver import load_run, load_solver
 from repro.training.train import train as train_stage
 from repro.training.train_file import train_file
@@ -241,7 +241,10 @@ def reproduce(
     if dry_run:
         say(*forecast(runs))
         return
-    for folder in reproduce_runs(runs):
+    reproduce_runs(runs)
+    if not distributed.is_first():
+        return
+    for folder in report_planned(runs):
         text, _, _ = (
             (folder / "README.md").read_text(encoding="utf-8").partition("\n![")
         )  # figures say nothing here

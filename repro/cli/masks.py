@@ -13,6 +13,7 @@ from repro import distributed
 from repro.cli.shared import ConfigOption, DeviceOption, Overrides, app, images_of, load, report_masks, say
 from repro.config import Config, PredictConfig
 from repro.data import find_images, read_id_list
+from repro.data.experiment import open_experiment, open_labelled
 from repro.data.image_list import list_line
 from repro.errors import InputError
 from repro.export import PrecisionName, ScriptGraph
@@ -21,8 +22,7 @@ from repro.inference.batch_predict import predict_folder
 from repro.inference.predict import TorchSegmenter, describe, load_model
 from repro.models import CLASSIFIERS
 from repro.report.submission import check_ids, check_submission, write_submission
-from repro.run.experiment import open_experiment, open_labelled
-from repro.run.folder import resolve_device
+from repro.run_folder import resolve_device
 
 
 @app.command(

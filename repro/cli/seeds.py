@@ -14,7 +14,7 @@ from repro.cues.generate import make_cues, score_seeds
 from repro.cues.train_classifier import SEED_CLASSIFIERS, classifier_weights, train_classifier
 from repro.data import read_id_list
 from repro.files import write_json
-from repro.run.folder import Run, resolve_device
+from repro.run_folder import Run, resolve_device
 
 seeds_app = typer.Typer(
     no_args_is_help=True,

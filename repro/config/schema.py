@@ -13,8 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from repro.config.marks import Mark
 from repro.config.validation import validated
-from repro.constants import VOID
-from repro.data.voc import CLASS_NAMES
+from repro.constants import CLASS_NAMES, VOID
 from repro.layers.localization import BACKGROUND_SHARE, CAM_THRESHOLD, SALIENCY_THRESHOLD, MergeRule
 from repro.layers.losses import Pooling
 from repro.models import SEGMENTATION_NETS
@@ -318,7 +317,7 @@ class RunConfig(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$"), Mark.NEUTRAL]
     seed: Annotated[int, Field(ge=0, le=MAX_SEED), Mark.REPETITION] = 0
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$"), Mark.NEUTRAL] = "auto"
-    precision: Literal["faithful", "fast", "double"] = "faithful"  # see training/precision.py
+    precision: Literal["faithful", "fast", "double"] = "faithful"  # see repro/precision.py
     output: NeutralPath = None
 
     @property

@@ -36,6 +36,7 @@ from repro.data import (
 )
 from repro.data.cues import cell_counts
 from repro.data.datasets import Item, tensor
+from repro.data.experiment import LabelledSet, open_labelled, stage0_of
 from repro.data.image_list import list_line
 from repro.data.image_survey import survey_images
 from repro.data.images import open_image
@@ -54,9 +55,8 @@ from repro.layers import (
 from repro.layers.resize import zoom_to
 from repro.metrics import seed_figures, seed_matrix
 from repro.models import CaffeNet, build_model
-from repro.run.experiment import LabelledSet, open_labelled, stage0_of
-from repro.run.folder import check_settings
-from repro.training.precision import LAYOUT, to_device
+from repro.precision import LAYOUT, to_device
+from repro.run_folder import check_settings
 
 _FILE_THREADS = 4
 

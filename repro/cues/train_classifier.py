@@ -14,19 +14,19 @@ import torch.nn as nn
 
 from repro import distributed
 from repro.config import Config, Mark, Stage0Config, shaping
+from repro.data.experiment import LabelledSet, open_labelled, stage0_of
 from repro.data.image_survey import survey_images
 from repro.data.labels import LabelledImages, check_every_class_occurs
 from repro.errors import InputError
 from repro.files import file_sha256, json_sha256
 from repro.inference.predict import load_every_layer
 from repro.models import CaffeNet, build_model
-from repro.run.experiment import LabelledSet, open_labelled, stage0_of
-from repro.run.folder import Run
+from repro.precision import to_device
+from repro.run_folder import Run
 from repro.solver import build_solver
 from repro.training.loop import SolverLoop
 from repro.training.measured_filler import fill_by_first_batch
 from repro.training.objectives import ClassifierObjective
-from repro.training.precision import to_device
 from repro.training.seed_quality import HeldOutPrecision
 from repro.training.snapshots import snapshots
 

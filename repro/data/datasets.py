@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from repro.constants import MEAN_BGR, VOID
+from repro.constants import CLASS_NAMES, MEAN_BGR, VOID
 from repro.data.cues import CellTruth, CueFile
 from repro.data.image_cache import KeptImages
 from repro.data.image_list import LabelLine, image_name, read_label_list
 from repro.data.images import IMAGE_SUFFIXES, read_image_bgr, read_image_rgb, subtract_mean
-from repro.data.voc import CLASS_NAMES, read_mask
+from repro.data.voc import read_mask
 from repro.errors import InputError
 from repro.layers.resize import resize_bilinear_u8
 

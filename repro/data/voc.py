@@ -11,16 +11,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from repro.constants import VOID
+from repro.constants import CLASS_NAMES, VOID
 from repro.data.images import open_image, png_header
 from repro.errors import InputError
 from repro.files import atomic_path
-
-CLASS_NAMES = (
-    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
-"""The 21 classes in the order of their indices."""
 
 
 def colour_palette() -> np.ndarray:

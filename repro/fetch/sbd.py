@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 import scipy  # its parts are imported when they are first used: no verb waits for more than it needs
 
-from repro.constants import VOID
+from repro.constants import CLASS_NAMES, VOID
 from repro.data.image_list import list_line, read_id_list
-from repro.data.voc import CLASS_NAMES, VocLayout, read_mask, write_mask
+from repro.data.voc import VocLayout, read_mask, write_mask
 from repro.errors import InputError
 from repro.fetch.parallel import mapped
 from repro.files import make_folder, write_text

@@ -11,12 +11,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from repro.constants import CLASS_NAMES
 from repro.data.cues import CueFile
 from repro.data.image_list import read_cue_indices, read_id_list
 from repro.data.image_survey import is_turned
 from repro.data.images import image_size, read_image_rgb
 from repro.data.mask_set import MaskSet
-from repro.data.voc import CLASS_NAMES, CUE_NAMES, INPUT_LIST_NAMES, VocLayout, data_folder, found_beside
+from repro.data.voc import CUE_NAMES, INPUT_LIST_NAMES, VocLayout, data_folder, found_beside
 from repro.errors import InputError
 from repro.fetch.catalogue import LOCK_NAME, LockFile, Pin, check_file, read_catalogue
 from repro.fetch.parallel import mapped

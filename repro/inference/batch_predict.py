@@ -24,7 +24,7 @@ from repro.data import read_image_rgb, write_mask
 from repro.data.image_survey import survey_images
 from repro.errors import InputError
 from repro.files import write_json
-from repro.run.folder import check_settings
+from repro.run_folder import check_settings
 
 _FILE_THREADS = 4  # decoding and PNG compression leave the interpreter's lock alone
 _GROUPS_HELD = 8  # batches' worth of images that may wait for others of their size

@@ -39,7 +39,7 @@ from repro.layers import CRFParams, mean_field
 from repro.layers.resize import zoom_rows
 from repro.models import CaffeNet, build_model
 from repro.models.weights import load_weights
-from repro.training.precision import LAYOUT, to_device
+from repro.precision import LAYOUT, to_device
 from weights_conversion import LoadReport
 
 _STRIP = 1 << 19  # pixels whose probabilities are made at once

@@ -83,7 +83,7 @@ class CaffeNet(nn.Module):
         InputError: a net that Caffe would refuse, or a layer or setting that is not supported here, by name.
     """
 
-    autocast: torch.dtype | None = None  # of convolutions, set by repro/training/precision.py
+    autocast: torch.dtype | None = None  # of convolutions, set by repro/precision.py
 
     def __init__(
         self,

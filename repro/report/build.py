@@ -11,10 +11,11 @@ import importlib.util
 import json
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from repro.config import Config
 from repro.errors import InputError
 from repro.files import (
     file_sha256,
@@ -30,9 +31,10 @@ from repro.report import formats
 from repro.report.manifest import commands, manifest
 from repro.report.page import render, render_index, write_pictures
 from repro.report.pictures import Album, open_album
-from repro.report.scores import Entry, Scores, family_scores, read_scores
 from repro.report.tables import all_tables
 from repro.report.verdict import Verdict, judge
+from repro.run.plan import PlannedRun, family, results_dir, settings_sha256
+from repro.run.scores import Entry, Scores, family_scores, read_scores
 
 if TYPE_CHECKING:
     from repro.report.figures import Drawing
@@ -55,9 +57,18 @@ def report_runs(runs: Iterable[Path], out_dir: Path) -> Path:
     return _build(read_scores(runs), out_dir)
 
 
-def report_family(runs_dir: Path, out_dir: Path, family: str, bases: dict[str, str]) -> Path:
-    """The results folder of a family's finished runs in ``runs_dir``; ``bases`` as in ``family_scores``."""
-    return _build(family_scores(runs_dir, family, bases)[family], out_dir)
+def report_planned(runs: Sequence[PlannedRun]) -> list[Path]:
+    """The results folder of each family that some planned runs belong to, once ``reproduce`` has made them."""
+    folders: dict[Path, list[Config]] = {}
+    for base in {planned.base.run_dir: planned.base for planned in runs}.values():
+        folders.setdefault(results_dir(base), []).append(base)
+    for folder, bases in folders.items():
+        name = family(bases[0])
+        hashes = {base.name: settings_sha256(base) for base in bases}
+        _build(family_scores(bases[0].run_dir.parent, name, hashes)[name], folder)
+        if bases[0].output is None:
+            write_index(folder.parent)
+    return list(folders)
 
 
 def report_all(runs_dir: Path, results_dir: Path) -> list[Path]:

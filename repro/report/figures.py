@@ -21,7 +21,7 @@ from repro.data import read_mask
 from repro.files import atomic_path
 from repro.paper.experiments import experiments, numbers
 from repro.report.pictures import Album, coloured, principal, shrunk
-from repro.report.scores import TRAINED, Scores
+from repro.run.scores import TRAINED, Scores
 from repro.training.csv_log import read_log
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from repro.errors import printable
-from repro.report.scores import Estimate
 from repro.report.tables import Column, Table
+from repro.run.scores import Estimate
 
 _LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},

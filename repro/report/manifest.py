@@ -8,7 +8,7 @@ from typing import Any
 
 from repro.errors import InputError, damaged, printable
 from repro.files import read_json
-from repro.report.scores import Scores
+from repro.run.scores import Scores
 from repro.yaml12 import load_yaml
 
 _MEASURED = {

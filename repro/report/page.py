@@ -18,9 +18,9 @@ from repro.files import atomic_path
 from repro.report import formats
 from repro.report.manifest import commands, summary
 from repro.report.pictures import Album, shrunk
-from repro.report.scores import Estimate
 from repro.report.tables import Column, Table
 from repro.report.verdict import Verdict
+from repro.run.scores import Estimate
 
 if TYPE_CHECKING:  # figures need matplotlib, the page does not
     from repro.report.figures import Drawing

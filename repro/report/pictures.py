@@ -13,11 +13,11 @@ from PIL import Image
 from repro.config import Config, load_config
 from repro.constants import VOID
 from repro.data import colour_palette, read_image_rgb, read_mask
+from repro.data.experiment import Experiment, open_experiment
 from repro.errors import InputError
 from repro.metrics import confusion_matrix, per_class_iou
 from repro.paper.experiments import experiments
-from repro.report.scores import TRAINED, Entry, Scores
-from repro.run.experiment import Experiment, open_experiment
+from repro.run.scores import TRAINED, Entry, Scores
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from repro.paper.experiments import Cell, PaperTable, experiments
-from repro.report.scores import ORIGINAL, TRAINED, Entry, Estimate, Scores, incomparable
+from repro.run.scores import ORIGINAL, TRAINED, Entry, Estimate, Scores, incomparable
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pydantic import Field
 from repro.config import Section, load_yaml, validated
 from repro.errors import InputError
 from repro.paper.experiments import Cell, experiments
-from repro.report.scores import Estimate, Scores, incomparable
+from repro.run.scores import Estimate, Scores, incomparable
 
 Status = Literal["reproduced", "missed", "not comparable", "not run", "cannot be run"]
 

@@ -19,13 +19,13 @@ from typing import Any
 import torch
 
 from repro.config import Config
+from repro.data.experiment import open_experiment
 from repro.errors import InputError
 from repro.files import read_json
 from repro.inference.predict import PROTOCOLS
 from repro.models import CaffeNet, build_model
-from repro.run.experiment import open_experiment
-from repro.run.folder import device_name, resolve_device
 from repro.run.plan import PlannedRun
+from repro.run_folder import device_name, resolve_device
 from repro.solver import SOLVERS
 from repro.training.snapshots import snapshots
 

@@ -16,13 +16,13 @@ from repro import distributed
 from repro.config import Config
 from repro.constants import VOID
 from repro.data import ImageData, write_mask
+from repro.data.experiment import Experiment
 from repro.data.image_list import list_line
 from repro.errors import InputError
 from repro.files import write_text
 from repro.inference.predict import load_model
 from repro.layers import caffe_softmax, grow_seeds, refine
-from repro.run.experiment import Experiment
-from repro.run.folder import Run
+from repro.run_folder import Run
 
 IMAGES = 4
 STEP = "growth"

@@ -26,7 +26,7 @@ from repro.config import (
 from repro.errors import InputError
 from repro.files import json_sha256
 from repro.paper.experiments import PAPER, Cell, RunSpec, experiments
-from repro.report.scores import ORIGINAL, TRAINED
+from repro.run.scores import ORIGINAL, TRAINED
 
 SCORES = ("stage1", "stage2")
 

@@ -1,4 +1,4 @@
-"""The whole experiment: train, label, retrain, predict, score, report. A second call does what is missing.
+"""The whole experiment: train, label, retrain, predict, score. A second call does what is missing.
 
 Each row of the paper's Table 2 is a run. ``+DSRG`` and ``+Retrain`` share one (the second stage starts from the
 first); ``baseline`` and ``+BSL`` are runs of their own beside it, with the losses that the row names:
@@ -22,34 +22,30 @@ from pathlib import Path
 from typing import TypeVar
 
 from repro import distributed
-from repro.config import Config, PredictConfig, Stage1Data, Stage2Data
+from repro.config import PredictConfig, Stage1Data, Stage2Data
 from repro.cues.generate import make_cues
 from repro.cues.train_classifier import SEED_CLASSIFIERS, train_classifier
+from repro.data.experiment import Experiment, open_experiment, stage0_of
 from repro.data.image_list import list_line, read_cue_indices
 from repro.errors import InputError
 from repro.files import file_sha256, write_json
 from repro.inference.batch_predict import predict_folder
 from repro.inference.evaluate import evaluate_folder
 from repro.inference.predict import TorchSegmenter, describe, load_model
-from repro.report import report_family, write_index
-from repro.run.experiment import Experiment, open_experiment, stage0_of
-from repro.run.folder import Run, resolve_device
 from repro.run.growth import draw_growth
-from repro.run.plan import PlannedRun, family, results_dir, settings_sha256
+from repro.run.plan import PlannedRun
+from repro.run_folder import Run, resolve_device
 from repro.training.csv_log import read_log
 from repro.training.train import IMAGENET_WEIGHTS, train
 
 DataT = TypeVar("DataT", Stage1Data, Stage2Data)
 
 
-def reproduce(runs: Sequence[PlannedRun]) -> list[Path]:
-    """Make what is missing of some runs, then the results folder of each family of them.
+def reproduce(runs: Sequence[PlannedRun]) -> None:
+    """Make what is missing of some runs.
 
     Args:
         runs: from ``plan_rows`` or ``plan_experiments``.
-
-    Returns:
-        The results folders, on the first of several ranks.
 
     Raises:
         InputError: anything missing or malformed in the inputs, before anything is written.
@@ -60,17 +56,6 @@ def reproduce(runs: Sequence[PlannedRun]) -> list[Path]:
         if planned.config.dataset.make_cues and planned.weights is None:
             experiment = _with_made_cues(planned, experiment)
         _Steps(planned, experiment).run_all()
-    if not distributed.is_first():
-        return []
-    folders: dict[Path, list[Config]] = {}
-    for base in {planned.base.run_dir: planned.base for planned in runs}.values():
-        folders.setdefault(results_dir(base), []).append(base)
-    for folder, bases in folders.items():
-        hashes = {base.name: settings_sha256(base) for base in bases}
-        report_family(bases[0].run_dir.parent, folder, family(bases[0]), hashes)
-        if bases[0].output is None:
-            write_index(folder.parent)
-    return list(folders)
 
 
 def check(runs: Sequence[PlannedRun]) -> None:

@@ -36,12 +36,12 @@ from repro.data import DataLayer, make_loader
 from repro.errors import InputError, StoppedError
 from repro.files import atomic_path
 from repro.models import CaffeNet
-from repro.run.folder import Step
+from repro.precision import LAYOUT
+from repro.run_folder import Step
 from repro.solver import CaffeSolver
 from repro.training.csv_log import CsvLog, Figures, Row
 from repro.training.finite import all_finite, first_not_finite, gradients
 from repro.training.objectives import Batch, Objective
-from repro.training.precision import LAYOUT
 from repro.training.signals import Interruption
 from repro.training.snapshots import prune, resume, snapshots, write_snapshot
 

@@ -14,10 +14,10 @@ from repro.data import make_loader
 from repro.data.labels import LabelledImages
 from repro.metrics import seed_figures, seed_matrix
 from repro.models import CaffeNet
+from repro.precision import LAYOUT
 from repro.training.csv_log import CsvLog
 from repro.training.loop import Observer
 from repro.training.objectives import Batch
-from repro.training.precision import LAYOUT
 
 
 class SeedQuality(Observer):

@@ -23,13 +23,13 @@ from repro.errors import InputError
 from repro.files import file_sha256
 from repro.models import CaffeNet, build_model
 from repro.models.weights import load_weights
-from repro.run.folder import Run
+from repro.precision import to_device
+from repro.run_folder import Run
 from repro.solver import CaffeSolver, build_solver
 from repro.training.collapse import SEED_TERMS, CollapseWatch
 from repro.training.loop import Observer, SolverLoop
 from repro.training.measured_filler import fill_by_first_batch, needs_measuring
 from repro.training.objectives import Objective, Stage1Objective, Stage2Objective
-from repro.training.precision import to_device
 from repro.training.seed_quality import SeedQuality
 from repro.training.snapshots import snapshots
 from weights_conversion import read_solverstate

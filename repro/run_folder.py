@@ -39,8 +39,8 @@ from repro.files import (
     write_json,
     write_text,
 )
-from repro.run.measure import Measurement
-from repro.training.precision import has_bfloat16
+from repro.measure import Measurement
+from repro.precision import has_bfloat16
 
 log = logging.getLogger(__name__)
 
