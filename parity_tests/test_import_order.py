@@ -18,7 +18,7 @@ ORDER = [
     {"repro.config"},
     {"repro.precision", "repro.solver"},
     {"repro.run_folder", "repro.data"},
-    {"repro.fetch", "repro.training"},
+    {"repro.fetch", "repro.training", "repro.parity"},
     {"repro.inference"},
     {"repro.cues", "repro.export"},
     {"repro.paper"},
@@ -28,7 +28,7 @@ ORDER = [
     {"repro.__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
-MOVING = {"weights_conversion.importer", "weights_conversion.shape_rules"}  # they belong above, or go
+MOVING = {"weights_conversion.shape_rules"}  # belongs above, or goes
 HEAVY = (
     "numba",
     "llvmlite",

@@ -23,13 +23,13 @@ from repro.config import Config
 from repro.constants import VOID
 from repro.cues.generate import MadeCues, score_grid
 from repro.data.cues import MAX_BYTES, write_cues
+from repro.data.experiment import stage0_of
 from repro.data.image_list import list_line
 from repro.data.numbered_labels import first_index
 from repro.errors import InputError
 from repro.files import write_text
 from repro.layers import foreground_cells, lowest_cells, merge_cells
 from repro.layers.resize import zoom_to
-from repro.run.experiment import stage0_of
 
 _EXPECTED = "a dict of class index to map, or of 'keys' and 'cam' or 'high_res'"
 
