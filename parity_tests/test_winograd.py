@@ -8,12 +8,12 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from parity_tests.tolerances import WINOGRAD_BACKWARD_REL, WINOGRAD_LOSS_REL, WINOGRAD_REL
+from repro import precision
 from repro.config import load_config
 from repro.layers import winograd
 from repro.layers.winograd import fast_conv2d, qualifies, winograd_conv2d
 from repro.models import build_model
 from repro.models.layer_types.convolution import Convolution
-from repro.training import precision
 
 CPU = torch.device("cpu")
 # N, C, K, H, W, dilation: odd sizes, phases of every length from 1 to 7, tiles of 4, 3 and 2, dilation beyond the map
