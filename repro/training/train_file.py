@@ -27,7 +27,8 @@ from repro.files import file_sha256
 from repro.models.layer_types.python import BalancedSeedLossLayer, SeedLossLayer, SoftmaxLayer
 from repro.models.net import CaffeNet
 from repro.models.registry import DataLayer
-from repro.run.folder import Run
+from repro.precision import to_device
+from repro.run_folder import Run
 from repro.solver import build_solver
 from repro.training.caffe_solver import SolverRun
 from repro.training.collapse import CollapseWatch
@@ -35,7 +36,6 @@ from repro.training.csv_log import CsvLog
 from repro.training.loop import Observer, SolverLoop
 from repro.training.measured_filler import needs_measuring, scale_to_unit_outputs
 from repro.training.objectives import Batch, NetObjective
-from repro.training.precision import to_device
 from repro.training.seed_quality import SeedQuality
 from repro.training.snapshots import snapshots
 from repro.training.train import labels_sha256, take_over
