@@ -25,6 +25,7 @@ OTHER: dict[str, Any] = {
     "name": "another",
     "device": "cpu",
     "rows": ["baseline"],
+    "dataset.images": [3, 2],
     "dataset.classes": ["background", *(f"class {number}" for number in range(1, 21))],
     "model.name": "vgg16_largefov",
     "model.num_classes": None,  # goes with dataset.classes

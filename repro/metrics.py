@@ -15,7 +15,7 @@ exception on small samples. Fractions are 0–1 here; tables turn them into perc
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,8 @@ import torch
 
 from repro.errors import InputError
 
-RULES = ("released", "voc", "present")
+Rule = Literal["released", "voc", "present"]
+RULES: tuple[Rule, ...] = get_args(Rule)
 
 
 def confusion_matrix(gt: npt.ArrayLike, pred: npt.ArrayLike, num_classes: int) -> npt.NDArray[np.int64]:

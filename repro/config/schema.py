@@ -129,7 +129,8 @@ class DatasetConfig(Section):
     ``root`` when not given; ``train`` and ``val`` name lists in ``ImageSets/Segmentation``.
     COCO's: ``train`` and ``val`` name folders of images; ``cues`` is the folder of the cue PNGs, ``cues/<train>`` in
     ``root`` when not given; the validation masks are in ``<masks>/<val>``.
-    The limits take the first n.
+    The limits take the first n. ``images`` is how many there are to train on and to validate on, for a forecast
+    without the data.
     """
 
     kind: Literal["voc", "coco", "mini"] = "voc"
@@ -146,6 +147,9 @@ class DatasetConfig(Section):
     make_cues: bool = False  # reproduce makes the cues itself, by stage 0
     train_limit: Positive | None = None
     val_limit: Positive | None = None
+    images: Annotated[Annotated[list[Positive], Field(min_length=2, max_length=2)] | None, Mark.NEUTRAL] = (
+        None
+    )
 
 
 class InitConfig(Section):

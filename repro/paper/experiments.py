@@ -7,7 +7,7 @@ error.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any, Literal, Self
@@ -16,6 +16,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from repro.config import ROW_LOSSES, Section, load_yaml, validated
 from repro.errors import InputError
+from repro.metrics import Rule
 
 PAPER = "paper"  # the results folder of the papers' own runs, whatever their profiles
 Path = list[str | int | float]  # of keys and indices into numbers.yaml
@@ -52,6 +53,7 @@ class Cell(Section):
     figure: Literal["precision", "recall", "iou"] | None = None
     why: str | None = None
     _name: str = PrivateAttr("")
+    _rule: Rule = PrivateAttr("voc")
 
     @model_validator(mode="after")
     def _answered_or_not(self) -> Self:
@@ -65,6 +67,11 @@ class Cell(Section):
     def name(self) -> str:
         """``experiment/row/column``: what a run's scores and the verdict call the cell."""
         return self._name
+
+    @property
+    def rule(self) -> Rule:
+        """The averaging rule of its table's headline (``repro/metrics.py``)."""
+        return self._rule
 
     @property
     def paper(self) -> float:
@@ -83,10 +90,17 @@ class Cell(Section):
 
 
 class PaperTable(Section):
-    """A table or figure of the papers. ``layout: grid`` is one that reads in two directions."""
+    """A table or figure of the papers. ``layout: grid`` is one that reads in two directions.
+
+    ``family`` is the results folder of its runs. One that is not ``paper`` holds runs on a data set that the papers
+    did not use: their own profiles alone make them, and the published numbers stand beside them, never judged.
+    ``rule`` averages its mean IoU (``repro/metrics.py``).
+    """
 
     title: str
     source: str
+    family: str = PAPER
+    rule: Rule = "voc"
     layout: Literal["list", "grid"] = "list"
     decimals: int = 1
     cells: list[Cell] = Field(min_length=1)
@@ -100,9 +114,11 @@ class Experiments(Section):
     def _cells_fit(self) -> Self:
         for experiment, table in self.experiments.items():
             for cell in table.cells:
-                cell._name = f"{experiment}/{cell.row}/{cell.column}"
+                cell._name, cell._rule = f"{experiment}/{cell.row}/{cell.column}", table.rule
                 if cell.run is not None and cell.run not in self.runs:
                     raise ValueError(f"{cell.name}: no run named {cell.run!r}")
+                if cell.run and self.family(self.runs[cell.run].profile) != table.family:
+                    raise ValueError(f"{cell.name}: its run is of another family than {table.family}")
                 if not isinstance(_at(cell.published), (int, float)):
                     raise ValueError(f"{cell.name}: {cell.published} is no number of numbers.yaml")
             names = [cell.name for cell in table.cells]
@@ -117,7 +133,7 @@ class Experiments(Section):
         return next(cell for cell in self.cells() if cell.name == name)
 
     def named(self, names: Sequence[str]) -> list[str]:
-        """The experiments that ``names`` mean: a name, the beginning of several, or ``all``.
+        """The experiments that ``names`` mean: a name, the beginning of several, or ``all`` of the papers.
 
         Raises:
             InputError: a name that means none.
@@ -126,8 +142,8 @@ class Experiments(Section):
         for name in names:
             matches = [
                 full
-                for full in self.experiments
-                if name == "all" or full == name or full.startswith(f"{name}-")
+                for full, table in self.experiments.items()
+                if (name == "all" and table.family == PAPER) or full == name or full.startswith(f"{name}-")
             ]
             if not matches:
                 raise InputError(f"--experiment {name}: expected all or one of {', '.join(self.experiments)}")
@@ -135,8 +151,26 @@ class Experiments(Section):
         return list(found)
 
     def profiles(self) -> list[str]:
-        """The profiles that the papers' own runs are made of."""
+        """The profiles that the runs are made of."""
         return list(dict.fromkeys(spec.profile for spec in self.runs.values()))
+
+    def family(self, profile: str) -> str | None:
+        """The results folder of a profile's runs; None for a profile that no run is of."""
+        return next(
+            (
+                table.family
+                for table in self.experiments.values()
+                for cell in table.cells
+                if cell.run and self.runs[cell.run].profile == profile
+            ),
+            None,
+        )
+
+    def tables(self, profiles: Iterable[str]) -> dict[str, PaperTable]:
+        """The experiments that runs of some profiles can answer, by name; the papers' own for
+        any other profile, and without any."""
+        families = {self.family(profile) or PAPER for profile in profiles} or {PAPER}
+        return {name: table for name, table in self.experiments.items() if table.family in families}
 
 
 @cache

@@ -15,6 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from repro.constants import VOID
 from repro.data import read_mask
@@ -40,6 +41,7 @@ _SETTINGS: dict[Any, Any] = {
 }
 _UNLABELLED = (221, 221, 221)
 _SIDE = 240  # pixels of an image in a figure
+_SNAPSHOTS = 3  # at most, of growing seeds
 
 
 @dataclass(frozen=True)
@@ -310,6 +312,7 @@ def _confusion(scores: Scores) -> Iterator[tuple[Drawing, Figure]]:
 
 
 def _growth(scores: Scores, album: Album) -> Iterator[tuple[Drawing, Figure]]:
+    """The method in one picture: a row an image, from the image over cues, seeds and mask to the ground truth."""
     folder = next(
         (
             entry.folder / "growth"
@@ -327,26 +330,44 @@ def _growth(scores: Scores, album: Album) -> Iterator[tuple[Drawing, Figure]]:
     found = {name: stages for name, stages in found.items() if name in album.experiment.train}
     if not found:
         return
-    iterations = sorted(next(iter(found.values())))
-    figure = Figure(figsize=(1.9 * (len(iterations) + 1), 2.0 * len(found)), layout="constrained")
-    axes = figure.subplots(len(found), len(iterations) + 1, squeeze=False)
-    shares = []
+    snapshots = sorted(next(iter(found.values())))[1:]
+    shown = [snapshots[round(place)] for place in np.linspace(0, len(snapshots) - 1, _SNAPSHOTS)]
+    iterations = [0, *dict.fromkeys(shown)]
+    after = {"mask": folder.parent / "pseudo_labels", "truth": album.experiment.train_truth_root}
+    masks = {
+        title: root
+        for title, root in after.items()
+        if root is not None and all((root / f"{name}.png").is_file() for name in found)
+    }
+    titles = ["cues", *(f"iteration {step}" for step in iterations[1:]), *masks]
+    figure = Figure(figsize=(1.6 * (len(titles) + 1), 1.35 * len(found) + 0.5), layout="constrained")
+    axes = figure.subplots(len(found), len(titles) + 1, squeeze=False)
+    shares, seen = [], set()
     for row, (name, stages) in zip(axes, found.items(), strict=True):
-        _show(row[0], np.asarray(shrunk(album.experiment.image(name), _SIDE)), name)
-        size = row[0].get_images()[0].get_array().shape[:2]
-        for place, step in zip(row[1:], iterations, strict=True):
-            mask = read_mask(stages[step], album.experiment.num_classes)
-            _show(place, coloured(mask, _UNLABELLED), "cues" if not step else f"iteration {step}")
-            place.get_images()[0].set_extent((0, size[1], size[0], 0))
-        shares.append(
-            f"{name} from {_labelled(stages[iterations[0]]):.0f} to {_labelled(stages[iterations[-1]]):.0f} percent"
-        )
+        image = np.asarray(shrunk(album.experiment.image(name), _SIDE))
+        _show(row[0], image, name)
+        paths = [*(stages[step] for step in iterations), *(root / f"{name}.png" for root in masks.values())]
+        for place, title, path in zip(row[1:], titles, paths, strict=True):
+            mask = np.asarray(shrunk(path, _SIDE, mask=True))
+            seen |= set(np.unique(mask).tolist())
+            _show(place, coloured(mask, _UNLABELLED), title)
+            place.get_images()[0].set_extent((0, image.shape[1], image.shape[0], 0))
+        labelled = [_labelled(stages[step]) for step in (0, iterations[-1])]
+        shares.append(f"{name} from {labelled[0]:.0f} to {labelled[1]:.0f} percent")
+    colours = coloured(np.arange(VOID + 1), _UNLABELLED) / 255
+    names = {**dict(enumerate(album.classes)), VOID: "no seed, or void"}
+    patches = [Patch(color=colours[index], label=names[index]) for index in sorted(seen)]
+    figure.legend(handles=patches, loc="outside lower center", ncols=8, fontsize=8)
     yield (
         Drawing(
             "growth",
-            "Seeds growing over the iterations",
-            f"Training images, their cues and the grown seeds at each snapshot; light grey is unlabelled. "
-            f"Labelled cells: {'; '.join(shares)}.",
+            "From cues to masks",
+            "Training images, their cues, the grown seeds at snapshots of stage 1"
+            + "".join(
+                {"mask": ", the mask that stage 2 learns from", "truth": ", the ground truth"}[title]
+                for title in masks
+            )
+            + f"; light grey is unlabelled. Labelled cells: {'; '.join(shares)}.",
         ),
         figure,
     )

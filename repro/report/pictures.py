@@ -22,7 +22,11 @@ from repro.run.scores import TRAINED, Entry, Scores
 log = logging.getLogger(__name__)
 
 # the rows whose masks are worth a look, the one that images are judged by last
-_METHODS = ("table1/SEC/val", *(f"table2/{row}/val" for row in ("baseline", "+BSL", "+DSRG", "+Retrain")))
+_ROWS = ("baseline", "+BSL", "+DSRG", "+Retrain")
+_METHODS = (
+    *("table1/SEC/val", *(f"table2/{row}/val" for row in _ROWS)),
+    *(f"animals/{row}/val" for row in ("SEC", *_ROWS)),
+)
 
 
 @dataclass(frozen=True)

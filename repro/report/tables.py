@@ -6,11 +6,13 @@ Formats are made of it in ``formats.py``; the same runs give the same bytes.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from repro.paper.experiments import Cell, PaperTable, experiments
+from repro.metrics import Rule
+from repro.paper.experiments import Cell, PaperTable
 from repro.run.scores import ORIGINAL, TRAINED, Entry, Estimate, Scores, incomparable
 
 
@@ -45,10 +47,10 @@ NO_RUN = "no run"
 
 
 def all_tables(scores: Scores) -> list[Table]:
-    """Every table of the papers, in their order, those without any run too; per-class ones where classes are
-    published or a run has them."""
+    """Every table that the runs can answer, in their order, those without any run too; per-class ones where classes
+    are published or a run has them."""
     tables = []
-    for name, paper in experiments().experiments.items():
+    for name, paper in scores.tables.items():
         tables.append(_cells_table(name, paper, scores))
         if any(cell.per_class for cell in paper.cells) and (
             per_class := _per_class_table(name, paper, scores)
@@ -59,7 +61,7 @@ def all_tables(scores: Scores) -> list[Table]:
 
 def _cells_table(name: str, paper: PaperTable, scores: Scores) -> Table:
     entries = _entries(paper, scores)
-    differ = any(_rules_differ(entry) for entry in entries)
+    others = _other_rules(paper, entries)
     cells_of_epochs = any(cell.epoch is not None for cell in paper.cells)
     several_columns = len({cell.column for cell in paper.cells}) > 1
     columns = [
@@ -67,8 +69,9 @@ def _cells_table(name: str, paper: PaperTable, scores: Scores) -> Table:
         *([Column("column", "", "text")] if several_columns else []),
         Column("paper", "paper", "number"),
         Column("original", "original weights", "estimate"),
+        Column("paper_present", "paper, the classes here", "number"),
         Column("ours", "ours", "estimate"),
-        *([Column("ours_released", "ours, released mean", "estimate")] if differ else []),
+        *(Column(f"ours_{rule}", f"ours, {rule} mean", "estimate") for rule in others),
         Column("difference", "difference", "signed"),
         Column("accuracy", "pixel accuracy", "estimate"),
         Column("seeds", "seeds", "text"),
@@ -85,7 +88,11 @@ def _cells_table(name: str, paper: PaperTable, scores: Scores) -> Table:
                 "paper": cell.paper,
                 "original": original or NO_RUN,
                 "ours": ours or cell.why or NO_RUN,
-                "ours_released": scores.estimate(cell, rule="released") if cell.epoch is None else None,
+                "paper_present": _paper_present(cell, runs),
+                **{
+                    f"ours_{rule}": scores.estimate(cell, rule=rule) if cell.epoch is None else None
+                    for rule in others
+                },
                 "difference": ours.mean - cell.paper if ours and not any(map(incomparable, runs)) else None,
                 "accuracy": Estimate.of([100 * entry["scores"]["pixel_accuracy"] for entry in runs])
                 if cell.epoch is None
@@ -97,7 +104,7 @@ def _cells_table(name: str, paper: PaperTable, scores: Scores) -> Table:
     empty = {column.key for column in columns if all(row[column.key] in (None, "") for row in rows)}
     if all(row["original"] == NO_RUN for row in rows):
         empty.add("original")
-    notes = [f"Paper: {paper.source}. Percent.", *_notes(entries, differ)]
+    notes = [f"Paper: {paper.source}. Percent.", *_notes(entries, paper, others)]
     if "original" in empty:
         notes.append("No original weights were evaluated here.")
     return Table(
@@ -147,7 +154,7 @@ def _per_class_table(name: str, paper: PaperTable, scores: Scores) -> Table | No
     return Table(
         name=f"{name}_per_class",
         title=f"{paper.title}: every class",
-        notes=[f"Paper: {paper.source}. Percent.", *_notes(entries, False)],
+        notes=[f"Paper: {paper.source}. Percent.", *_notes(entries, paper)],
         columns=columns,
         rows=rows,
     )
@@ -170,12 +177,31 @@ def _entries(paper: PaperTable, scores: Scores) -> list[Entry]:
     return list(found.values())
 
 
-def _rules_differ(entry: Entry) -> bool:
-    means = entry["scores"]["mean_iou"]
-    return f"{100 * means['released']:.4f}" != f"{100 * means['voc']:.4f}"
+def _other_rules(paper: PaperTable, entries: Sequence[Entry]) -> list[Rule]:
+    """The originals' rules whose mean is another than that of the table's own rule."""
+
+    def shown(entry: Entry, rule: Rule) -> str:
+        return f"{100 * entry['scores']['mean_iou'][rule]:.4f}"
+
+    rules: tuple[Rule, ...] = ("voc", "released")
+    return [
+        rule
+        for rule in rules
+        if rule != paper.rule and any(shown(entry, rule) != shown(entry, paper.rule) for entry in entries)
+    ]
 
 
-def _notes(entries: Sequence[Entry], differ: bool) -> list[str]:
+def _paper_present(cell: Cell, runs: Sequence[Entry]) -> float | None:
+    """With the rule ``present``: the mean of the paper's classes that occur in the runs' ground truth, percent."""
+    published = cell.paper_per_class()
+    if cell.rule != "present" or not runs or list(published) != runs[0]["classes"]:
+        return None
+    absent = {runs[0]["classes"][index] for index in runs[0]["scores"]["absent_classes"]}
+    values = [value for name, value in published.items() if name not in absent]
+    return None if None in values else statistics.fmean(value for value in values if value is not None)
+
+
+def _notes(entries: Sequence[Entry], paper: PaperTable, others: Sequence[Rule] = ()) -> list[str]:
     """What was measured, whether it may be compared with the paper's, how it is averaged."""
     if not entries:
         return ["No run answers this table yet."]
@@ -199,12 +225,19 @@ def _notes(entries: Sequence[Entry], differ: bool) -> list[str]:
     changes = sorted({f"{key}={value}" for entry in entries for key, value in entry["changed"].items()})
     if changes:
         notes.append(f"Changed from the profile, so **not the paper's experiment**: {', '.join(changes)}.")
-    if differ:
+    classes = len(first["classes"])
+    if paper.rule == "present":
+        absent = len(first["scores"]["absent_classes"])
+        notes.append(
+            f"Mean over the {classes - absent} of {classes} classes that occur in the ground truth (rule `present`)"
+            f"{'; `voc` counts the others as 0' if 'voc' in others else ''}."
+        )
+    if "released" in others:
         counted = sorted({entry["scores"]["classes_counted"] for entry in entries})
         span = str(counted[0]) if len(counted) == 1 else f"{counted[0]} to {counted[-1]}"
         notes.append(
-            "Two means: `released` counts only the classes with at least one correct pixel "
-            f"({span} of {len(first['classes'])} here), the other all."
+            f"Rule `released` counts only the classes with at least one correct pixel ({span} of {classes} here)"
+            f"{', the other all' if paper.rule == 'voc' else ''}."
         )
     if len({entry["seed"] for entry in entries}) > 1:
         notes.append("± is the standard deviation over the seeds named.")

@@ -34,12 +34,13 @@ class Expectation(Section):
 
 @dataclass(frozen=True)
 class Judgement:
-    """A cell's outcome. ``value`` is the published one, ``interval`` the 95 % prediction interval of our seeds."""
+    """A cell's outcome. ``value`` is the published one, ``tolerance`` None where it is never judged, ``interval`` the
+    95 % prediction interval of our seeds."""
 
     cell: str
     status: Status
     value: float
-    tolerance: float
+    tolerance: float | None
     source: str
     ours: Estimate | None = None
     interval: tuple[float, float] | None = None
@@ -54,6 +55,9 @@ class Judgement:
             "–" if self.difference is None or self.status == "not comparable" else f"{self.difference:+.2f}"
         )
 
+    def shown_tolerance(self) -> str:
+        return "–" if self.tolerance is None else f"±{self.tolerance:g}"
+
     def line(self) -> str:
         """One line for the screen."""
         label = self.cell.replace("/", ", ")
@@ -65,7 +69,7 @@ class Judgement:
             return f"{label}: {ours}, not comparable with {self.value:g}: {self.why}"
         return (
             f"{label}: {self.status}, {ours} against {self.value:g} "
-            f"({self.difference:+.2f}, allowed ±{self.tolerance:g})"
+            f"({self.difference:+.2f}, allowed {self.shown_tolerance()})"
         )
 
 
@@ -106,7 +110,7 @@ class Verdict:
         """The sentence, and a table of every cell that has a run."""
         lines = ["# Verdict", f"**{self.sentence()}**"]
         rows = [
-            f"| {judgement.cell.replace('/', ', ')} | {judgement.value:g} | ±{judgement.tolerance:g} | "
+            f"| {judgement.cell.replace('/', ', ')} | {judgement.value:g} | {judgement.shown_tolerance()} | "
             f"{judgement.ours.mean:.2f} | {judgement.shown_difference()} | {judgement.status} |"
             for judgement in self.judgements
             if judgement.ours is not None
@@ -128,34 +132,37 @@ class Verdict:
 
 @cache
 def expectations() -> dict[str, Expectation]:
-    """``expected.yaml`` by experiment. Raises InputError unless each has exactly one."""
+    """``expected.yaml`` by experiment. Raises InputError unless each of the papers' own has exactly one."""
     text = (resources.files("repro.paper") / "expected.yaml").read_text(encoding="utf-8")
+    judged = experiments().tables([])
     found: dict[str, Expectation] = {}
     for fields in load_yaml(text):
         entry = validated(Expectation, fields, "expected.yaml")
         for name in entry.experiments:
-            if name in found or name not in experiments().experiments:
-                raise InputError(f"expected.yaml: {name}: expected an experiment, once")
+            if name in found or name not in judged:
+                raise InputError(f"expected.yaml: {name}: expected an experiment of the papers, once")
             found[name] = entry
-    if absent := [name for name in experiments().experiments if name not in found]:
+    if absent := [name for name in judged if name not in found]:
         raise InputError(f"expected.yaml: nothing is expected of {absent[0]}")
     return found
 
 
 def judge(scores: Scores) -> Verdict:
-    """Every cell of every experiment."""
+    """Every cell of every experiment that the runs can answer."""
     return Verdict(
         [
-            _judge(cell, expectations()[name], scores)
-            for name, paper in experiments().experiments.items()
+            _judge(cell, expectations().get(name), scores)
+            for name, paper in scores.tables.items()
             for cell in paper.cells
         ]
     )
 
 
-def _judge(cell: Cell, expected: Expectation, scores: Scores) -> Judgement:
+def _judge(cell: Cell, expected: Expectation | None, scores: Scores) -> Judgement:
+    tolerance, source = (expected.tolerance, expected.source) if expected else (None, "")
+
     def outcome(status: Status, **more: Any) -> Judgement:
-        return Judgement(cell.name, status, cell.paper, expected.tolerance, expected.source, **more)
+        return Judgement(cell.name, status, cell.paper, tolerance, source, **more)
 
     if cell.why is not None:
         return outcome("cannot be run", why=cell.why)
@@ -164,7 +171,9 @@ def _judge(cell: Cell, expected: Expectation, scores: Scores) -> Judgement:
         return outcome("not run")
     if reasons := sorted({reason for entry in runs if (reason := incomparable(entry))}):
         return outcome("not comparable", ours=ours, why="; ".join(reasons))
-    within = abs(ours.mean - cell.paper) <= expected.tolerance
+    if tolerance is None:
+        return outcome("not comparable", ours=ours, why="the published number is of another data set")
+    within = abs(ours.mean - cell.paper) <= tolerance
     return outcome("reproduced" if within else "missed", ours=ours, interval=_interval(ours))
 
 

@@ -75,7 +75,7 @@ def family(base: Config) -> str:
     """The results folder that a run's numbers belong to."""
     if base.output:
         return base.run_dir.name
-    return PAPER if base.name in experiments().profiles() else base.name
+    return experiments().family(base.name) or base.name
 
 
 def results_dir(base: Config) -> Path:
@@ -256,7 +256,7 @@ class _Variants:
         config = config.model_copy(update={"seed": config.seed if seed is None else seed})
         parts = [
             self.base.run_dir.name,
-            suffix.strip("+").lower(),
+            suffix.strip("+").lower().removeprefix(f"{experiments().family(self.base.name)}-"),
             f"seed{config.seed}" if config.seed else "",
         ]
         return PlannedRun(
@@ -276,8 +276,12 @@ class _Variants:
 
 
 def _applies(base: Config, spec: RunSpec) -> bool:
-    """A paper's own profile makes its own runs alone; any other (the embedded set's) can stand for all."""
-    return spec.profile == base.name or base.name not in experiments().profiles()
+    """An experiment's own profile makes its own runs alone; any other (the embedded set's) can stand for the
+    papers' own."""
+    found = experiments()
+    return spec.profile == base.name or (
+        base.name not in found.profiles() and found.family(spec.profile) == PAPER
+    )
 
 
 def _variant(base: Config, name: str, spec: RunSpec) -> Config:

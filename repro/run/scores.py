@@ -11,7 +11,8 @@ from typing import Any
 
 from repro.errors import InputError
 from repro.files import is_plain_name, read_json
-from repro.paper.experiments import Cell
+from repro.metrics import Rule
+from repro.paper.experiments import PAPER, Cell, PaperTable, experiments
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +48,11 @@ class Entry:
     def __getitem__(self, key: str) -> Any:
         return self.fields[key]
 
-    def value(self, cell: Cell, rule: str = "voc") -> float | None:
-        """What it has for a cell, percent; None where that epoch was not reached or its seeds not compared."""
+    def value(self, cell: Cell, rule: Rule | None = None) -> float | None:
+        """What it has for a cell, percent, by the cell's rule or another; None where that epoch was not reached or its
+        seeds not compared."""
         if cell.epoch is None:
-            return 100 * float(self["scores"]["mean_iou"][rule])
+            return 100 * float(self["scores"]["mean_iou"][rule or cell.rule])
         rows = [row for row in self["seed_quality"] if row["epoch"] == cell.epoch]
         return 100 * rows[0][str(cell.figure)] if rows else None
 
@@ -83,6 +85,8 @@ def incomparable(entry: Entry) -> str | None:
         return f"measured on {entry['images']} images of {entry['dataset']}"
     if entry["images"] != expected:
         return f"measured on {entry['images']} of the {expected} images of {entry['dataset']}"
+    if (experiments().family(entry["base"]["profile"]) or PAPER) != PAPER:
+        return f"trained on {entry['train_images']} images that are not the papers'"
     if entry["changed"]:
         return (
             f"changed from the profile: {', '.join(f'{k}={v}' for k, v in sorted(entry['changed'].items()))}"
@@ -124,6 +128,11 @@ class Scores:
                             "tables set runs on the same images side by side"
                         )
 
+    @property
+    def tables(self) -> dict[str, PaperTable]:
+        """The experiments that the runs can answer, by name; the papers' own where there is no run."""
+        return experiments().tables(entry["base"]["profile"] for entry in self.entries)
+
     def of(self, cell: Cell, origin: str = TRAINED) -> list[Entry]:
         """The runs that answer a cell, by seed."""
         return [
@@ -132,7 +141,7 @@ class Scores:
             if entry["origin"] == origin and entry.value(cell) is not None
         ]
 
-    def estimate(self, cell: Cell, origin: str = TRAINED, rule: str = "voc") -> Estimate | None:
+    def estimate(self, cell: Cell, origin: str = TRAINED, rule: Rule | None = None) -> Estimate | None:
         return Estimate.of(
             [value for entry in self.of(cell, origin) if (value := entry.value(cell, rule)) is not None]
         )
