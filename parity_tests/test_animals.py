@@ -18,7 +18,7 @@ from repro.errors import InputError
 from repro.metrics import summarize
 from repro.paper.experiments import experiments
 from repro.report import report_runs
-from repro.report.scores import Scores, read_scores
+from repro.run.scores import Scores, read_scores
 from repro.report.verdict import judge
 from repro.run.plan import plan, results_dir
 
@@ -138,3 +138,46 @@ def test_from_a_small_tree_to_tables_and_the_picture(tmp_path, monkeypatch):
     masks = {path.stem.rpartition("_")[2] for path in (tmp_path / "results/runs").glob("*/growth/*.png")}
     assert masks == {"0", "1", "2", "3", "4"}
     assert experiments().tables(["sec_vgg16_animals"]).keys() == {"animals", "animals-figure4"}
+
+
+def test_a_forecast_needs_no_data(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run_command(["reproduce", "--config", "dsrg_vgg16_coco", "--dry-run", "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for step, count in (
+        ("stage1", 8000),
+        ("pseudo_labels", 82783),
+        ("stage2", 20000),
+        ("predictions/stage2", 40504),
+    ):
+        (line,) = [line for line in lines if line.split()[:1] == [step]]
+        assert f"{count} of {count}" in line
+        assert all(word in line for word in ("memory", "disk", "energy", "model"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_costs_of_every_profile(tmp_path):
+    bench = {
+        "device": "cuda",
+        "device_name": "Some GPU",
+        "precision": "faithful",
+        "batch_size": 20,
+        "model": {"name": "vgg16_aspp", "num_classes": 21, "width_divisor": 1, "dropout": 0.5},
+        "rows": [
+            {"part": "network, forward", "seconds": 1.0, "figures": {"TFLOP/s": 2.0}},
+            {"part": "network, backward", "seconds": 1.0, "figures": {"TFLOP/s": 4.0}},
+            {"part": "whole iteration", "seconds": 3.6, "figures": None},
+        ],
+    }
+    (tmp_path / "gpu.json").write_text(json.dumps(bench))
+    assert run_command(["bench", "--costs", "--out", str(tmp_path)]) == 0
+    text = (tmp_path / "costs.md").read_text(encoding="utf-8")
+    ours = text.partition("## Some GPU")[2].partition("## ")[0]
+    assert "| dsrg_vgg16_voc | itself | stage1 | 8,000 | 8.0 h |" in ours  # as timed
+    row = next(line for line in ours.splitlines() if line.startswith("| dsrg_vgg16_voc | itself | stage1"))
+    assert row.endswith("| bench |")
+    assert any(
+        line.startswith("| sec_vgg16_voc ") and line.endswith("| model |") for line in ours.splitlines()
+    )
+    assert "not measured" in text
+    assert "kWh" in text

@@ -15,12 +15,13 @@ from repro.constants import VOID
 from repro.data import CLASS_NAMES, read_id_list
 from repro.data.image_list import read_text
 from repro.errors import InputError, printable
-from repro.files import write_json
+from repro.files import write_json, write_text
 from repro.inference.evaluate import evaluate_folder
 from repro.inference.explain import UNTOLD, Score, nearest
 from repro.inference.explain import explain as explain_scores
 from repro.paper.experiments import experiments
 from repro.report import judge_runs, report_all, report_planned, report_runs
+from repro.run.forecast import costs as cost_table
 from repro.run.forecast import forecast
 from repro.run.plan import plan
 from repro.run.reproduce import reproduce as reproduce_runs
@@ -311,8 +312,16 @@ def bench(
     out: Annotated[Path, typer.Option(help="Folder for the figures and the table.")] = Path("results/bench"),
     seconds: Annotated[float, typer.Option(min=0.01, help="What each part may take.")] = 2.0,
     device: DeviceOption = None,
+    costs: Annotated[
+        bool, typer.Option("--costs", help="Instead: what each profile takes, from the benchmarks in --out.")
+    ] = False,
 ) -> None:
     """Time each part of a stage-1 iteration and of a prediction, beside what the originals computed with."""
+    if costs:
+        names = [name for name in profile_names() if name != "mini"]
+        write_text(out / "costs.md", cost_table(names, out))
+        say(out / "costs.md")
+        return
     settings = load(config, overrides, device, None, stages=("stage1",))
     figures, table = run_bench(settings, out, seconds=seconds)
     say(*table.read_text(encoding="utf-8").split("\n"), figures, table)
