@@ -163,7 +163,8 @@ def test_a_setting_changes_what_its_mark_says(key, tmp_path):
 def test_a_change_of_the_marks_is_meant():
     marked = {key: mark for key, (_, mark) in ALL.items() if mark}
     assert {key for key in marked if key.startswith(("stage1", "dataset", "model"))} == {
-        *("dataset.root", "dataset.train_masks", "dataset.input_list", "dataset.cues", "model.dropout"),
+        *("dataset.root", "dataset.train_masks", "dataset.input_list", "dataset.cues", "dataset.images"),
+        "model.dropout",
         *("stage1.data.image_root", "stage1.data.list", "stage1.data.cues", "stage1.data.truth_root"),
         *("stage1.data.workers", "stage1.data.keep_gb", "stage1.init.weights", "stage1.init.solverstate"),
         *(f"stage1.solver.{name}" for name in ("display", "average_loss", "snapshot", "snapshot_keep")),
