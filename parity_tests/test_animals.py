@@ -18,9 +18,9 @@ from repro.errors import InputError
 from repro.metrics import summarize
 from repro.paper.experiments import experiments
 from repro.report import report_runs
-from repro.run.scores import Scores, read_scores
 from repro.report.verdict import judge
 from repro.run.plan import plan, results_dir
+from repro.run.scores import Scores, read_scores
 
 ROWS = ("SEC", "baseline", "+BSL", "+DSRG", "+Retrain")
 BASE = {"profile": "dsrg_vgg16_animals", "sha256": "0"}
