@@ -26,9 +26,9 @@ import torch
 from torch import nn
 
 from parity_tests.conftest import CAFFE_FILES
+from repro.models.inspection import describe_file
 from weights_conversion import (
     caffe_pb2,
-    describe_file,
     save_safetensors,
     write_caffemodel,
     write_solverstate,

@@ -41,9 +41,9 @@ from repro.data.voc_xml import read_xml
 from repro.fetch.archives import unpack
 from repro.fetch.catalogue import read_catalogue
 from repro.files import read_json
+from repro.models.inspection import describe_file
 from repro.parity import compare, read_recording
 from repro.training.csv_log import CsvLog, read_log
-from weights_conversion import describe_file
 
 CLASSES = ("background", "cat", "dog")
 CUES: dict[int, tuple[Any, Any]] = {

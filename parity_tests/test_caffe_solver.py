@@ -23,7 +23,9 @@ from repro.models.zoo import stage1_losses
 from repro.solver import CaffeSGD
 from repro.training.caffe_solver import SolverRun, load_solver
 from repro.training.prototxts import deploy_prototxt, train_prototxt
-from weights_conversion import Message, unknown_fields
+from weights_conversion import Message, read_prototxt
+from weights_conversion.caffe_pb2 import NetParameter, SolverParameter
+from weights_conversion.lift import lift
 from weights_conversion.prototxt_format import format_prototxt
 
 STAGE1_SOLVER = (CAFFE_FILES / "stage1_solver.prototxt").read_text()
@@ -384,20 +386,19 @@ def test_inspect_names_unknown_fields(tmp_path, capsys):
 
 def test_unknown_fields_of_nets():
     for path in CAFFE_FILES.glob("*.prototxt"):
-        from weights_conversion import read_prototxt
-
-        kind = "SolverParameter" if "solver" in path.name else "NetParameter"
-        assert unknown_fields(read_prototxt(path), kind) == [], path.name
-    conv = Message(num_output=[3], hole=[2], weight_filler=[Message(type=["msra"], seed=[1])])
+        lift(read_prototxt(path), SolverParameter if "solver" in path.name else NetParameter, path.name)
+    conv = Message(num_output=[3], hollow=[2], weight_filler=[Message(type=["msra"], seed=[1])])
     layer = Message(name=["c"], type=["Convolution"], convolution_param=[conv], nv_param=[Message(x=[1])])
-    assert unknown_fields(Message(layer=[layer], fast=[True]), "NetParameter") == [
-        "layer c: convolution_param.hole",
-        "layer c: convolution_param.weight_filler.seed",
-        "layer c: nv_param",
+    unknown: list[str] = []
+    lift(Message(layer=[layer], fast=[True]), NetParameter, "", unknown=unknown)
+    assert unknown == [
+        "layer 'c': convolution_param.hollow",
+        "layer 'c': convolution_param.weight_filler.seed",
+        "layer 'c': nv_param",
         "fast",
     ]
     for name in ("vgg16_aspp", "vgg16_bg", "resnet101_aspp"):
-        assert unknown_fields(deploy_prototxt(build_model(name, width_divisor=64)), "NetParameter") == []
+        lift(deploy_prototxt(build_model(name, width_divisor=64)), NetParameter, name)
 
 
 def test_the_released_retraining_loss_names_no_top(tmp_path):

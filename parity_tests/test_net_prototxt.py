@@ -15,7 +15,7 @@ from parity_tests.tolerances import IMPORTER_REL
 from repro.cli import run_command
 from repro.config import load_config
 from repro.errors import InputError
-from repro.models import CLASSIFIERS, SEGMENTATION_NETS, build_model
+from repro.models import CLASSIFIERS, SEGMENTATION_NETS, build_model, load_net
 from repro.training.prototxts import deploy_prototxt, train_prototxt
 from weights_conversion import (
     Identifier,
@@ -27,7 +27,8 @@ from weights_conversion import (
     write_caffemodel,
     write_prototxt,
 )
-from weights_conversion.net_shapes import blob_shapes, derive_shapes
+from weights_conversion.caffe_pb2 import NetParameter
+from weights_conversion.lift import lift
 
 RECORDED = ("vgg16_aspp", "vgg16_largefov", "vgg16_cam", "vgg16_bg", "resnet101_aspp")
 
@@ -135,9 +136,7 @@ def test_classifiers_train_on_labels_without_background(name):
     assert layers["loss"][:2] == ("SigmoidCrossEntropyLoss", [net.scores_blob, "labels-classes"])
     assert prototxt.layers[0]["image_data_param"][0].one("batch_size") == section.data.batch_size
     assert prototxt.layers[0]["transform_param"][0]["mean_value"] == [104.008, 116.669, 122.675]
-    derived = derive_shapes(prototxt)
-    assert [layer.note for layer in derived if layer.note] == []
-    shapes = blob_shapes(derived)
+    shapes = load_net(lift(prototxt, NetParameter, ""), phase="train").shapes
     number = section.data.batch_size
     assert shapes["labels-classes"] == (number, 1, 1, 20)
     assert shapes[net.scores_blob] == (number, 20)

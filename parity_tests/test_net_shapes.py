@@ -1,4 +1,4 @@
-"""Derived blob shapes against those that Caffe reported, and what ``repro inspect`` prints of a prototxt."""
+"""Blob shapes of nets as built against those that Caffe reported, and what ``repro inspect`` prints of a prototxt."""
 
 from __future__ import annotations
 
@@ -12,24 +12,31 @@ from torch.utils.flop_counter import FlopCounterMode
 from parity_tests.conftest import CAFFE_FILES
 from repro.cli import run_command
 from repro.config import load_config
+from repro.errors import InputError
 from repro.models import CLASSIFIERS, SEGMENTATION_NETS, build_model, load_net
+from repro.models.inspection import describe_file
+from repro.models.summary import summarise
 from repro.training.prototxts import deploy_prototxt, train_prototxt
-from weights_conversion import caffe_layers, format_prototxt, read_prototxt
-from weights_conversion.net_shapes import blob_shapes, derive_shapes
+from weights_conversion import Message, caffe_layers, format_prototxt, read_prototxt
+from weights_conversion.caffe_pb2 import NetParameter
+from weights_conversion.lift import lift
 
 NETS = ("vgg16_aspp", "vgg16_largefov", "vgg16_cam", "vgg16_bg")
 
 
 @pytest.fixture
 def shapes_of(tmp_path):
-    """Derives the shapes of a prototxt given as text: blobs, and the notes of layers that have one."""
+    """The shapes of a prototxt given as text: of the net's blobs as built."""
 
-    def derive(text: str):
+    def built(text: str):
         (tmp_path / "n.prototxt").write_text(text)
-        layers = derive_shapes(read_prototxt(tmp_path / "n.prototxt"))
-        return blob_shapes(layers), {layer.name: layer.note for layer in layers if layer.note}
+        return load_net(tmp_path / "n.prototxt", phase="train").shapes
 
-    return derive
+    return built
+
+
+def as_net(message: Message):
+    return load_net(lift(message, NetParameter, ""), phase="train")
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -37,34 +44,31 @@ def test_shapes_are_the_recorded_ones(golden, name):
     net = read_prototxt(CAFFE_FILES / f"{name}_deploy.prototxt")
     for size, recorded in golden("networks")[name].items():
         net["input_shape"][0]["dim"] = [1, 3, *map(int, size.split("x"))]
-        shapes = {blob: list(shape) for blob, shape in blob_shapes(derive_shapes(net)).items()}
+        shapes = {blob: list(shape) for blob, shape in as_net(net).shapes.items()}
         assert shapes == json.loads(recorded["shapes"][()]), size
 
 
 @pytest.mark.parametrize("name", [*SEGMENTATION_NETS, *CLASSIFIERS])
 def test_shapes_are_our_nets_own(name):
     net = build_model(name, width_divisor=16, input_size=65)
-    layers = derive_shapes(deploy_prototxt(net))
+    written = as_net(deploy_prototxt(net))
     with torch.inference_mode():
         blobs = net.eval().forward_blobs(torch.zeros(1, 3, 65, 65))
-    assert blob_shapes(layers) == {blob: tuple(values.shape) for blob, values in blobs.items()}
+    assert written.shapes == {blob: tuple(values.shape) for blob, values in blobs.items()}
     parameters = {
-        name: tuple(tuple(tensor.shape) for tensor in view.tensors.values())
-        for name, view in caffe_layers(net).items()
+        name: [tensor.shape for tensor in view.tensors.values()] for name, view in caffe_layers(net).items()
     }
-    assert {layer.name: layer.blobs for layer in layers if layer.blobs} == parameters
+    assert {name: [blob.shape for blob in blobs] for name, blobs in written.params.items()} == parameters
 
 
 @pytest.mark.parametrize("recorded", ["stage1_train", "retrain_train"])
 def test_train_nets(recorded):
-    layers = derive_shapes(read_prototxt(CAFFE_FILES / f"{recorded}.prototxt"))
-    assert [layer.note for layer in layers if layer.note] == []
-    shapes = blob_shapes(layers)
+    shapes = load_net(CAFFE_FILES / f"{recorded}.prototxt", phase="train").shapes
     if recorded == "stage1_train":
         expected = {"images_origin": (3, 3, 321, 321), "image_ids": (3,), "labels": (3, 1, 1, 21)}
         expected |= {"cues": (3, 21, 41, 41), "fc8-SEC-CRF-log": (3, 21, 41, 41), "cues-new": (3, 21, 41, 41)}
         # the probabilities have four readers
-        expected |= {"fc8-SEC-Softmax_Softmax_0_split_3": (3, 21, 41, 41), "loss-Seed": (1,)}
+        expected |= {"fc8-SEC-Softmax_Softmax_0_split_3": (3, 21, 41, 41), "loss-Seed": ()}
     else:
         expected = {"images": (2, 3, 321, 321), "label": (2, 1, 321, 321), "label_shrink": (2, 1, 41, 41)}
         expected |= {"loss": (), "accuracy": (1, 1, 1, 3), "fc8-SEC_fc8-SEC_0_split_1": (2, 21, 41, 41)}
@@ -74,9 +78,13 @@ def test_train_nets(recorded):
 def test_our_train_nets_have_no_unknown_layer():
     sec = load_config("sec_vgg16_voc").stage1
     coco = load_config("dsrg_vgg16_coco").stage1
-    for net, section in (("vgg16_largefov", sec), ("vgg16_aspp", coco), ("resnet101_aspp", coco)):
-        layers = derive_shapes(train_prototxt(build_model(net, num_classes=81, width_divisor=64), section))
-        assert [layer.note for layer in layers if layer.note] == []
+    for net, section, classes in (
+        ("vgg16_largefov", sec, 21),
+        ("vgg16_aspp", coco, 81),
+        ("resnet101_aspp", coco, 81),
+    ):
+        written = train_prototxt(build_model(net, num_classes=classes, width_divisor=64), section)
+        assert [layer.note for layer in summarise(written).layers if layer.note] == []
 
 
 DATA = 'input: "x" input_dim: 2 input_dim: 6 input_dim: 10 input_dim: 7\n'
@@ -116,46 +124,43 @@ DATA = 'input: "x" input_dim: 2 input_dim: 6 input_dim: 10 input_dim: 7\n'
     ],
 )
 def test_rules(shapes_of, layer, shape):
-    shapes, notes = shapes_of(DATA + f'layer {{ name: "l" bottom: "x" top: "y" {layer} }}')
-    assert notes == {}
-    assert shapes["y"] == shape
+    assert shapes_of(DATA + f'layer {{ name: "l" bottom: "x" top: "y" {layer} }}')["y"] == shape
 
 
 def test_v1_layers(shapes_of):
-    shapes, notes = shapes_of(
-        DATA + 'layers { name: "c" type: CONVOLUTION bottom: "x" top: "c" blobs_lr: 1\n'
+    shapes = shapes_of(
+        DATA + 'input: "y" input_dim: 2 input_dim: 1 input_dim: 1 input_dim: 1\n'
+        'layers { name: "c" type: CONVOLUTION bottom: "x" top: "c" blobs_lr: 1\n'
         "  convolution_param { num_output: 4 kernel_size: 3 } }\n"
         'layers { name: "i" type: INNER_PRODUCT bottom: "c" top: "i" inner_product_param { num_output: 5 } }\n'
-        'layers { name: "l" type: SOFTMAX_LOSS bottom: "i" bottom: "i" top: "l" }'
+        'layers { name: "l" type: SOFTMAX_LOSS bottom: "i" bottom: "y" top: "l" }'
     )
-    assert notes == {}
     assert (shapes["c"], shapes["i"], shapes["l"]) == ((2, 4, 8, 5), (2, 5), ())
 
 
-def test_what_is_unknown_or_does_not_fit_is_said_where_it_is(shapes_of):
-    shapes, notes = shapes_of(
+def test_what_is_unknown_or_does_not_fit_is_said_where_it_is(tmp_path):
+    (tmp_path / "n.prototxt").write_text(
         DATA + 'layer { name: "odd" type: "Warp" bottom: "x" top: "odd" }\n'
         'layer { name: "after" type: "ReLU" bottom: "odd" top: "after" }\n'
         'layer { name: "sum" type: "Eltwise" bottom: "x" bottom: "c" top: "sum" }\n'
         'layer { name: "big" type: "Convolution" bottom: "x" top: "big" '
         "convolution_param { num_output: 2 kernel_size: 9 } }\n"
-        'layer { name: "text" type: "Convolution" bottom: "x" top: "text" convolution_param { num_output: "2" } }\n'
         'layer { name: "volume" type: "Input" top: "volume" input_param { shape { dim: [1, 2, 3, 4, 5] } } }\n'
         'layer { name: "deep" type: "Convolution" bottom: "volume" top: "deep" '
         "convolution_param { num_output: 2 kernel_h: 3 kernel_w: 3 } }\n"
         'layer { name: "mine" type: "Python" bottom: "x" top: "mine" python_param { layer: "MyLayer" } }\n'
         'layer { name: "test" type: "ReLU" bottom: "nothing" include { phase: TEST } }\n'
     )
-    assert notes == {
-        "odd": "unknown type",
-        "sum": "does not fit: no layer before it makes c",
-        "big": "does not fit: a size below 1: (2, 2, 2, -1), (2, 6, 9, 9), (2,)",
-        "text": "does not fit: num_output '2' is no whole number",
-        "deep": "does not fit: kernel_h and kernel_w for 3 axes",
-        "mine": "unknown Python layer MyLayer",
+    layers = summarise(read_prototxt(tmp_path / "n.prototxt")).layers
+    assert {layer.name: layer.note for layer in layers if layer.note} == {
+        "odd": "type: 'Warp' is not known",
+        "sum": "no layer before it makes c",
+        "big": "convolution_param.kernel_size: 9 with dilation 1 does not fit into 7+2*0 cells",
+        "deep": "convolution_param.kernel_h: for 3 spatial axes; it is for 2",
+        "mine": "type: '.MyLayer' is not known",
     }
-    assert shapes["x_input_0_split_4"] == (2, 6, 10, 7)
-    assert {blob for blob, shape in shapes.items() if shape is None} == {*notes, "after"}
+    known = {layer.name: layer.shapes[0] for layer in layers if layer.shapes[0]}
+    assert known == {"input": (2, 6, 10, 7), "volume": (1, 2, 3, 4, 5)}
 
 
 def inspect(capsys, path) -> tuple[int, str, str]:
@@ -180,10 +185,9 @@ def test_inspect_a_net(capsys, tmp_path):
     (tmp_path / "n.prototxt").write_text(DATA + 'layer { name: "odd" type: "Warp" bottom: "x" top: "odd" }')
     assert inspect(capsys, tmp_path / "n.prototxt")[1].splitlines()[1:] == [
         "  input  input  x 2x6x10x7",
-        "  odd    Warp   x -> odd ?  (unknown type)",
+        "  odd    Warp   x -> odd ?  (type: 'Warp' is not known)",
         "2 blobs",
-        "0 parameters in the layers whose input is known",
-        "unknown types: Warp",
+        "0 parameters, 0 multiply-adds in the layers that are known",
     ]
 
 
@@ -232,7 +236,7 @@ def test_inspect_a_solver(capsys):
     ("text", "reason"),
     [
         ("a: 1", "neither a net (no layer) nor a solver"),
-        ('layers { layer { name: "v0" type: "conv" } }', "the layout before V1"),
+        ('layers { layer { name: "v0" type: "warp" } }', "is no layer type of the V0 layout"),
         ('layer { name: "a" ', "expected a field name or '}', found the end of the file"),
     ],
 )
@@ -258,22 +262,20 @@ def test_inspect_says_how_it_read_a_text_of_another_name(capsys, tmp_path, text,
 
 
 def test_mutated_nets_are_listed_or_refused(tmp_path):
-    """A thousand mutations of values: what is a prototxt is listed."""
+    """Three hundred mutations of values: a net is listed, unless a field cannot have a value; then in one line."""
     text = format_prototxt(deploy_prototxt(build_model("vgg16_cam", width_divisor=16))).split()
-    values = ["0", "-1", '"x"', "9223372036854775807", "MAX", "{ dim: 1 }", "1e9", "true"]
+    values = ["0", "-1", "7", "100000", "9223372036854775807", "MAX", '"x"', "{ dim: 1 }", "1e9", "true"]
     places = [i for i, word in enumerate(text) if text[i - 1].endswith(":")]
     rng = random.Random(0)
-    listed = 0
-    for _ in range(1000):
+    listed = refused = 0
+    for _ in range(300):
         words = list(text)
-        for _ in range(rng.randrange(1, 4)):
-            words[rng.choice(places)] = rng.choice(values)
+        for place in rng.sample(places, rng.randrange(1, 3)):
+            words[place] = rng.choice(values)
         (tmp_path / "n.prototxt").write_text(" ".join(words))
         try:
-            net = read_prototxt(tmp_path / "n.prototxt")
-        except ValueError:
-            continue
-        if net.layers:
-            blob_shapes(derive_shapes(net))
-            listed += 1
-    assert listed > 900
+            listed += len(describe_file(tmp_path / "n.prototxt")) > words.count("layer")
+        except InputError as error:
+            refused += str(error).startswith(f"{tmp_path}/n.prototxt: ")
+    assert listed + refused == 300
+    assert min(listed, refused) > 30

@@ -23,7 +23,8 @@ from repro.data.images import read_image_rgb
 from repro.data.voc import read_mask
 from repro.errors import InputError
 from repro.models import load_net
-from weights_conversion import describe_file, read_prototxt
+from repro.models.inspection import describe_file
+from weights_conversion import read_prototxt
 
 
 def refused(call, *parts: object) -> None:
@@ -59,18 +60,16 @@ def test_a_prototxt_with_a_number_of_thousands_of_digits(tmp_path, capsys, numbe
 def test_shapes_beyond_what_caffe_takes(tmp_path, axes):
     """Their product has thousands of digits, which Python does not print."""
     path = tmp_path / "net.prototxt"
-    dims = f"dim: {2**64 - 1} " * axes
+    dims = f"dim: {2**63 - 1} " * axes
     path.write_text(
         f'input: "x" input_shape {{ {dims}}} layer {{ name: "a" type: "ReLU" bottom: "x" top: "a" }}'
     )
     refused(lambda: describe_file(path), path, "input x: ", "Caffe takes")
-    with pytest.raises(ValueError, match=r"net\.prototxt.*") as caught:
-        load_net(path)
-    assert "\n" not in str(caught.value)
+    refused(lambda: load_net(path), path, "input x: ", "Caffe takes")
     layer = 'type: "InnerProduct" inner_product_param { num_output: 4294967295 }'
     size = "dim: 4 dim: 100000"
     path.write_text(f'input: "x" input_shape {{ {size} }} layer {{ name: "a" {layer} bottom: "x" top: "a" }}')
-    assert any("does not fit: more values than Caffe takes" in line for line in describe_file(path))
+    assert any("(more values than Caffe takes" in line for line in describe_file(path))
 
 
 def test_a_git_lfs_pointer_is_called_so_whatever_its_name(tmp_path):

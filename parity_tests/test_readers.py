@@ -23,10 +23,11 @@ from repro.data.labels import read_labels
 from repro.data.voc_xml import read_xml
 from repro.errors import InputError, StoppedError
 from repro.files import read_json
+from repro.models.inspection import describe_file
 from repro.report.submission import check_submission
 from repro.training.csv_log import CsvLog, read_log
 from repro.yaml12 import load_yaml
-from weights_conversion import describe_file, read_prototxt, read_pth
+from weights_conversion import read_prototxt, read_pth
 from weights_conversion.conversion import read_snapshot
 
 CLASSES = ("background", "cat", "dog")

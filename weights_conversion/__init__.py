@@ -3,13 +3,11 @@
 from weights_conversion.caffemodel import CaffeLayer, CaffeModel, read_caffemodel, write_caffemodel
 from weights_conversion.conversion import STATE_ENDINGS, convert_solverstate, read_for
 from weights_conversion.errors import CaffeFileError
-from weights_conversion.inspection import describe_file
 from weights_conversion.mapping import LoadReport, load_caffe_weights, load_weights, save_safetensors
 from weights_conversion.model_layers import CaffeLayerView, HasCaffeBlobs, caffe_layers
 from weights_conversion.prototxt import Identifier, Message, read_prototxt
 from weights_conversion.prototxt_format import format_prototxt, write_prototxt
 from weights_conversion.pth import read_pth
-from weights_conversion.schema import unknown_fields
 from weights_conversion.solverstate import SolverState, read_solverstate, write_solverstate
 
 __all__ = [
@@ -25,7 +23,6 @@ __all__ = [
     "SolverState",
     "caffe_layers",
     "convert_solverstate",
-    "describe_file",
     "format_prototxt",
     "load_caffe_weights",
     "load_weights",
@@ -35,7 +32,6 @@ __all__ = [
     "read_pth",
     "read_solverstate",
     "save_safetensors",
-    "unknown_fields",
     "write_caffemodel",
     "write_prototxt",
     "write_solverstate",

@@ -16,7 +16,8 @@ from repro.errors import InputError
 from repro.export.net import write_net
 from repro.files import atomic_path
 from repro.models import CaffeNet, build_model, load_net
-from repro.models.summary import read_summary
+from repro.models.inspection import describe_file, read_text
+from repro.models.summary import summarise
 from repro.models.weights import hints
 from repro.training.prototxts import deploy_prototxt, train_prototxt
 from weights_conversion import (
@@ -24,7 +25,6 @@ from weights_conversion import (
     Message,
     caffe_layers,
     convert_solverstate,
-    describe_file,
     read_for,
     write_prototxt,
 )
@@ -172,12 +172,9 @@ def inspect(
     Of a net's prototxt, in any of Caffe's layouts: its layers with types, the shapes of their tops, parameters and
     multiply-adds, and the totals.
     """
-    summary = read_summary(file) if file_kind(file) == "prototxt" else None
-    if as_json:
-        if summary is None:
-            raise InputError(f"{file}: --json goes with the prototxt of a net")
-        say(json.dumps(summary.as_json()))
-    elif summary is not None and not any(layer.note for layer in summary.layers):
-        say(*summary.lines())
-    else:
+    if not as_json:
         say(*describe_file(file))
+    elif file_kind(file) == "prototxt" and (net := read_text(file)).layers:
+        say(json.dumps(summarise(net, path=str(file)).as_json()))
+    else:
+        raise InputError(f"{file}: --json goes with the prototxt of a net")

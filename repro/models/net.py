@@ -22,7 +22,7 @@ import torch.nn as nn
 from repro.errors import InputError
 from repro.models.fillers import Scheme, fill_, fill_weight_
 from repro.models.in_place import Holder, is_in_place, overwritten
-from repro.models.registry import Bottom, DataLayer, Layer, describe, layer_class, meta
+from repro.models.registry import Bottom, DataLayer, Layer, beyond_caffe, describe, layer_class, meta
 from weights_conversion.caffe_pb2 import TEST, TRAIN, LayerParameter, NetParameter, NetStateRule, ParamSpec
 from weights_conversion.lift import lift
 from weights_conversion.mapping import LoadReport
@@ -544,6 +544,8 @@ class _Builder:
         for index, (name, shape) in enumerate(zip(parameter.input, shapes, strict=True)):
             if name in self.blobs:
                 raise InputError(f"{net._place}input: {name!r} twice")
+            if reason := beyond_caffe(shape):
+                raise InputError(f"{net._place}input {name}: {reason}")
             self.blobs[name] = meta(shape)
             self.makers[name] = ("input", index)
             net.inputs[name] = shape

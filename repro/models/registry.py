@@ -71,6 +71,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn, TypeVar
@@ -126,6 +127,15 @@ _ABOVE = {  # types whose entries read files, with what stands above this packag
 def meta(shape: Sequence[int]) -> torch.Tensor:
     """A tensor of this shape without values."""
     return torch.empty(tuple(shape), device="meta")
+
+
+def beyond_caffe(shape: Shape) -> str:
+    """Why Caffe's ``Blob::Reshape`` refuses a shape; "" where it takes it."""
+    if len(shape) > 32:
+        return f"{len(shape)} axes, Caffe takes 32 at most"
+    if math.prod(shape) >= 2**31:
+        return "more values than Caffe takes, 2147483647 at most"
+    return ""
 
 
 def shapes_of(blobs: Sequence[torch.Tensor]) -> str:

@@ -7,17 +7,19 @@ depends on them is left open, so that a net which does not run can be looked at 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from repro.errors import InputError
-from repro.models.net import PhaseName, filtered, read_net
-from repro.models.registry import Bottom, Layer, Shape, layer_class, meta
+from repro.models.net import PhaseName, filtered
+from repro.models.registry import Bottom, Layer, Shape, beyond_caffe, describe, layer_class, meta
 from weights_conversion.caffe_pb2 import NetParameter
+from weights_conversion.lift import lift
+from weights_conversion.prototxt import Message
 from weights_conversion.upgrade import upgraded
 
 
@@ -45,6 +47,7 @@ class NetSummary:
     layers: list[LayerSummary]
     left_out: int
     parameters: int
+    unknown: list[str]  # fields that neither Caffe nor the forks known here have
 
     @property
     def multiply_adds(self) -> int:
@@ -70,33 +73,34 @@ class NetSummary:
         yield f"{self.parameters} parameters, {self.multiply_adds} multiply-adds{partly}"
         if self.left_out:
             yield f"{self.left_out} layers do not run in phase {self.phase.upper()}"
+        yield from unknown_lines(self.unknown)
 
 
-def summarise(parameter: NetParameter, *, path: str = "") -> NetSummary:
-    """The layers that run in training; of a net that has none then, those that run in testing.
+def unknown_lines(fields: Iterable[str]) -> list[str]:
+    """What is said of fields that ``caffe.proto`` has not."""
+    return [f"{field}: unknown to Caffe and DeepLab-v2" for field in dict.fromkeys(fields)]
+
+
+def summarise(content: Message, *, path: str = "") -> NetSummary:
+    """The layers of a net's prototxt that run in training; where none does, those that run in testing.
 
     Raises:
-        InputError: a layout that cannot be upgraded.
+        InputError: a value that a field cannot have, a layout that cannot be upgraded, an input larger than Caffe's.
     """
-    whole = upgraded(parameter, path)
+    unknown: list[str] = []
+    whole = upgraded(lift(content, NetParameter, path, unknown=unknown), path)
     phase: PhaseName = "train"
-    if all(layer.type == "Input" for layer in filtered(whole, phase).layer):
-        phase = "test"
-    running = filtered(whole, phase)
-    walk = _Walk(running, phase)
-    left_out = len(whole.layer) - len(running.layer)
-    return NetSummary(whole.name or path, phase, walk.found, left_out, sum(walk.counted.values()))
-
-
-def read_summary(path: str | os.PathLike[str]) -> NetSummary | None:
-    """``summarise`` of a prototxt; None where it is that of no net, or has what Caffe's messages have not."""
     try:
-        parameter = read_net(path)
-    except InputError:
-        return None
-    if not (parameter.layer or parameter.layers):
-        return None
-    return summarise(parameter, path=os.fspath(path))
+        if all(layer.type == "Input" for layer in filtered(whole, phase).layer):
+            phase = "test"
+        running = filtered(whole, phase)
+        walk = _Walk(running, phase)
+    except InputError as error:
+        raise InputError(f"{path}: {error}" if path else str(error)) from None
+    left_out = len(whole.layer) - len(running.layer)
+    return NetSummary(
+        whole.name or Path(path).name, phase, walk.found, left_out, sum(walk.counted.values()), unknown
+    )
 
 
 class _Walk:
@@ -113,6 +117,8 @@ class _Walk:
         shapes += [None] * (len(net.input) - len(shapes))
         for name, shape in zip(net.input, shapes, strict=False):
             known = shape is not None and all(size > 0 for size in shape)
+            if known and shape is not None and (reason := beyond_caffe(shape)):
+                raise InputError(f"input {name}: {reason}")
             self.blobs[name] = meta(shape) if known and shape is not None else None
             self.found.append(
                 LayerSummary("input", "input", [], [name], [shape], {}, 0, "" if known else "no shape")
@@ -132,15 +138,18 @@ class _Walk:
             kind = layer_class(layer)
             if not unknown:
                 module, tops = self._run(kind, layer)
-                shapes = [tuple(top.shape) for top in tops[: len(layer.top)]]
-                parameters = {name: tuple(blob.shape) for name, blob in module.caffe_blobs().items()}
+                made = [tuple(top.shape) for top in tops[: len(layer.top)]]
+                blobs = {name: tuple(blob.shape) for name, blob in module.caffe_blobs().items()}
+                if reason := next(filter(None, map(beyond_caffe, (*made, *blobs.values()))), ""):
+                    raise InputError(reason)
+                shapes, parameters = [*made], blobs
                 cost = module.multiply_adds([bottom.shape for bottom in module.bottoms])
                 for index, (name, shape) in enumerate(parameters.items()):
                     shared = layer.param[index].name if index < len(layer.param) else ""
                     self.counted[shared or f"{layer.name}.{name}"] = math.prod(shape)
         except (ValueError, RuntimeError, IndexError, TypeError, NotImplementedError, OSError) as error:
             note = (str(error).splitlines() or [type(error).__name__])[0].split("; add it in Python")[0]
-            note = note.removeprefix(f"layer {layer.name!r} ({layer.type}): ")
+            note = note.removeprefix(f"{describe(layer)}: ")
         self.blobs.update(
             {
                 top: None if shape is None else meta(shape)

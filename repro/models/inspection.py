@@ -12,36 +12,33 @@ import safetensors
 import torch
 from torch import Tensor
 
+from repro.models.summary import summarise, unknown_lines
+from weights_conversion.caffe_pb2 import SolverParameter
 from weights_conversion.caffemodel import read_caffemodel
 from weights_conversion.conversion import PROVENANCE, read_snapshot
 from weights_conversion.errors import CaffeFileError
 from weights_conversion.kinds import file_kind
+from weights_conversion.lift import lift
 from weights_conversion.mapping import read_safetensors
-from weights_conversion.prototxt_inspection import describe_prototxt
+from weights_conversion.prototxt import Message, read_prototxt
+from weights_conversion.prototxt_format import format_prototxt
 from weights_conversion.pth import read_pth
 from weights_conversion.solverstate import SolverState, read_solverstate
 from weights_conversion.sources import READERS
 from weights_conversion.wire import not_weights
 
+_SOLVER_FIELDS = {"base_lr", "lr_policy", "net", "train_net", "net_param", "max_iter", "solver_mode"}
+
 
 def describe_file(path: str | os.PathLike[str]) -> list[str]:
     """The lines that say what a file holds: layers, shapes, parameters, ranges of values; a state's iteration;
-    of a prototxt the derived shapes or the solver's fields.
+    of a prototxt the net's layers or the solver's fields.
 
-    Raises ``CaffeFileError`` (a ``ValueError``) for what the readers refuse.
+    Raises ``InputError`` (a ``ValueError``) for what the readers refuse.
     """
     kind, name = file_kind(path), Path(path).name
     if kind == "prototxt":
-        try:
-            return describe_prototxt(path)
-        except CaffeFileError as error:
-            with open(path, "rb") as file:
-                reason = not_weights(file.read(512))
-            if reason:
-                raise CaffeFileError(f"{os.fspath(path)}: {reason}") from None
-            if name.endswith(".prototxt"):
-                raise
-            raise CaffeFileError(f"{error}; read as a prototxt, being text") from None
+        return _prototxt(path)
     if kind == "solverstate":
         return [f"{name}: Caffe solver state", *_state(read_solverstate(path))]
     if kind == "safetensors":
@@ -63,6 +60,38 @@ def describe_file(path: str | os.PathLike[str]) -> list[str]:
         f"{model.name or name}: {model.form}, {len(model.layers)} layers",
         *model.changes,
         *_layers(arrays, types),
+    ]
+
+
+def read_text(path: str | os.PathLike[str]) -> Message:
+    """A prototxt, of a net or a solver. Raises ``CaffeFileError`` for other text, with what it is."""
+    try:
+        content = read_prototxt(path)
+        if not content.layers and not _SOLVER_FIELDS & content.keys():
+            raise CaffeFileError(
+                f"{os.fspath(path)}: neither a net (no layer) nor a solver (no base_lr, net, …)"
+            )
+    except CaffeFileError as error:
+        with open(path, "rb") as file:
+            reason = not_weights(file.read(512))
+        if reason:
+            raise CaffeFileError(f"{os.fspath(path)}: {reason}") from None
+        if Path(path).name.endswith(".prototxt"):
+            raise
+        raise CaffeFileError(f"{error}; read as a prototxt, being text") from None
+    return content
+
+
+def _prototxt(path: str | os.PathLike[str]) -> list[str]:
+    content = read_text(path)
+    if content.layers:
+        return [*summarise(content, path=os.fspath(path)).lines()]
+    unknown: list[str] = []
+    lift(content, SolverParameter, os.fspath(path), unknown=unknown)
+    return [
+        f"{Path(path).name}: solver",
+        *(f"  {line}" for line in format_prototxt(content).splitlines()),
+        *unknown_lines(unknown),
     ]
 
 
