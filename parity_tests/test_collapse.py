@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -18,8 +19,8 @@ from repro.config import load_config
 from repro.layers import caffe_softmax
 from repro.models import build_model
 from repro.training.collapse import AT_FLOOR, ONE_CLASS, CollapseWatch, loss_floor
-from repro.training.csv_log import Row
 from repro.training.objectives import Stage1Objective
+from repro.training.rows import Row
 from weights_conversion import load_weights
 
 
@@ -27,10 +28,10 @@ def told(caplog, seed, constrain, winners, *, classes: int = 21, terms: int = 2)
     """What the watch says of a curve."""
     caplog.clear()
     watch = CollapseWatch(classes, terms)
-    watch.start(Path("run/stage1"), 0, {})
+    loop = SimpleNamespace(folder=Path("run/stage1"))
     for number, (a, b, c) in enumerate(np.broadcast(seed, constrain, winners)):
         figures = {"loss": a + b, "loss-Seed": float(a), "loss-Constrain": float(b), "winners": float(c)}
-        watch.row(Row(number, 1e-3, figures, 0.0))
+        watch.after_row(loop, Row(number, 1e-3, figures, 0.0))
     return list(caplog.messages)
 
 

@@ -18,6 +18,7 @@ from repro.cli import run_command
 from repro.data import ImageData, make_loader
 from repro.errors import InputError
 from repro.models import build_model
+from repro.training.batches import Batches
 from repro.training.measured_filler import fill_by_first_batch, needs_measuring, scale_to_unit_outputs
 from weights_conversion import load_weights
 
@@ -74,7 +75,7 @@ def test_new_layers_get_outputs_of_size_one_and_all_others_stay(inputs):
     before = {name: value.clone() for name, value in net.state_dict().items()}
     dataset = ImageData(inputs / "images", inputs / "list.txt", inputs / "localization_cues.pickle")
     net.train()
-    measured = fill_by_first_batch(net, missing, dataset, batch_size=3, shuffle=True, seed=3)
+    measured = fill_by_first_batch(net, missing, Batches(dataset, 3, True, 3, workers=0, iter_size=1))
     assert net.training
 
     batch = next(iter(make_loader(dataset, 3, shuffle=True, seed=3)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,8 @@ from repro.models import CaffeNet, build_model
 from repro.precision import to_device
 from repro.run_folder import Run
 from repro.solver import build_solver
+from repro.training.batches import Batches
+from repro.training.hooks import stage_hooks
 from repro.training.loop import SolverLoop
 from repro.training.measured_filler import fill_by_first_batch
 from repro.training.objectives import ClassifierObjective
@@ -83,34 +84,21 @@ def train_classifier(config: Config, net: str, run: Run) -> Path:
         to_device(model, config, run.device)
         data = section.data
         images = _layer(config, labelled, training, mirror=data.mirror)
+        batches = Batches.of(images, section, config.seed)
         if section.init.filler == "lsuv" and distributed.is_first() and not snapshots(step.folder):
-            step.record["filler"] = fill_by_first_batch(
-                model, missing, images, batch_size=data.batch_size, shuffle=data.shuffle, seed=config.seed
-            )
-        observer = HeldOutPrecision(
+            step.record["filler"] = fill_by_first_batch(model, missing, batches)
+        precision = HeldOutPrecision(
             model,
             _layer(config, labelled, held_out, mirror=False),
             config.dataset.classes[1:],
             interval=section.test_interval,
-            last=section.solver.max_iter,
             batch_size=data.batch_size,
         )
-        with tempfile.TemporaryDirectory() as folder:
-            list_path = Path(folder) / "list.txt"
-            names = config.dataset.classes
-            lines = (f"{name},{','.join(names[i] for i in labelled.labels[name])}\n" for name in training)
-            list_path.write_text("".join(lines), encoding="utf-8")
-            SolverLoop(
-                section,
-                config.seed,
-                model,
-                build_solver(model, section.solver),
-                ClassifierObjective(data.batch_size),
-                images,
-                list_path,
-                step,
-                [observer] if held_out else [],
-            ).run()
+        names = config.dataset.classes
+        lines = (f"{name},{','.join(names[i] for i in labelled.labels[name])}\n" for name in training)
+        hooks = stage_hooks(step, "".join(lines).encode(), [precision] if held_out else [])
+        solver = build_solver(model, section.solver)
+        SolverLoop(model, solver, ClassifierObjective(data.batch_size), batches, step.folder, hooks).run()
         return weights
 
 

@@ -17,13 +17,10 @@ from __future__ import annotations
 
 import logging
 import math
-from pathlib import Path
-
-import torch
 
 from repro.layers.softmax import MIN_PROB
-from repro.training.csv_log import Row
-from repro.training.loop import Observer
+from repro.training.loop import Hook, SolverLoop
+from repro.training.rows import Row
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +35,7 @@ def loss_floor(num_classes: int) -> float:
     return math.log1p(num_classes * MIN_PROB) - math.log(MIN_PROB)
 
 
-class CollapseWatch(Observer):
+class CollapseWatch(Hook):
     """Warns once when the seed loss stays at its floor, or when one class fills every map.
 
     Args:
@@ -51,10 +48,7 @@ class CollapseWatch(Observer):
         self._at_floor = self._one_class = 0
         self._told = False
 
-    def start(self, folder: Path, iteration: int, state: dict[str, torch.Tensor]) -> None:
-        self._where = folder
-
-    def row(self, row: Row) -> None:
+    def after_row(self, loop: SolverLoop, row: Row) -> None:
         self._at_floor = self._at_floor + 1 if self._is_at_floor(row.figures) else 0
         self._one_class = self._one_class + 1 if row.figures["winners"] == 1 else 0
         if self._told:
@@ -69,7 +63,7 @@ class CollapseWatch(Observer):
         log.warning(
             "%s: the net has collapsed: in the last %d rows of the log, up to iteration %d, %s, and such a net learns "
             "nothing; try init.filler=lsuv where init.weights lacks layers, a lower solver.base_lr, other weights",
-            self._where,
+            loop.folder,
             rows,
             row.iteration,
             what,

@@ -1,4 +1,4 @@
-"""``log.csv``, and the way of the figures in it from the device to the host.
+"""``log.csv`` and other tables that grow by a row now and then.
 
 Each displayed iteration is a row: ``iteration, lr, loss`` and every loss under its Caffe name, unsmoothed (mean over
 the ``iter_size`` mini-batches, as Caffe reports).
@@ -10,69 +10,12 @@ import csv
 import io
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
-
-import torch
 
 from repro.files import write_text
 
 log = logging.getLogger(__name__)
-
-
-class Row(NamedTuple):
-    """One iteration's figures; ``smoothed`` is Caffe's mean loss over the last ``average_loss`` iterations."""
-
-    iteration: int
-    rate: float
-    figures: dict[str, float]
-    smoothed: float
-
-    def fields(self) -> dict[str, float]:
-        """What ``log.csv`` has of it, and figures that only observers read."""
-        return {"iteration": self.iteration, "lr": self.rate, **self.figures}
-
-
-class _OnItsWay(NamedTuple):
-    iteration: int
-    rate: float
-    names: list[str]
-    values: torch.Tensor
-    copied: torch.cuda.Event | None
-
-
-class Figures:
-    """Brings rows to the host. On CUDA a row arrives while the next iterations are already queued, so that no
-    iteration waits to be reported; elsewhere at once."""
-
-    def __init__(self) -> None:
-        self._waiting: _OnItsWay | None = None
-
-    def send(
-        self, iteration: int, rate: float, figures: dict[str, torch.Tensor], smoothed: torch.Tensor
-    ) -> Iterator[Row]:
-        """Start the copy of a row of scalars; gives those that have arrived."""
-        yield from self.rest()
-        values = torch.stack([value.double() for value in (*figures.values(), smoothed)])
-        copied = torch.cuda.Event() if values.is_cuda else None
-        values = values.to("cpu", non_blocking=True)
-        if copied:
-            copied.record()
-        self._waiting = _OnItsWay(iteration, rate, list(figures), values, copied)
-        if not copied:
-            yield from self.rest()
-
-    def rest(self) -> Iterator[Row]:
-        """Wait for what is still on its way."""
-        if self._waiting is None:
-            return
-        iteration, rate, names, values, copied = self._waiting
-        self._waiting = None
-        if copied:
-            copied.synchronize()
-        *numbers, smoothed = values.tolist()
-        yield Row(iteration, rate, dict(zip(names, numbers, strict=True)), smoothed)
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
@@ -139,6 +82,9 @@ class CsvLog:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self.file.close()
 
     def write(self, fields: Mapping[str, float | None]) -> None:

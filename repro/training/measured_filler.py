@@ -23,34 +23,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from repro.data import DataLayer, make_loader
 from repro.errors import InputError
 from repro.models import CaffeNet
 from repro.models.net import Inputs
+from repro.training.batches import Batches
 
 Measured = dict[str, dict[str, float]]
 
 
-def fill_by_first_batch(
-    model: CaffeNet,
-    missing: Collection[str],
-    dataset: DataLayer,
-    *,
-    batch_size: int,
-    shuffle: bool,
-    seed: int,
-) -> Measured:
+def fill_by_first_batch(model: CaffeNet, missing: Collection[str], batches: Batches) -> Measured:
     """Scale the ``missing`` layers on the training's own first mini-batch, whole, whatever the number of ranks.
 
-    Arguments as for :func:`repro.data.make_loader`, the result as of :func:`scale_to_unit_outputs`; empty where no
-    layer is missing that the filler scales.
+    The result is that of :func:`scale_to_unit_outputs`; empty where no layer is missing that the filler scales.
     """
     layers = needs_measuring(model, missing)
     if not layers:
         return {}
-    batch = next(iter(make_loader(dataset, batch_size, shuffle=shuffle, seed=seed, iterations=1)))
-    images = batch["images"].to(next(model.parameters())).contiguous(memory_format=torch.channels_last)
-    return scale_to_unit_outputs(model, layers, images)
+    images = batches.first()["images"].to(next(model.parameters()))
+    return scale_to_unit_outputs(model, layers, images.contiguous(memory_format=torch.channels_last))
 
 
 def needs_measuring(model: CaffeNet, missing: Collection[str]) -> list[str]:

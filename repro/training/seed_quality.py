@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +15,11 @@ from repro.metrics import seed_figures, seed_matrix
 from repro.models import CaffeNet
 from repro.precision import LAYOUT
 from repro.training.csv_log import CsvLog
-from repro.training.loop import Observer
+from repro.training.loop import Hook, SolverLoop, Sums
 from repro.training.objectives import Batch
 
 
-class SeedQuality(Observer):
+class SeedQuality(Hook):
     """``seed_quality.csv``: precision, recall and IoU of the seeds that stage 1 trains on, and the share of the pixels
     that they label, after each pass through the images (Fig. 4 of the DSRG paper).
 
@@ -46,13 +45,16 @@ class SeedQuality(Observer):
                 self._counts[name].to(matrix.device) + matrix if name in self._counts else matrix
             )
 
-    def start(self, folder: Path, iteration: int, state: dict[str, torch.Tensor]) -> None:
-        self._counts = dict(state)
+    def before_training(self, loop: SolverLoop) -> None:
+        iteration = loop.solver.iteration
         self._epoch = iteration * self.batch // self.images
         if distributed.is_first():
-            self._log = CsvLog(folder / "seed_quality.csv", self.columns, iteration + 1 if iteration else 0)
+            self._log = CsvLog(
+                loop.folder / "seed_quality.csv", self.columns, iteration + 1 if iteration else 0
+            )
 
-    def after(self, done: int) -> None:
+    def after_iteration(self, loop: SolverLoop, sums: Sums) -> None:
+        done = loop.solver.iteration
         epoch = done * self.batch // self.images
         if epoch == self._epoch:
             return
@@ -62,8 +64,11 @@ class SeedQuality(Observer):
             self._write(epoch, done, self._counts["grown"])
         self._counts, self._epoch = {}, epoch
 
-    def state(self) -> dict[str, torch.Tensor]:
+    def state_dict(self) -> dict[str, torch.Tensor]:
         return dict(self._counts)
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        self._counts = dict(state)
 
     def _write(self, epoch: int, iteration: int, counts: torch.Tensor) -> None:
         figures = seed_figures(counts.cpu())
@@ -89,7 +94,7 @@ def average_precision(scores: npt.NDArray[np.floating], present: npt.NDArray[np.
     return float(best_beyond[hits].mean())
 
 
-class HeldOutPrecision(Observer):
+class HeldOutPrecision(Hook):
     """``average_precision.csv``: mean and per class, every ``interval`` iterations and after the last.
 
     The mean is over the classes that the held-out images show; the cells of the others are empty.
@@ -102,21 +107,22 @@ class HeldOutPrecision(Observer):
         classes: Sequence[str],
         *,
         interval: int,
-        last: int,
         batch_size: int,
     ) -> None:
         self.model, self.images, self.classes = model, images, list(classes)
-        self.interval, self.last, self.batch_size = interval, last, batch_size
+        self.interval, self.batch_size = interval, batch_size
 
-    def start(self, folder: Path, iteration: int, state: dict[str, torch.Tensor]) -> None:
+    def before_training(self, loop: SolverLoop) -> None:
         if not distributed.is_first():
             return  # the others wait for its next gradients
+        iteration = loop.solver.iteration
         # a row's iteration counts what is done: the one written at a snapshot stays
         columns = ("iteration", "mean", *self.classes)
-        self._log = CsvLog(folder / "average_precision.csv", columns, iteration + 1 if iteration else 0)
+        self._log = CsvLog(loop.folder / "average_precision.csv", columns, iteration + 1 if iteration else 0)
 
-    def after(self, done: int) -> None:
-        if distributed.is_first() and (done == self.last or (self.interval and done % self.interval == 0)):
+    def after_iteration(self, loop: SolverLoop, sums: Sums) -> None:
+        done, last = loop.solver.iteration, loop.solver.config.max_iter
+        if distributed.is_first() and (done == last or (self.interval and done % self.interval == 0)):
             scores, present = self._scores()
             found = {
                 name: average_precision(scores[:, index], present[:, index] > 0)

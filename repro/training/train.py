@@ -1,6 +1,6 @@
 """Training either stage: its files checked and hashed, its net, data layer and losses made of the config, its loop run.
 
-The loop itself is in ``loop.py``, its log in ``csv_log.py``, its snapshots in ``snapshots.py``.
+The loop itself is in ``loop.py``, what hangs on it in ``hooks.py``.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from repro.models.weights import load_weights
 from repro.precision import to_device
 from repro.run_folder import Run
 from repro.solver import CaffeSolver, build_solver
+from repro.training.batches import Batches
 from repro.training.collapse import SEED_TERMS, CollapseWatch
-from repro.training.loop import Observer, SolverLoop
+from repro.training.hooks import stage_hooks
+from repro.training.loop import Hook, SolverLoop
 from repro.training.measured_filler import fill_by_first_batch, needs_measuring
 from repro.training.objectives import Objective, Stage1Objective, Stage2Objective
 from repro.training.seed_quality import SeedQuality
@@ -62,37 +64,20 @@ def train(config: Config, stage: int, run: Run) -> Path:
     if section.solver.max_iter < 1:
         raise InputError(f"stage{stage}.solver.max_iter: expected at least 1 iteration")
     files = _files(section, stage)
-    hashes = {key: file_sha256(path) for key, path in files.items() if Path(path).is_file()}
-    if folder := files.get("label_root") or (files["cues"] if _cues_are_pngs(section) else None):
-        hashes["labels"] = labels_sha256(folder, files["list"])
-    with run.step(f"stage{stage}", _settings(config, stage, section, hashes)) as step:
+    with run.step(f"stage{stage}", _settings(config, stage, section, _hashes(section, files))) as step:
         if not step.done:
-            model, missing = _initial_model(config, section.init)
-            model.set_multipliers(section.multipliers)
-            dataset = _dataset(section, stage, files, config.model.num_classes, model)
-            survey_images(dataset.image_paths())
-            _check_truth(section, dataset, config.model.num_classes)
-            observers, objective = _objective(section, len(dataset), config.model.num_classes)
-            to_device(model, config, run.device)
-            solver = build_solver(model, section.solver)
+            net, missing = _initial_net(config, section)
+            dataset = _dataset(section, stage, files, config.model.num_classes, net)
+            batches = Batches.of(dataset, section, config.seed)
+            objective, watchers = _objective(section, batches, config.model.num_classes)
+            to_device(net, config, run.device)
             if not snapshots(step.folder):
-                _warn_of_fillers(config, stage, section.init, needs_measuring(model, missing))
-                if section.init.filler == "lsuv" and distributed.is_first():  # the others get its weights
-                    data = section.data
-                    step.record["filler"] = fill_by_first_batch(
-                        model,
-                        missing,
-                        dataset,
-                        batch_size=data.batch_size,
-                        shuffle=data.shuffle,
-                        seed=config.seed,
-                    )
+                step.record |= _fill_new_layers(config, stage, section.init, net, missing, batches)
+            solver = build_solver(net, section.solver)
             if section.init.solverstate:
                 take_over(solver, section.init.solverstate)
-            list_path = Path(files["list"])
-            SolverLoop(
-                section, config.seed, model, solver, objective, dataset, list_path, step, observers
-            ).run()
+            hooks = stage_hooks(step, Path(files["list"]).read_bytes(), watchers)
+            SolverLoop(net, solver, objective, batches, step.folder, hooks).run()
         return step.folder / f"iter_{section.solver.max_iter}.safetensors"
 
 
@@ -120,20 +105,20 @@ def _files(section: Stage1Config | Stage2Config, stage: int) -> dict[str, str]:
 
 
 def _objective(
-    section: Stage1Config | Stage2Config, images: int, num_classes: int
-) -> tuple[list[Observer], Objective]:
+    section: Stage1Config | Stage2Config, batches: Batches, num_classes: int
+) -> tuple[Objective, list[Hook]]:
     """What the stage minimises, and what watches it."""
     if isinstance(section, Stage2Config):
-        return [], Stage2Objective(section.data.label_shrink)
+        return Stage2Objective(section.data.label_shrink), []
     collapse = CollapseWatch(num_classes, SEED_TERMS[section.loss.seed])
     if section.data.truth_root is None:
-        return [collapse], Stage1Objective(section.loss, section.data.batch_size)
+        return Stage1Objective(section.loss, batches.batch_size), [collapse]
     log.info(
         "masks of %s: for the log of the seeds' quality alone; training does not see them",
         section.data.truth_root,
     )
-    quality = SeedQuality(images, section.data.batch_size * section.solver.iter_size)
-    return [collapse, quality], Stage1Objective(section.loss, section.data.batch_size, quality.watch)
+    quality = SeedQuality(len(batches.layer), batches.images)
+    return Stage1Objective(section.loss, batches.batch_size, quality.watch), [collapse, quality]
 
 
 def _cues_are_pngs(section: Stage1Config | Stage2Config) -> bool:
@@ -141,97 +126,103 @@ def _cues_are_pngs(section: Stage1Config | Stage2Config) -> bool:
 
 
 def _dataset(
-    section: Stage1Config | Stage2Config, stage: int, files: dict[str, str], num_classes: int, model: CaffeNet
+    section: Stage1Config | Stage2Config, stage: int, files: dict[str, str], num_classes: int, net: CaffeNet
 ) -> ImageData | AnnotationCOCO | ImageSegData:
+    """The stage's data layer, its files looked at as far as that takes no more than seconds."""
     if isinstance(section, Stage1Config):
-        data = section.data
-        if data.layer == "AnnotationCOCO":
-            return AnnotationCOCO(
-                files["image_root"],
-                files["cues"],
-                files["list"],
-                num_classes=num_classes,
-                grid=model.grid_size(data.new_height, data.new_width),
-                new_height=data.new_height,
-                new_width=data.new_width,
-                mirror=data.mirror,
-                truth_root=data.truth_root,
-            )
-        dataset = ImageData(
-            files["image_root"],
-            files["list"],
-            files["cues"],
-            num_classes=num_classes,
-            background_label=data.background_label,
-            grid=model.grid_size(data.new_height, data.new_width),
-            new_height=data.new_height,
-            new_width=data.new_width,
-            mirror=data.mirror,
-            truth_root=data.truth_root,
-        )
-        if section.solver.max_iter * section.solver.iter_size * data.batch_size > len(dataset):
-            dataset.keep(int(data.keep_gb * 1e9))
-        if section.loss.seed == "seed":
-            for line in dataset.lines:  # its loss divides by the number of cues
-                if not dataset.cues.cues(line.cue_index).size:
-                    raise InputError(
-                        f"{files['cues']}: image {line.cue_index} ({line.image}) has no cue cell; "
-                        "loss.seed=seed needs at least one in every image, loss.seed=balanced does not"
-                    )
-        return dataset
+        dataset = _cued_images(section, files, num_classes, net)
+    else:
+        dataset = _labelled_images(section, stage, files, num_classes, net)
+    survey_images(dataset.image_paths())
+    if isinstance(section, Stage1Config) and section.data.truth_root is not None:
+        root = Path(section.data.truth_root)
+        names = (image_name(line.image) for line in dataset.lines)
+        check_masks((root / f"{name}.png" for name in names), num_classes)
+    return dataset
+
+
+def _cued_images(
+    section: Stage1Config, files: dict[str, str], num_classes: int, net: CaffeNet
+) -> ImageData | AnnotationCOCO:
+    data = section.data
+    options: dict[str, Any] = {
+        "num_classes": num_classes,
+        "grid": net.grid_size(data.new_height, data.new_width),
+        "new_height": data.new_height,
+        "new_width": data.new_width,
+        "mirror": data.mirror,
+        "truth_root": data.truth_root,
+    }
+    if data.layer == "AnnotationCOCO":
+        return AnnotationCOCO(files["image_root"], files["cues"], files["list"], **options)
+    options["background_label"] = data.background_label
+    dataset = ImageData(files["image_root"], files["list"], files["cues"], **options)
+    if section.solver.max_iter * section.solver.iter_size * data.batch_size > len(dataset):
+        dataset.keep(int(data.keep_gb * 1e9))
+    if section.loss.seed == "seed":
+        for line in dataset.lines:  # its loss divides by the number of cues
+            if not dataset.cues.cues(line.cue_index).size:
+                raise InputError(
+                    f"{files['cues']}: image {line.cue_index} ({line.image}) has no cue cell; "
+                    "loss.seed=seed needs at least one in every image, loss.seed=balanced does not"
+                )
+    return dataset
+
+
+def _labelled_images(
+    section: Stage2Config, stage: int, files: dict[str, str], num_classes: int, net: CaffeNet
+) -> ImageSegData:
     crop, shrink = section.data.crop_size, section.data.label_shrink
-    grid = model.grid_size(crop, crop)[0]
+    grid = net.grid_size(crop, crop)[0]
     if (crop - 1) % shrink or (crop - 1) // shrink + 1 != grid:
         raise InputError(
             f"stage{stage}.data.crop_size {crop}: expected a multiple of 8 plus 1 with label_shrink 8, so that the "
             f"shrunk labels are sampled on the net's {grid}x{grid} grid"
         )
-    segmented = ImageSegData(
+    dataset = ImageSegData(
         files["image_root"],
         files["label_root"],
         files["list"],
         num_classes=num_classes,
-        crop_size=(section.data.crop_size, section.data.crop_size),
+        crop_size=(crop, crop),
         mirror=section.data.mirror,
         rgb=section.data.rgb,
     )
-    check_masks(segmented.label_paths(), num_classes, are_predicted=True)
-    return segmented
+    check_masks(dataset.label_paths(), num_classes, are_predicted=True)
+    return dataset
 
 
-def _check_truth(
-    section: Stage1Config | Stage2Config, dataset: ImageData | AnnotationCOCO | ImageSegData, num_classes: int
-) -> None:
-    """Raise InputError where the masks that seeds are compared with hold no class."""
-    if isinstance(section, Stage1Config) and section.data.truth_root is not None:
-        root = Path(section.data.truth_root)
-        names = (image_name(line.image) for line in dataset.lines)
-        check_masks((root / f"{name}.png" for name in names), num_classes)
-
-
-def _initial_model(config: Config, init: InitConfig) -> tuple[CaffeNet, list[str]]:
+def _initial_net(config: Config, section: Stage1Config | Stage2Config) -> tuple[CaffeNet, list[str]]:
     """The net with its initial weights, on the CPU, and the layers that no weights file fills."""
-    model = build_model(
+    init = section.init
+    net = build_model(
         config.model.name,
         num_classes=config.model.num_classes,
         width_divisor=config.model.width_divisor,
         dropout=config.model.dropout,
     )
-    model.fill(init.filler, torch.Generator().manual_seed(config.seed))
-    missing = [layer.name for layer in model.layers]
+    net.set_multipliers(section.multipliers)
+    net.fill(init.filler, torch.Generator().manual_seed(config.seed))
+    missing = [layer.name for layer in net.layers]
     if init.weights:
-        report = load_weights(model, init.weights, spread_branches=init.spread_branches)
+        report = load_weights(net, init.weights, spread_branches=init.spread_branches)
         log.info("%s", report)
         if not report.loaded:
             raise InputError(
                 f"{init.weights}: none of its layers is in {config.model.name}; it holds {report.unused}"
             )
         missing = report.missing
-    return model, missing
+    return net, missing
 
 
-def _warn_of_fillers(config: Config, stage: int, init: InitConfig, hidden: list[str]) -> None:
-    """Say where the releases' filler does not fit the weights below it; ``hidden`` are the layers that it fills."""
+def _fill_new_layers(
+    config: Config, stage: int, init: InitConfig, net: CaffeNet, missing: list[str], batches: Batches
+) -> dict[str, Any]:
+    """Scale the new layers on the first mini-batch where ``init.filler`` is ``lsuv``; gives what the record says of it.
+
+    Warns where the releases' filler does not fit the weights below it.
+    """
+    hidden = needs_measuring(net, missing)
     if not init.weights:
         log.warning(
             "stage%d.init.weights is not given: every layer starts from its filler (%s); "
@@ -248,6 +239,9 @@ def _warn_of_fillers(config: Config, stage: int, init: InitConfig, hidden: list[
             ", ".join(hidden),
             stage,
         )
+    if init.filler == "lsuv" and distributed.is_first():  # the others get its weights
+        return {"filler": fill_by_first_batch(net, missing, batches)}
+    return {}
 
 
 def take_over(solver: CaffeSolver, path: str) -> None:
@@ -273,6 +267,14 @@ def labels_sha256(root: str, list_path: str) -> str:
         except FileNotFoundError:
             digest.update(b"-")
     return digest.hexdigest()
+
+
+def _hashes(section: Stage1Config | Stage2Config, files: dict[str, str]) -> dict[str, str]:
+    """Of the contents of the files that the stage reads, and of the labels that its list names."""
+    hashes = {key: file_sha256(path) for key, path in files.items() if Path(path).is_file()}
+    if folder := files.get("label_root") or (files["cues"] if _cues_are_pngs(section) else None):
+        hashes["labels"] = labels_sha256(folder, files["list"])
+    return hashes
 
 
 def _settings(

@@ -13,7 +13,6 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -33,7 +32,8 @@ from repro.solver import build_solver
 from repro.training.caffe_solver import SolverRun
 from repro.training.collapse import CollapseWatch
 from repro.training.csv_log import CsvLog
-from repro.training.loop import Observer, SolverLoop
+from repro.training.hooks import stage_hooks
+from repro.training.loop import Hook, SolverLoop, Sums
 from repro.training.measured_filler import needs_measuring, scale_to_unit_outputs
 from repro.training.objectives import Batch, NetObjective
 from repro.training.seed_quality import SeedQuality
@@ -54,7 +54,7 @@ def train_file(files: SolverRun, run: Run) -> Path:
         InputError: anything missing or malformed in the inputs; a folder made with other settings.
     """
     config, net = files.config, files.net
-    batches = NetBatches(net, config.seed)
+    batches = NetBatches(net, config.seed, config.solver.iter_size, config.data.workers)
     _check_files(files)
     with run.step(files.step, _settings(files)) as step:
         if not step.done:
@@ -75,22 +75,19 @@ def train_file(files: SolverRun, run: Run) -> Path:
                 step.record["filler"] = batches.measure(missing, run.device)
             if config.init.solverstate:
                 take_over(solver, config.init.solverstate)
-            section = SimpleNamespace(
-                solver=config.solver,
-                data=SimpleNamespace(batch_size=batches.size, workers=config.data.workers),
-            )
             if tests:
-                watches.append(Tests(tests, files, config.seed))
-            list_path = Path(files.inputs.get("list", config.caffe_solver or ""))
-            _FileLoop(section, config.seed, net, solver, objective, batches, list_path, step, watches).run()  # type: ignore[arg-type]
+                watches.append(Tests(tests, files))
+            list_content = Path(files.inputs.get("list", config.caffe_solver or "")).read_bytes()
+            hooks = stage_hooks(step, list_content, watches)
+            SolverLoop(net, solver, objective, batches, step.folder, hooks).run()
         return step.folder / f"iter_{config.solver.max_iter}.safetensors"
 
 
 class NetBatches:
     """What a net's data layers make, batch by batch: each is a function of the seed and its number."""
 
-    def __init__(self, net: CaffeNet, seed: int) -> None:
-        self.net = net
+    def __init__(self, net: CaffeNet, seed: int, iter_size: int = 1, workers: int = 0) -> None:
+        self.net, self.seed, self.iter_size, self.workers = net, seed, iter_size, workers
         self.places = net.data_layers
         self.layers: list[DataLayer] = [net[place.name] for place in self.places]  # type: ignore[misc]
         for index, layer in enumerate(self.layers):
@@ -120,7 +117,15 @@ class NetBatches:
             batch.update(layer.extras())
         return batch
 
-    def loader(self, numbers: range, *, workers: int = 0, pin_memory: bool = False) -> Iterator[Batch]:
+    @property
+    def images(self) -> int:
+        """Images of an iteration, those of all ranks."""
+        return self.size * self.iter_size
+
+    def load(
+        self, iteration: int, count: int, *, workers: int | None = None, pin_memory: bool = False
+    ) -> Iterator[Batch]:
+        """As :class:`repro.training.loop.BatchSource` has it."""
         for layer in self.layers:
             if layer.batch < distributed.size():
                 layer.fail(
@@ -128,6 +133,8 @@ class NetBatches:
                     f"{layer.batch}, expected at least one image for each of {distributed.size()} processes",
                 )
             layer.share = distributed.share(layer.batch)
+        numbers = range(iteration * self.iter_size, (iteration + count) * self.iter_size)
+        workers = self.workers if workers is None else workers
         return iter(load_made(self.make, numbers, workers=workers, pin_memory=pin_memory))
 
     def measure(self, missing: list[str], device: torch.device) -> Any:
@@ -141,24 +148,13 @@ class NetBatches:
         return scale_to_unit_outputs(self.net, layers, batch)
 
 
-class _FileLoop(SolverLoop):
-    """The loop, on the batches of a net's own data layers."""
-
-    def _loader(self, iteration: int, iterations: int, workers: int) -> Iterator[Batch]:
-        size = self.solver.config.iter_size
-        numbers = range(iteration * size, (iteration + iterations) * size)
-        batches: NetBatches = self.dataset  # type: ignore[assignment]
-        return batches.loader(numbers, workers=workers, pin_memory=self.device.type == "cuda")
-
-
-class Tests(Observer):
+class Tests(Hook):
     """``test.csv``: what the test nets give. The first process computes it."""
 
-    def __init__(self, nets: list[CaffeNet], files: SolverRun, seed: int) -> None:
+    def __init__(self, nets: list[CaffeNet], files: SolverRun) -> None:
         self.nets, self.counts = nets, [test.batches for test in files.tests]
-        self.batches = [NetBatches(net, seed) for net in nets]
-        self.every, self.last = files.parameter.test_interval, files.config.solver.max_iter
-        self.at_start = files.parameter.test_initialization
+        self.batches = [NetBatches(net, files.config.seed) for net in nets]
+        self.every, self.at_start = files.parameter.test_interval, files.parameter.test_initialization
         self.outputs = [_reported(net) for net in nets]
         columns = ["iteration"]
         for number, (net, names) in enumerate(zip(nets, self.outputs, strict=True)):
@@ -168,14 +164,16 @@ class Tests(Observer):
                 columns += [f"{prefix}{top}" if size == 1 else f"{prefix}{top}[{i}]" for i in range(size)]
         self.columns = tuple(columns)
 
-    def start(self, folder: Path, iteration: int, state: dict[str, torch.Tensor]) -> None:
+    def before_training(self, loop: SolverLoop) -> None:
+        iteration = loop.solver.iteration
         if distributed.is_first():
-            self._log = CsvLog(folder / "test.csv", self.columns, iteration + 1 if iteration else 0)
+            self._log = CsvLog(loop.folder / "test.csv", self.columns, iteration + 1 if iteration else 0)
             if iteration == 0 and self.at_start:
                 self._test(0)
 
-    def after(self, done: int) -> None:
-        if distributed.is_first() and (done % self.every == 0 or done == self.last):
+    def after_iteration(self, loop: SolverLoop, sums: Sums) -> None:
+        done = loop.solver.iteration
+        if distributed.is_first() and (done % self.every == 0 or done == loop.solver.config.max_iter):
             self._test(done)
 
     @torch.no_grad()
@@ -251,10 +249,10 @@ def _fill(files: SolverRun) -> list[str]:
     return missing
 
 
-def _objective(files: SolverRun, batches: NetBatches) -> tuple[list[Observer], NetObjective]:
+def _objective(files: SolverRun, batches: NetBatches) -> tuple[list[Hook], NetObjective]:
     """What is minimised, and what watches it."""
     net, config = files.net, files.config
-    watches: list[Observer] = []
+    watches: list[Hook] = []
     kinds = [net[layer.name] for layer in net.layers]
     softmax = next((m for m in kinds if isinstance(m, SoftmaxLayer)), None)
     if softmax is not None:
