@@ -21,7 +21,7 @@ from parity_tests.recorded_files import write_both
 from repro.cli import run_command
 from repro.data.mini import build_mini
 from repro.models import build_model
-from repro.training import loop
+from repro.training import hooks, loop
 from weights_conversion import load_caffe_weights, save_safetensors
 
 
@@ -106,8 +106,9 @@ def test_a_second_signal_stops_at_once(inputs, tmp_path, monkeypatch, capfd):
 
 
 def at_call(name: str, number: int, action):
-    """A patch that does something in the n-th call of this function of the loop's module, before its work."""
-    function, calls = getattr(loop, name), 0
+    """A patch that does something in the n-th call of this function of the loop or its hooks, before its work."""
+    module = loop if hasattr(loop, name) else hooks
+    function, calls = getattr(module, name), 0
 
     def wrapped(*arguments, **named):
         nonlocal calls
@@ -116,7 +117,7 @@ def at_call(name: str, number: int, action):
             action()
         return function(*arguments, **named)
 
-    return lambda patch: patch.setattr(loop, name, wrapped)
+    return lambda patch: patch.setattr(module, name, wrapped)
 
 
 @pytest.mark.parametrize(
