@@ -48,7 +48,7 @@ def test_annotation_layer(golden, recorded_files):
     assert_close(batch["images"], recorded["images"], 0, "images")
     assert_close(batch["labels"], recorded["labels"][:, 0, 0], 0, "labels")
     assert_close(batch["cues"], recorded["cues"], 0, "cues")
-    assert batch["cues"].dtype == torch.float32
+    assert batch["cues"].dtype == torch.uint8
 
 
 def test_mirror_flips_image_and_cues_together(golden, recorded_files):

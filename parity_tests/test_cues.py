@@ -83,9 +83,9 @@ def test_blobs(cue_file):
     file = CueFile.open(cue_file)
     labels, cues = file.labels_blob(3, 21, background=False), file.cues_blob(3, 21, 41, 41)
     assert (labels.dtype, labels.shape, cues.dtype, cues.shape) == (
-        np.float32,
+        np.uint8,
         (21,),
-        np.float32,
+        np.uint8,
         (21, 41, 41),
     )
     assert np.flatnonzero(labels).tolist() == [5, 8]

@@ -69,8 +69,8 @@ def test_stage1_batches_are_the_recorded_ones(golden, stage1):
     for number, batch in enumerate(batches):
         assert {name: (tuple(value.shape), value.dtype) for name, value in batch.items()} == {
             "images": ((3, 3, 321, 321), torch.float32),
-            "labels": ((3, 21), torch.float32),
-            "cues": ((3, 21, 41, 41), torch.float32),
+            "labels": ((3, 21), torch.uint8),
+            "cues": ((3, 21, 41, 41), torch.uint8),
             "index": ((3,), torch.int64),
         }
         want = recorded[f"image_data/batch{number}_uint8_bgr"][()].astype(np.float32) - np.float32(MEAN_BGR)
@@ -229,7 +229,7 @@ def test_retraining_batches_are_the_recorded_ones(golden, retrain):
     for number, batch in enumerate(make_loader(retrain(), batch_size=2, shuffle=False, seed=0, iterations=4)):
         assert batch["images"].shape == (2, 3, 321, 321)
         assert batch["label"].shape == (2, 1, 321, 321)
-        assert batch["images"].dtype == batch["label"].dtype == torch.float32
+        assert (batch["images"].dtype, batch["label"].dtype) == (torch.float32, torch.uint8)
         if number == 0:
             np.testing.assert_array_equal(
                 batch["label"].numpy()[:, :, ::8, ::8], recorded["label_shrink0"][()]

@@ -88,7 +88,7 @@ def training_rows(config: Config, inputs: Inputs, timer: Timer, references: bool
         partial(mean_field, pictures, probs, params, engine="pydensecrf") if references else None,
     )
     refined = refine(probs, images, variant="dsrg")
-    labels, cues = batch["labels"], batch["cues"]
+    labels, cues = batch["labels"], batch["cues"].to(images.dtype)
     on_host = labels.cpu().numpy(), refined.cpu().numpy(), cues.cpu().numpy()
     yield timer.against(
         "growing",

@@ -399,7 +399,7 @@ def score_seeds(
                 raise InputError(
                     f"{cues / name}.png: {label.shape[0]}x{label.shape[1]}, the grid's {grid[0]}x{grid[1]} expected"
                 )
-            return (label == np.arange(classes)[:, None, None]).astype(np.float32)
+            return (label == np.arange(classes)[:, None, None]).astype(np.uint8)
     else:
         file = CueFile.open(cues)
         file.check_grid(*grid)

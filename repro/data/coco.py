@@ -92,8 +92,8 @@ class AnnotationCOCO:
         return len(self.lines)
 
     def item(self, index: int, rng: np.random.Generator) -> Item:
-        """Line ``index`` (from 0) as ``images`` float32 (3, new_height, new_width), ``labels`` float32 (C,),
-        ``cues`` float32 (C, rows, columns) and ``index``, the line's number from 0.
+        """Line ``index`` (from 0) as ``images`` float32 (3, new_height, new_width), ``labels`` uint8 (C,),
+        ``cues`` uint8 (C, rows, columns) and ``index``, the line's number from 0.
 
         ``rng`` decides the mirror. Raises InputError naming the line for a file that cannot be read, cues of another
         size than the grid or with a class out of range, and an image without any cue, which has no label then.
@@ -112,9 +112,9 @@ class AnnotationCOCO:
             raise InputError(f"{where}: {cue_path} has no cue, one class or more expected")
         zoomed = zoom_to(image, self.new_height, self.new_width, axes=(0, 1))
         images = subtract_mean(zoomed[:, :, ::-1], self.mean)
-        cues = (label == np.arange(self.num_classes, dtype=np.uint8)[:, None, None]).astype(np.float32)
+        cues = (label == np.arange(self.num_classes, dtype=np.uint8)[:, None, None]).astype(np.uint8)
         flip = -1 if self.mirror and rng.integers(2) else 1
-        labels = np.zeros(self.num_classes, np.float32)
+        labels = np.zeros(self.num_classes, np.uint8)
         labels[present] = 1
         item = {
             "images": tensor(images[:, :, ::flip]),

@@ -168,14 +168,14 @@ class CueFile:
         return len(self.indices)
 
     def labels(self, index: int) -> np.ndarray:
-        """The class ids of the image, int64 (L,). Raises InputError for an index without an entry."""
+        """The class ids of the image, int16 (L,). Raises InputError for an index without an entry."""
         at = self._position(index)
-        return self.flat_labels[self.label_offsets[at] : self.label_offsets[at + 1]].astype(np.int64)
+        return self.flat_labels[self.label_offsets[at] : self.label_offsets[at + 1]]
 
     def cues(self, index: int) -> np.ndarray:
-        """The cues of the image, int64 (3, K) of class, row, column. Errors as `labels`."""
+        """The cues of the image, int16 (3, K) of class, row, column. Errors as `labels`."""
         at = self._position(index)
-        return self.flat_cues[:, self.cue_offsets[at] : self.cue_offsets[at + 1]].astype(np.int64)
+        return self.flat_cues[:, self.cue_offsets[at] : self.cue_offsets[at + 1]]
 
     def grid_doubt(self, height: int, width: int) -> str:
         """What speaks against cues that were made on a height x width grid; empty where nothing does.
@@ -226,23 +226,23 @@ class CueFile:
         )
 
     def labels_blob(self, index: int, num_classes: int, background: bool) -> np.ndarray:
-        """The ``labels`` blob of one image: float32 (C,), 1 for each class present.
+        """The ``labels`` blob of one image: uint8 (C,), 1 for each class present.
 
         ``background`` marks class 0 present as well: DSRG's annotation layer does, SEC's does not.
         Raises InputError for an unknown index, no class at all, or a class outside 1…C−1.
         """
-        blob = np.zeros(num_classes, dtype=np.float32)
+        blob = np.zeros(num_classes, np.uint8)
         blob[self._checked_labels(index, num_classes)] = 1
         if background:
             blob[0] = 1
         return blob
 
     def cues_blob(self, index: int, num_classes: int, height: int, width: int) -> np.ndarray:
-        """The ``cues`` blob of one image: float32 (C, height, width), 1 where a cell is a seed of the class.
+        """The ``cues`` blob of one image: uint8 (C, height, width), 1 where a cell is a seed of the class.
 
         Raises InputError for an unknown index, a class outside 0…C−1 or a cell outside the grid.
         """
-        blob = np.zeros((num_classes, height, width), dtype=np.float32)
+        blob = np.zeros((num_classes, height, width), np.uint8)
         blob[tuple(self._checked_cues(index, num_classes, height, width))] = 1
         return blob
 
@@ -308,8 +308,8 @@ def write_cues(
     if name.endswith(HDF5_SUFFIXES):
         _write_hdf5(path, file)
     elif name.endswith(".pickle"):
-        keyed = {f"{index}_labels": file.labels(index) for index in file.indices.tolist()}
-        keyed |= {f"{index}_cues": file.cues(index) for index in file.indices.tolist()}
+        keyed = {f"{index}_labels": file.labels(index).astype(np.int64) for index in file.indices.tolist()}
+        keyed |= {f"{index}_cues": file.cues(index).astype(np.int64) for index in file.indices.tolist()}
         with atomic_path(path) as temporary:
             temporary.write_bytes(pickle.dumps(keyed, protocol=2))
     else:

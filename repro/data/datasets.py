@@ -92,8 +92,8 @@ class ImageData:
         return len(self.lines)
 
     def item(self, index: int, rng: np.random.Generator) -> Item:
-        """Line ``index`` (from 0) as ``images`` float32 (3, new_height, new_width), ``labels`` float32 (C,),
-        ``cues`` float32 (C, rows, columns) and ``index``, the image's index in the cue file.
+        """Line ``index`` (from 0) as ``images`` float32 (3, new_height, new_width), ``labels`` uint8 (C,),
+        ``cues`` uint8 (C, rows, columns) and ``index``, the image's index in the cue file.
 
         ``rng`` decides the mirror. Raises InputError naming the line for an image that cannot be read.
         """
@@ -172,7 +172,7 @@ class ImageSegData:
         return len(self.lines)
 
     def item(self, index: int, rng: np.random.Generator) -> Item:
-        """Line ``index`` (from 0) as ``images`` float32 (3, rows, columns) and ``label`` float32
+        """Line ``index`` (from 0) as ``images`` float32 (3, rows, columns) and ``label`` uint8
         (1, rows, columns) of class indices, 255 where there is none.
 
         ``rng`` decides place and mirror. Raises InputError naming the line for a file that cannot be read, a
@@ -197,7 +197,7 @@ class ImageSegData:
         step = -1 if self.mirror and rng.integers(2) else 1
         images = images[:, top : top + rows, left : left + columns][:, :, ::step]
         label = label[top : top + rows, left : left + columns][:, ::step]
-        return {"images": tensor(images), "label": tensor(label[None].astype(np.float32))}
+        return {"images": tensor(images), "label": tensor(label[None])}
 
 
 def tensor(array: np.ndarray) -> torch.Tensor:

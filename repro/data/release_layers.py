@@ -145,9 +145,9 @@ class AnnotationLayer(_Settings):
                 for line in lines
             ]
             self._extras["truth"] = _stacked(counts, flips)
-        labels_blob = torch.from_numpy(np.stack(labels)).reshape(len(labels), 1, 1, self.classes)
+        labels_blob = torch.from_numpy(np.stack(labels)).float().reshape(len(labels), 1, 1, self.classes)
         images = [_stacked(list(blob.numpy()), flips) for blob in bottoms[1:]]
-        return (labels_blob, _stacked(cues, flips), *images)
+        return (labels_blob, _stacked(cues, flips).float(), *images)
 
     def extras(self) -> dict[str, torch.Tensor]:
         return self._extras
@@ -188,7 +188,7 @@ class _Items(_Settings):
             index = int(order(len(self.dataset), self.shuffle, self.stream_seed, passes)[place])
             items.append(self.dataset.item(index, item_rng(self.stream_seed, at)))
         self._extras = {n: torch.stack([item[n] for item in items]) for n in ("truth",) if n in items[0]}
-        return tuple(torch.stack([item[name] for item in items]) for name in self.names)
+        return tuple(torch.stack([item[name] for item in items]).float() for name in self.names)
 
     def extras(self) -> dict[str, torch.Tensor]:
         return self._extras

@@ -6,7 +6,7 @@ Stage 2           softmax loss against pseudo labels sampled every 8th pixel, vo
 
 An objective takes the net and a batch and returns named scalars: the losses by their Caffe layer names, which
 are summed (``loss_weight: 1``), and figures that are only reported: those among its ``columns`` in the log, others to
-observers. ``winners`` is how many classes win at least one cell of stage 1's mini-batch.
+hooks. ``winners`` is how many classes win at least one cell of stage 1's mini-batch.
 
 With several ranks the batch is this rank's part of the mini-batch. Then the losses are what this part adds to the
 mini-batch's, so that their sum over the ranks, and that of the gradients, is what one process has; the figures are
@@ -111,13 +111,13 @@ class Stage1Objective:
     def __call__(self, net: Net, batch: Batch) -> Outcome:
         images = batch["images"]
         scores = net(images)
-        given = {"scores": scores, "images": images, "labels": batch["labels"], "cues": batch["cues"]}
-        losses, blobs = self.tail(given)
+        labels, cues = (batch[name].to(images.dtype) for name in ("labels", "cues"))
+        losses, blobs = self.tail({"scores": scores, "images": images, "labels": labels, "cues": cues})
         figures = {"winners": _winners(scores.detach())}
         if "seeds" in self.columns:
             figures["seeds"] = distributed.add_up(blobs["cues-new"].sum())
         if self.watch:
-            self.watch(batch, blobs.get("cues-new", batch["cues"]))
+            self.watch(batch, blobs.get("cues-new", cues))
         return Outcome(_shares(losses, len(images), self.batch_size), figures)
 
 
@@ -274,7 +274,7 @@ def _shares(losses: dict[str, torch.Tensor], images: int, batch_size: int | None
 class Stage2Objective:
     """``SoftmaxWithLoss`` (ignore 255, mean over valid cells) on labels shrunk by ``Interp``, and ``SegAccuracy``.
 
-    The batch holds ``images`` (N, 3, S, S) and ``label`` (N, 1, S, S) float, class ids or 255. With several ranks the
+    The batch holds ``images`` (N, 3, S, S) and ``label`` (N, 1, S, S), class ids or 255. With several ranks the
     loss is a mean over the valid cells of all of them, and the figures are the whole mini-batch's.
     """
 
@@ -285,7 +285,8 @@ class Stage2Objective:
 
     def __call__(self, net: Net, batch: Batch) -> Outcome:
         scores = net(batch["images"])
-        losses, blobs = self.tail({"scores": scores, "label": batch["label"]})
+        label = batch["label"].to(batch["images"].dtype)
+        losses, blobs = self.tail({"scores": scores, "label": label})
         if distributed.size() > 1:
             own = (blobs["label_shrink"] != VOID).sum()
             share = own.clamp_min(1) / distributed.add_up(own.clone()).clamp_min(1)
