@@ -40,7 +40,9 @@ Sums = dict[str, torch.Tensor]
 class BatchSource(Protocol):
     """The mini-batches of a training: a function of the seed and the place in the run alone."""
 
-    seed: int
+    @property
+    def seed(self) -> int:
+        """Of all that is random."""
 
     @property
     def images(self) -> int:

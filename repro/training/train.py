@@ -129,6 +129,7 @@ def _dataset(
     section: Stage1Config | Stage2Config, stage: int, files: dict[str, str], num_classes: int, net: CaffeNet
 ) -> ImageData | AnnotationCOCO | ImageSegData:
     """The stage's data layer, its files looked at as far as that takes no more than seconds."""
+    dataset: ImageData | AnnotationCOCO | ImageSegData
     if isinstance(section, Stage1Config):
         dataset = _cued_images(section, files, num_classes, net)
     else:
