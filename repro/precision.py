@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from repro.config import RunConfig
-from repro.layers.winograd import fast_conv2d
 from repro.models import CaffeNet
 from repro.models.layer_types.convolution import Convolution
 
@@ -37,9 +36,12 @@ def to_device(model: CaffeNet, config: RunConfig, device: torch.device, *, one_s
     torch.backends.cudnn.deterministic = not fast
     model.autocast = torch.bfloat16 if fast and has_bfloat16(device) else None
     winograd = fast and device.type == "cpu" and not has_bfloat16(device)
+    compute = None
+    if winograd:
+        from repro.layers.winograd import fast_conv2d as compute  # imports numba
     for layer in model.modules():
         if isinstance(layer, Convolution):
-            layer.compute_by(fast_conv2d if winograd else None)
+            layer.compute_by(compute)
     return model.to(device, config.dtype).to(memory_format=LAYOUT)  # type: ignore[call-overload]
 
 

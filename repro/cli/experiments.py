@@ -14,7 +14,7 @@ from repro.config import load_config, profile_names
 from repro.constants import VOID
 from repro.data import CLASS_NAMES, read_id_list
 from repro.data.image_list import read_text
-from repro.errors import InputError, printable
+from repro.errors import InputError
 from repro.files import write_json, write_text
 from repro.inference.evaluate import evaluate_folder
 from repro.inference.explain import UNTOLD, Score, nearest
@@ -85,8 +85,6 @@ def train(
         if stage not in (None, files.stage):
             found = f"is of stage {files.stage}" if files.stage else "is of no stage"
             raise InputError(f"{files.config.caffe_solver}: its net {found}, not of --stage {stage}")
-        for note in files.notes:
-            typer.echo(printable(note), err=True)
         weights = train_file(files, Run(files.config, resolve_device(files.config.device)))
     else:
         stage = stage or 1

@@ -113,25 +113,29 @@ def example_inputs(
     return inputs
 
 
+_INSTALL = (
+    "pip install 'opencv-python-headless<5', or compare with a recording of Caffe's blobs (--recording)"
+)
+
+
 def _importer() -> Any:
     """OpenCV's module.
 
     Raises:
         InputError: it is not installed, or has no Caffe importer.
     """
-    install = (
-        "pip install 'opencv-python-headless<5', or compare with a recording of Caffe's blobs (--recording)"
-    )
     try:
         import cv2
     except ImportError:
-        raise InputError(f"check: needs OpenCV's Caffe importer: {install}") from None
+        raise InputError(f"check: needs OpenCV's Caffe importer: {_INSTALL}") from None
     if not hasattr(cv2.dnn, "readNetFromCaffe"):
-        version = getattr(cv2, "__version__", "of no version")
-        raise InputError(
-            f"check: this OpenCV ({version}) has no Caffe importer, which 5.0 dropped: {install}"
-        )
+        raise _without_importer(cv2)
     return cv2
+
+
+def _without_importer(cv2: Any) -> InputError:
+    version = getattr(cv2, "__version__", "of no version")
+    return InputError(f"check: this OpenCV ({version}) has no Caffe importer, which 5.0 dropped: {_INSTALL}")
 
 
 Seen = dict[str, tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]]
@@ -254,6 +258,8 @@ def _read(cv2: Any, prototxt: bytes, caffemodel: bytes) -> Any:
     arrays = [np.frombuffer(content, np.uint8) for content in (prototxt, caffemodel) if content]
     with _quiet(cv2):
         imported = cv2.dnn.readNetFromCaffe(*arrays)
+        if imported is None:
+            raise _without_importer(cv2)
         imported.setPreferableBackend(cv2.dnn.DNN_BACKEND_OPENCV)
         imported.enableFusion(False)
         imported.enableWinograd(False)  # its own rounding, of up to 1e-5

@@ -59,6 +59,8 @@ def train_file(files: SolverRun, run: Run) -> Path:
     with run.step(files.step, _settings(files)) as step:
         if not step.done:
             batches.check()
+            for note in files.notes:
+                log.info("%s", note)
             missing = _fill(files)
             tests = [
                 CaffeNet(t.net, phase="test", stages=list(t.state.stage), level=t.state.level, path=t.path)
