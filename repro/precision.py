@@ -11,6 +11,7 @@ All three run in channels-last layout: the same sums in an order that CPUs and G
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,13 +37,16 @@ def to_device(model: CaffeNet, config: RunConfig, device: torch.device, *, one_s
     torch.backends.cudnn.deterministic = not fast
     model.autocast = torch.bfloat16 if fast and has_bfloat16(device) else None
     winograd = fast and device.type == "cpu" and not has_bfloat16(device)
-    compute = None
-    if winograd:
-        from repro.layers.winograd import fast_conv2d as compute  # imports numba
     for layer in model.modules():
         if isinstance(layer, Convolution):
-            layer.compute_by(compute)
+            layer.compute_by(_fast_conv2d() if winograd else None)
     return model.to(device, config.dtype).to(memory_format=LAYOUT)  # type: ignore[call-overload]
+
+
+def _fast_conv2d() -> Callable[..., torch.Tensor]:
+    from repro.layers.winograd import fast_conv2d  # here, as it imports Numba
+
+    return fast_conv2d
 
 
 def has_bfloat16(device: torch.device) -> bool:
