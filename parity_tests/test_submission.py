@@ -140,7 +140,7 @@ FLAT = np.zeros(SIZE[::-1], np.uint8)
 def test_masks_that_the_server_cannot_use(test_set, images, members, tmp_path, content, message):
     name = IDS[-1]
     archive = packed(tmp_path / "a.tar.gz", {**members, f"{FOLDER}/{name}.png": content})
-    with pytest.raises(InputError, match=rf"a\.tar\.gz: .*{name}\.png: .*{message}"):
+    with pytest.raises(InputError, match=rf"a\.tar\.gz: .*{name}\.png'?: .*{message}"):
         check_submission(archive, IDS, images.__getitem__)
     masks = tmp_path / "masks"
     masks.mkdir()
@@ -157,10 +157,10 @@ def test_archives_that_the_server_cannot_use(members, tmp_path):
     names = list(members)
     some = {name: members[name] for name in names[:-3]}
     for archive, message in (
-        (packed(tmp_path / "1.tar.gz", some), f"3 of 1456 masks missing, {names[-3]} the first"),
+        (packed(tmp_path / "1.tar.gz", some), f"3 of 1456 masks missing, .?{names[-3]}.? the first"),
         (
             packed(tmp_path / "2.tar.gz", {**members, "results/notes.txt": b""}),
-            "notes.txt: expected nothing but",
+            "notes.txt'?: expected nothing but",
         ),
         (packed(tmp_path / "3.tar.gz", {**members, f"/{names[0]}": b""}), "expected nothing but"),
         (packed(tmp_path / "4.tar.gz", members, twice=names[4]), "is there twice"),
