@@ -107,6 +107,7 @@ def test_flops_are_those_of_the_convolutions():
     config = load_config("dsrg_vgg16_voc", ["model.width_divisor=16"])
     counts = _flops(config, (2, 3, 33, 33))
     from repro.models import build_model
+    from repro.models.layer_types.convolution import Convolution
 
     model, images = build_model("vgg16_aspp", width_divisor=16), torch.zeros(2, 3, 33, 33)
     want, first = 0, 0
@@ -118,7 +119,7 @@ def test_flops_are_those_of_the_convolutions():
         first = first or flops
 
     for module in model.modules():
-        if isinstance(module, torch.nn.Conv2d):
+        if isinstance(module, Convolution):
             module.register_forward_hook(count)
     model(images)
     assert counts == {"forward": want, "backward": 2 * want - first}
