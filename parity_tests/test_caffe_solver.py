@@ -44,7 +44,8 @@ def inputs(tmp_path, golden, monkeypatch) -> Path:
 # --- the recorded runs ------------------------------------------------------------------------------------
 
 
-def test_stage1_runs_from_the_originals_files(inputs, golden, capsys):
+def test_stage1_runs_from_the_originals_files(inputs, golden, caplog):
+    caplog.set_level("INFO")
     solver = str(CAFFE_FILES / "stage1_solver.prototxt")
     assert run_command(["train", "--solver", solver, "--device", "cpu", INITIAL, "output=run"]) == 0
     log, recorded = read_log(inputs / "run" / "stage1"), golden("stage1")
@@ -52,7 +53,7 @@ def test_stage1_runs_from_the_originals_files(inputs, golden, capsys):
     np.testing.assert_allclose(log["lr"], np.repeat([1e-5, 1e-6, 1e-7], 10), rtol=1e-6)
     for name in ("Seed", "Constrain"):
         assert_close(log[f"loss-{name}"], recorded[f"loss_{name}"], STAGE1_LOSS, f"loss-{name}")
-    said = capsys.readouterr().err
+    said = caplog.text
     assert f"{solver}: solver_mode: --device decides" in said
     assert f"{solver}: display: log.csv has every iteration" in said
     assert run_command(["train", "--config", "run/config.yaml", "output=run"]) == 0  # the run's own profile

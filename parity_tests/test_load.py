@@ -39,7 +39,7 @@ def many() -> Iterator[Path]:
                 os.link(image, folder / "images" / f"{number:06d}.jpg")
                 os.link(label, folder / "labels" / f"{number:06d}.png")
         entries = {
-            number: (np.array([1 + number % 20]), np.full((3, 200), 1 + number % 20))
+            number: (np.array([1 + number % 20]), rng.integers(0, 21, (3, 200)))
             for number in range(MANY)
         }
         write_cues(folder / "cues.h5", entries)
@@ -78,7 +78,7 @@ def test_a_list_of_80000_images_starts(many, start):
 EVALUATE = """
 import json, re, resource, sys
 from pathlib import Path
-from repro.metrics import evaluate_folder
+from repro.inference.evaluate import evaluate_folder
 pred, gt = Path(sys.argv[1]), Path(sys.argv[2])
 ids = [str(number) for number in range(1449)]
 scores = evaluate_folder(pred, [gt / f"{name}.png" for name in ids], ids, 21)
