@@ -14,6 +14,7 @@ import pytest
 import torch
 
 HERE = Path(__file__).parent
+ROOT = HERE.parent
 GOLDEN = HERE / "golden"
 CAFFE_FILES = GOLDEN / "caffe_files"
 
@@ -36,7 +37,7 @@ def golden():
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with ImageNet's convolutions, real images and recordings at full width; not part of the repository."""
-    folder = Path(os.environ.get("REPRO_SHARED", HERE.parent.parent / "shared"))
+    folder = Path(os.environ.get("REPRO_SHARED", ROOT.parent / "shared"))
     if not (folder / "weights" / "vgg16_conv.caffemodel").is_file():
         pytest.skip(
             f"no weights/vgg16_conv.caffemodel in {folder} (set REPRO_SHARED to the folder that holds it)"
@@ -47,7 +48,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def voc_sample() -> Path:
     """The folder ``voc-sample`` with real VOC images and the SEC authors' cues; not part of the repository."""
-    shared = Path(os.environ.get("REPRO_SHARED", HERE.parent.parent / "shared"))
+    shared = Path(os.environ.get("REPRO_SHARED", ROOT.parent / "shared"))
     sample = shared / "voc-sample"
     if not (sample / "VOCdevkit" / "VOC2012" / "JPEGImages").is_dir():
         pytest.skip(f"no VOC sample at {sample} (set REPRO_SHARED to the folder that holds voc-sample/)")
@@ -60,7 +61,7 @@ def run_in_triton_interpreter(script: str) -> None:
         pytest.skip("Triton is not installed (it comes with the CUDA builds of PyTorch)")
     # in a process of its own: Triton reads the variable when it is first imported, which may have been long ago here
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    subprocess.run([sys.executable, "-c", script], env=environment, cwd=HERE.parent, check=True)
+    subprocess.run([sys.executable, "-c", script], env=environment, cwd=ROOT, check=True)
 
 
 def to_numpy(array) -> np.ndarray:

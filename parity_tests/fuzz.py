@@ -29,6 +29,7 @@ import numpy as np
 from PIL import Image
 
 from parity_tests.bad_input import MIB, SEEDS, _peak, _saved, mutated
+from parity_tests.conftest import ROOT
 from repro.config import load_config
 from repro.cues.generate import read_saliency
 from repro.data import CocoInstances
@@ -122,8 +123,8 @@ SOURCES = {
     "labels.pkl": lambda: pickle.dumps({"a": [0, 2], "b": np.array([1])}),
     "ids.txt": lambda: b"2007_000001\n2007_000002\n",
     "pairs.txt": lambda: b"a.jpg 3\nb.jpg 4\n",
-    "profile.yaml": lambda: (Path(__file__).parent.parent / "repro/profiles/mini.yaml").read_bytes(),
-    "catalogue.yaml": lambda: (Path(__file__).parent.parent / "repro/fetch/sources.yaml").read_bytes(),
+    "profile.yaml": lambda: (ROOT / "repro/profiles/mini.yaml").read_bytes(),
+    "catalogue.yaml": lambda: (ROOT / "repro/fetch/sources.yaml").read_bytes(),
     "log.csv": lambda: b"iteration,lr,loss\n0,0.1,3\n1,0.1,2.5\n",
     "mask.png": lambda: _image("PNG", "L"),
     "image.png": lambda: _image("PNG", "RGB"),

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from parity_tests.conftest import ROOT
+
 # each imports what stands before it; beside one another on a line: neither imports the other
 ORDER = [
     {"repro.__version__", "repro.constants", "repro.errors", "repro.measure"},

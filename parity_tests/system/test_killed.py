@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from parity_tests.conftest import ROOT
 from repro.data.mini import build_mini
 
 ARGUMENTS = [
@@ -29,7 +30,7 @@ def start(folder: Path) -> subprocess.Popen:
         cwd=folder,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         start_new_session=True,
     )
 

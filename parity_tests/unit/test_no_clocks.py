@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
-from pathlib import Path
 
 import pytest
+
+from parity_tests.conftest import HERE
 
 CLOCKS = {
     "perf_counter",
@@ -19,7 +20,7 @@ CLOCKS = {
 }
 
 
-@pytest.mark.parametrize("path", sorted(Path(__file__).parent.rglob("test_*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(HERE.rglob("test_*.py")), ids=lambda path: path.name)
 def test_no_assertion_on_time(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for function in ast.walk(tree):

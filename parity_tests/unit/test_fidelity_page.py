@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-from parity_tests.conftest import HERE
+from parity_tests.conftest import HERE, ROOT
 
-PAGE = (HERE.parent / "docs" / "fidelity.md").read_text(encoding="utf-8")
-SOURCES = {path.name: path.read_text(encoding="utf-8") for path in HERE.glob("test_*.py")}
+PAGE = (ROOT / "docs" / "fidelity.md").read_text(encoding="utf-8")
+SOURCES = {path.name: path.read_text(encoding="utf-8") for path in HERE.rglob("test_*.py")}
 NAMES = {
     name for source in SOURCES.values() for name in re.findall(r"^def (test_\w+)\(", source, re.MULTILINE)
 }

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from parity_tests.small_voc import TRAIN_AUG, mask_of, write_cue_files, write_voc
-from parity_tests.test_tables import write_run
+from parity_tests.system.test_tables import write_run
 from repro.cli import run_command
 from repro.data import write_mask
 from repro.errors import InputError

@@ -4,10 +4,10 @@ and the example of docs/design.md."""
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
+from parity_tests.conftest import ROOT
 from repro.cli import run_command
 from repro.errors import InputError
 from repro.models import load_net
@@ -105,7 +105,7 @@ def test_one_line_names_the_layer(tmp_path, capsys, name):
 
 
 def test_the_example_of_the_design_page_runs(tmp_path, monkeypatch):
-    text = (Path(__file__).parent.parent / "docs" / "design.md").read_text()
+    text = (ROOT / "docs" / "design.md").read_text()
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert len(blocks) == 2

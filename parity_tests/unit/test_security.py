@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
-from pathlib import Path
 
 import pytest
 
+from parity_tests.conftest import ROOT
 from repro.cli import run_command
 
-ROOT = Path(__file__).parent.parent
 PACKAGES = ("repro", "weights_conversion")
 
 
@@ -26,7 +25,7 @@ def test_every_threat_names_a_test_that_exists():
         named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", row)
         assert named, row
         for file, test in named:
-            source = (ROOT / "parity_tests" / file).read_text(encoding="utf-8")
+            source = next((ROOT / "parity_tests").rglob(file)).read_text(encoding="utf-8")
             assert re.search(rf"^def {test}\(", source, re.MULTILINE), f"{file}::{test}"
 
 

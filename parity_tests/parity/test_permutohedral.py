@@ -296,7 +296,7 @@ def check_triton_interpreted() -> None:
 
 def test_triton_kernels_in_the_interpreter():
     run_in_triton_interpreter(
-        "from parity_tests.test_permutohedral import check_triton_interpreted as check; check()"
+        "from parity_tests.parity.test_permutohedral import check_triton_interpreted as check; check()"
     )
 
 

@@ -15,10 +15,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from parity_tests.conftest import ROOT
 from repro.errors import InputError
 from repro.files import LOCK_NAME, atomic_path, lock_folder, make_folder, write_text
-
-ROOT = Path(__file__).parent.parent
 
 
 def python(code: str, *, user: int | None = None, **options) -> subprocess.Popen:

@@ -6,7 +6,6 @@ import ast
 import importlib.util
 import sys
 import warnings
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -15,12 +14,13 @@ import torch
 from PIL import Image
 
 from parity_tests import fake_caffe
+from parity_tests.conftest import ROOT
 from repro.cli import run_command
 from repro.models import load_net
 from repro.parity import compare, read_recording
 from weights_conversion import write_caffemodel
 
-TOOL = Path(__file__).parent.parent / "tools" / "record_blobs.py"
+TOOL = ROOT / "tools" / "record_blobs.py"
 BODY = """
 layer { name: "conv/1" type: "Convolution" bottom: "data" top: "conv/1" convolution_param { num_output: 3 kernel_size: 3
         weight_filler { type: "gaussian" std: 0.1 } } }

@@ -12,7 +12,8 @@ import pytest
 import torch
 import yaml
 
-from parity_tests.test_tables import write_run
+from parity_tests.conftest import ROOT
+from parity_tests.system.test_tables import write_run
 from repro.cli import run_command
 from repro.config import load_config
 from repro.data.coco import CocoInstances
@@ -31,7 +32,6 @@ from repro.files import (
 )
 from repro.report import build, report_all, report_runs, write_index
 
-ROOT = Path(__file__).parent.parent
 LOOK_ALIKES = (
     *(".env.template", ".gitlab.template.yml", "sub/.app.database", ".eslintrc.backup00.js"),
     *(

@@ -6,16 +6,15 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-from parity_tests.test_record_blobs import tool  # noqa: F401 - a fixture
+from parity_tests.conftest import ROOT
+from parity_tests.system.test_record_blobs import tool  # noqa: F401 - a fixture
 from repro.models import load_net
 from weights_conversion import write_caffemodel
 
-ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "parity_ci.md").read_text(encoding="utf-8")
 
 

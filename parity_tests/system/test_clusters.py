@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from parity_tests.conftest import CAFFE_FILES
+from parity_tests.conftest import CAFFE_FILES, ROOT
 from parity_tests.recorded_files import write_stage1_inputs
 
-ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "tools" / "cluster" / "train.slurm"
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from parity_tests.conftest import CAFFE_FILES, assert_close
+from parity_tests.conftest import CAFFE_FILES, ROOT, assert_close
 from parity_tests.tolerances import MASK_PIXELS, ONNX_PROBS, ONNX_SCORES_REL
 from repro.data import CLASS_NAMES, zoom_linear
 from repro.errors import InputError
@@ -335,7 +334,7 @@ def test_the_file_is_pinned_and_describes_itself(tmp_path):
 
 
 def test_the_page_lists_the_operators():
-    page = (Path(__file__).parent.parent / "docs" / "onnx.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "onnx.md").read_text(encoding="utf-8")
     listed = re.findall(r": ([A-Za-z, ]+)\.\n", page.partition("## Operators")[2].partition("All are of")[0])
     used: list[set[str]] = [set(), set(), set()]
     for name in (*SEGMENTATION_NETS, *CLASSIFIERS):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from parity_tests.conftest import ROOT
+
 LISTS = sorted((ROOT / "requirements").glob("*.txt"))
 
 

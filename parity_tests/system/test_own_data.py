@@ -7,13 +7,13 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from parity_tests.conftest import ROOT
 from repro.data import read_mask
 
-GUIDE = Path(__file__).parent.parent / "docs" / "own_data.md"
+GUIDE = ROOT / "docs" / "own_data.md"
 
 
 def blocks() -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from parity_tests.conftest import CAFFE_FILES, assert_close
+from parity_tests.conftest import CAFFE_FILES, ROOT, assert_close
 from parity_tests.tolerances import MASK_PIXELS, ONNX_PROBS
 from repro.cli import run_command
 from repro.config import PredictConfig
@@ -426,7 +426,7 @@ assert "torch" not in sys.modules
 
 
 def test_the_minimal_client_needs_no_torch(golden, exported, photos, tmp_path):
-    client = Path(__file__).parent.parent / "examples" / "onnx_minimal.py"
+    client = ROOT / "examples" / "onnx_minimal.py"
     arguments = [client, exported("dsrg_stage1"), photos / "image0.png", tmp_path / "mask.png"]
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH, *map(str, arguments)],

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from parity_tests.conftest import CAFFE_FILES
+from parity_tests.conftest import CAFFE_FILES, ROOT
 from repro.cli import run_command
 from repro.config import load_config
 from repro.cues.generate import read_saliency
@@ -119,7 +119,7 @@ def test_ctrl_c_while_modules_are_imported(tmp_path, body):
     """Whatever the module at hand would make of a KeyboardInterrupt."""
     module = f"import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\n{body}\n"
     (tmp_path / "typer.py").write_text(module)
-    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parent.parent)])
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
     done = subprocess.run(
         [sys.executable, "-m", "repro", "--help"],
         capture_output=True,

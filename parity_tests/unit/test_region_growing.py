@@ -89,7 +89,7 @@ def check_triton(device: str) -> None:
 
 def test_triton_kernel_in_the_interpreter():
     run_in_triton_interpreter(
-        "from parity_tests.test_region_growing import check_triton as check; check('cpu')"
+        "from parity_tests.unit.test_region_growing import check_triton as check; check('cpu')"
     )
 
 
