@@ -21,7 +21,15 @@ import safetensors.torch
 import torch
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["repro.cli", "parity_tests.processes"])
+_SERVER.set_forkserver_preload(
+    [
+        "repro.cli",
+        "repro.run.reproduce",
+        "repro.report",
+        "repro.training.train_file",
+        "parity_tests.processes",
+    ]
+)
 _PACKAGES = tuple(f"{os.sep}{name}{os.sep}" for name in ("repro", "weights_conversion"))
 
 

@@ -11,20 +11,24 @@ def main() -> None:
     # OpenMP's threads spin while they wait. Beside loader workers or other jobs on the same cores that makes small
     # nets several times slower (docs/performance.md); it is read once, when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Importing takes seconds on a cold disk. A KeyboardInterrupt there comes out as whatever the module at hand makes
-    # of it: an ImportError, a traceback, nothing. There is nothing to tidy up yet, so the process just ends.
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _leave)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     from repro.cli import run_command
 
-    signal.signal(signal.SIGINT, before)
     sys.exit(run_command())
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
-    os.write(2, b"repro: interrupted\n")
-    os._exit(128 + number)
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C. Importing takes seconds on a cold disk, and a KeyboardInterrupt there comes out as whatever the module at
+    hand makes of it: an ImportError, a traceback, nothing. A verb imports before it begins, so there the process just
+    ends."""
+    at = frame
+    while at is not None:
+        if at.f_code.co_filename.startswith("<frozen importlib"):
+            os.write(2, b"repro: interrupted\n")
+            os._exit(128 + number)
+        at = at.f_back
+    signal.default_int_handler(number, frame)
 
 
 if __name__ == "__main__":

@@ -11,3 +11,6 @@ CLASS_NAMES = (
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 """VOC's 21 classes in the order of their indices."""
+
+TOLERANCE = 1e-5
+"""How far a blob may be from Caffe's in a comparison, as a share of its largest value."""

@@ -5,6 +5,8 @@ Every function does the obvious thing in a lone process, so that callers need no
 everything else by gloo.
 
 A collective call whose other side has died raises ``StoppedError``.
+
+The command line asks this module, too, and ``repro --help`` must not wait for torch: it is imported where it is used.
 """
 
 from __future__ import annotations
@@ -13,13 +15,15 @@ import contextlib
 import datetime
 import logging
 import os
+import sys
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
-
-import torch
-import torch.distributed as dist
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from repro.errors import InputError, StoppedError
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 
@@ -28,13 +32,19 @@ T = TypeVar("T")
 _PATIENCE = datetime.timedelta(hours=2)
 
 
+def _group() -> ModuleType | None:
+    """torch.distributed once this process has joined others, None before."""
+    dist = sys.modules.get("torch.distributed")  # a process that has not loaded it has not joined
+    return dist if dist is not None and dist.is_initialized() else None
+
+
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Part from the others, if the block joined them, at its end."""
+    """Leave the other processes at the end of the block, if it has joined them."""
     try:
         yield
     finally:
-        if dist.is_initialized():
+        if dist := _group():
             dist.destroy_process_group()
 
 
@@ -43,8 +53,11 @@ def join() -> None:
 
     Raises InputError for an environment that torch.distributed cannot start from.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _group():
         return
+    import torch
+    import torch.distributed as dist
+
     try:
         if torch.cuda.is_available():
             dist.init_process_group("cpu:gloo,cuda:nccl", timeout=_PATIENCE)
@@ -61,12 +74,14 @@ def join() -> None:
 
 def rank() -> int:
     """This process's number, from 0."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    dist = _group()
+    return dist.get_rank() if dist else 0
 
 
 def size() -> int:
     """How many processes there are."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    dist = _group()
+    return dist.get_world_size() if dist else 1
 
 
 def is_first() -> bool:
@@ -76,7 +91,7 @@ def is_first() -> bool:
 
 def local_rank() -> int:
     """This process's number among those on its machine: the index of its CUDA device."""
-    return int(os.environ.get("LOCAL_RANK", "0")) if dist.is_initialized() else 0
+    return int(os.environ.get("LOCAL_RANK", "0")) if _group() else 0
 
 
 def share(count: int) -> slice:
@@ -86,7 +101,7 @@ def share(count: int) -> slice:
 
 def add_up(tensor: torch.Tensor) -> torch.Tensor:
     """Sum a tensor over the ranks, in place; gives it back. Not differentiable. CUDA tensors are only queued."""
-    if size() > 1:
+    if dist := _group():
         with others_may_end():
             dist.all_reduce(tensor)
     return tensor
@@ -94,8 +109,10 @@ def add_up(tensor: torch.Tensor) -> torch.Tensor:
 
 def largest(number: int) -> int:
     """The largest of the ranks' numbers."""
-    if size() == 1:
+    if not (dist := _group()):
         return number
+    import torch
+
     tensor = torch.tensor(number)
     with others_may_end():
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
@@ -104,7 +121,7 @@ def largest(number: int) -> int:
 
 def take_from_first(tensors: Iterable[torch.Tensor]) -> None:
     """Overwrite the other ranks' tensors with those of the first."""
-    if size() > 1:
+    if dist := _group():
         with others_may_end():
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), 0)
@@ -112,7 +129,7 @@ def take_from_first(tensors: Iterable[torch.Tensor]) -> None:
 
 def from_first(value: T) -> T:
     """What the first rank gave; every rank waits for it."""
-    if size() == 1:
+    if not (dist := _group()):
         return value
     values: list[Any] = [value]
     with others_may_end():
@@ -122,7 +139,7 @@ def from_first(value: T) -> T:
 
 def gathered(value: T) -> list[T]:
     """The values of all ranks, in their order."""
-    if size() == 1:
+    if not (dist := _group()):
         return [value]
     values: list[Any] = [None] * size()
     with others_may_end():
@@ -141,7 +158,8 @@ def others_may_end() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if size() > 1 and (
+        dist = _group()
+        if dist and (
             isinstance(error, dist.DistError) or any(name in str(error) for name in ("gloo", "NCCL"))
         ):
             raise StoppedError(f"another of the {size()} processes of this run has ended") from error

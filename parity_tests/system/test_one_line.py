@@ -115,13 +115,14 @@ def test_check_with_an_opencv_without_caffe_importer(monkeypatch, capsys, names)
         "try:\n    time.sleep(60)\nexcept BaseException:\n    pass",
     ],
 )
-def test_ctrl_c_while_modules_are_imported(tmp_path, body):
+@pytest.mark.parametrize("name", ["typer", "torch"])  # before the verb is known, and by the verb
+def test_ctrl_c_while_modules_are_imported(tmp_path, name, body):
     """Whatever the module at hand would make of a KeyboardInterrupt."""
     module = f"import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\n{body}\n"
-    (tmp_path / "typer.py").write_text(module)
+    (tmp_path / f"{name}.py").write_text(module)
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     done = subprocess.run(
-        [sys.executable, "-m", "repro", "--help"],
+        [sys.executable, "-m", "repro", "inspect", "x"],
         capture_output=True,
         text=True,
         timeout=600,

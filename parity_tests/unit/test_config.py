@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import resources
-
 import pytest
 import yaml
 
-from repro.config import changed_from_profile, flattened, load_config, load_yaml, profile_names
+from repro.config import changed_from_profile, flattened, load_config, load_yaml
 from repro.errors import InputError
+from repro.profiles import profile_names, profile_text
 from repro.solver import learning_rate
 
 
@@ -211,8 +210,7 @@ def test_a_base_is_no_setting():
 
 @pytest.mark.parametrize("name", profile_names())
 def test_no_profile_repeats_its_base(name):
-    folder = resources.files("repro") / "profiles"
-    own = load_yaml((folder / f"{name}.yaml").read_text())
+    own = load_yaml(profile_text(name))
     if (base := own.pop("base", None)) is None:
         return
     inherited = flattened(load_config(base).model_dump())

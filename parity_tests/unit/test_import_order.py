@@ -12,7 +12,7 @@ from parity_tests.conftest import ROOT
 
 # each imports what stands before it; beside one another on a line: neither imports the other
 ORDER = [
-    {"repro.__version__", "repro.constants", "repro.errors", "repro.measure"},
+    {"repro.__version__", "repro.constants", "repro.errors", "repro.measure", "repro.profiles"},
     {"repro.files", "repro.distributed", "repro.guard", "repro.yaml12", "repro.guard_child", "repro.metrics"},
     {"repro.layers", "weights_conversion"},
     {"repro.models"},

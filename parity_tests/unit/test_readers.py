@@ -374,7 +374,7 @@ def broken(error):
     ],
 )
 def test_whatever_is_left_becomes_one_line(monkeypatch, capsys, error, status, said):
-    monkeypatch.setattr("repro.cli.weights.describe_file", broken(error))
+    monkeypatch.setattr("repro.models.inspection.describe_file", broken(error))
     assert run_command(["inspect", "x"]) == status
     found = capsys.readouterr().err
     assert said in found
@@ -382,7 +382,7 @@ def test_whatever_is_left_becomes_one_line(monkeypatch, capsys, error, status, s
 
 
 def test_debug_keeps_the_traceback(monkeypatch, capsys):
-    monkeypatch.setattr("repro.cli.weights.describe_file", broken(IndexError("x")))
+    monkeypatch.setattr("repro.models.inspection.describe_file", broken(IndexError("x")))
     assert run_command(["--debug", "inspect", "x"]) == 2
     found = capsys.readouterr().err
     assert "Traceback" in found

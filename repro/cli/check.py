@@ -6,16 +6,11 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 from repro.cli.shared import app, say
+from repro.constants import TOLERANCE
 from repro.errors import InputError
-from repro.models import load_net
-from repro.parity import compare, read_recording
-from repro.parity.comparison import TOLERANCE
-from repro.parity.opencv import beside_opencv, example_inputs
-from weights_conversion.mapping import load_weights
 
 
 @app.command(
@@ -57,6 +52,13 @@ def check(
     The first layer that differs is named, with both values. The exit status is 0 where all are equal, 1 where one
     differs, 2 for bad input.
     """
+    import torch
+
+    from repro.models import load_net
+    from repro.parity import compare, read_recording
+    from repro.parity.opencv import beside_opencv, example_inputs
+    from weights_conversion.mapping import load_weights
+
     if not tolerance >= 0:
         raise InputError(f"--tolerance {tolerance}: expected 0 or more")
     if recording is not None and image is not None:

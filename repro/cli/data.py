@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
-from tqdm import tqdm
 
 from repro.cli.shared import ConfigOption, app, say
-from repro.config import load_config
-from repro.constants import VOID
-from repro.data import CLASS_NAMES, CocoInstances, VocLayout, convert_cues
-from repro.data.labels import read_labels, write_labels
-from repro.data.mini import build_mini
-from repro.data.recode_masks import Coding, recode_masks
+from repro.constants import CLASS_NAMES, VOID
 from repro.errors import InputError
-from repro.fetch.get_data import Fetcher
-from repro.fetch.sbd import build_train_aug, find_sbd
-from repro.fetch.verify import verify
 from repro.files import write_json
 
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build or convert data.")
@@ -54,6 +45,8 @@ def data_fetch(
     ] = False,
 ) -> None:
     """Get VOC 2012, masks, cues and initial weights: checked, unpacked, in place. What is there already stays."""
+    from repro.fetch.get_data import Fetcher
+
     fetcher = Fetcher(voc_root, catalogue=catalogue, own=own, keep_archives=keep_archives)
     if show:
         for name, source in fetcher.sources.items():
@@ -77,6 +70,9 @@ def data_sbd(
     voc_root: Annotated[Path, typer.Option(help="The VOC tree that gets the masks and the list.")],
 ) -> None:
     """Turn SBD's .mat files into SegmentationClassAug masks and write train_aug.txt, the 10,582 training images."""
+    from repro.data import VocLayout
+    from repro.fetch.sbd import build_train_aug, find_sbd
+
     result = build_train_aug(find_sbd(sbd), VocLayout.open(voc_root))
     say(f"{voc_root / 'SegmentationClassAug'}: {result.written} masks written, {result.kept} were there")
     say(result.list_path)
@@ -95,6 +91,8 @@ def data_verify(
     out: Annotated[Path | None, typer.Option(help="Write the report as JSON, too.")] = None,
 ) -> None:
     """Check a VOC tree: counts, every image and mask, cues, hashes."""
+    from repro.fetch.verify import verify
+
     report = verify(root, cues=cues, input_list=input_list, quick=quick, partial=partial, pin=pin)
     for check in report.checks:
         say(check)
@@ -110,6 +108,8 @@ def data_mini(
     seed: Annotated[int, typer.Option(help="Another seed is another set.")] = 0,
 ) -> None:
     """Build the embedded set: a small generated data set in VOC layout."""
+    from repro.data.mini import build_mini
+
     say(build_mini(root, seed=seed).root)
 
 
@@ -119,6 +119,8 @@ def data_cues(
     target: Annotated[Path, typer.Argument(help="The .h5 to write.")],
 ) -> None:
     """Convert the originals' cue pickle to HDF5, once, so that runs start at once and no pickle is read again."""
+    from repro.data import convert_cues
+
     convert_cues(source, target)
     say(target)
 
@@ -152,6 +154,9 @@ def data_labels(
     ] = None,
 ) -> None:
     """Write image-level labels of any form as a CSV, to look at or to train on."""
+    from repro.config import load_config
+    from repro.data.labels import read_labels, write_labels
+
     classes = load_config(config).dataset.classes
     labels = read_labels(source, classes, input_list=input_list, first_class=first_class)
     write_labels(target, labels, classes)
@@ -169,11 +174,13 @@ def data_masks(
         CLASS_NAMES
     ),
     coding: Annotated[
-        Coding | None,
+        Literal["colours", "object", "indices"] | None,
         typer.Option(help="What the masks are, where their pixels do not tell.", show_default=False),
     ] = None,
 ) -> None:
     """Turn masks of VOC's colours, or of 0 and 255 for one object, into PNGs of class indices."""
+    from repro.data.recode_masks import recode_masks
+
     read_as, written = recode_masks(source, target, num_classes, coding=coding)
     say(f"{target}: {len(written)} masks, read as {read_as}")
 
@@ -187,6 +194,10 @@ def data_coco_masks(
     out: Annotated[Path, typer.Argument(help="Folder for the masks, <image>.png.")],
 ) -> None:
     """Draw COCO's objects as masks of 81 classes, to score against; masks that are there already are kept."""
+    from tqdm import tqdm
+
+    from repro.data import CocoInstances
+
     instances = CocoInstances(annotations)
     for _ in tqdm(instances.write_masks(out), total=len(instances.images), unit="image", disable=None):
         pass

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from repro import distributed
-from repro.bench import bench as run_bench
-from repro.cli.shared import ConfigOption, DeviceOption, Overrides, SeedOption, app, load, say, with_options
-from repro.config import load_config, profile_names
-from repro.constants import VOID
-from repro.data import CLASS_NAMES, read_id_list
-from repro.data.image_list import read_text
+from repro.cli.shared import (
+    ConfigOption,
+    DeviceOption,
+    OptionalConfig,
+    Overrides,
+    SeedOption,
+    app,
+    load,
+    say,
+    with_options,
+)
+from repro.constants import CLASS_NAMES, VOID
 from repro.errors import InputError
 from repro.files import write_json, write_text
-from repro.inference.evaluate import evaluate_folder
-from repro.inference.explain import UNTOLD, Score, nearest
-from repro.inference.explain import explain as explain_scores
-from repro.paper.experiments import experiments
-from repro.report import judge_runs, report_all, report_planned, report_runs
-from repro.run.forecast import costs as cost_table
-from repro.run.forecast import forecast
-from repro.run.plan import plan
-from repro.run.reproduce import reproduce as reproduce_runs
-from repro.run_folder import Run, resolve_device
-from repro.training.caffe_solver import load_run, load_solver
-from repro.training.train import train as train_stage
-from repro.training.train_file import train_file
+from repro.profiles import profile_names
+
+if TYPE_CHECKING:
+    from repro.inference.explain import Score
 
 
 @app.command(
@@ -38,12 +35,7 @@ from repro.training.train_file import train_file
 )
 def train(
     overrides: Overrides = None,
-    config: Annotated[
-        str | None,
-        typer.Option(
-            help=f"A profile ({', '.join(profile_names())}) or the path of one.", show_default=False
-        ),
-    ] = None,
+    config: OptionalConfig = None,
     solver: Annotated[
         str | None,
         typer.Option(
@@ -73,6 +65,11 @@ def train(
 
     Under torchrun several processes share each mini-batch (docs/clusters.md).
     """
+    from repro.run_folder import Run, resolve_device
+    from repro.training.caffe_solver import load_run, load_solver
+    from repro.training.train import train as train_stage
+    from repro.training.train_file import train_file
+
     distributed.join()
     if (config is None) == (solver is None):
         raise InputError("train: give either --config or --solver")
@@ -138,6 +135,10 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score masks: mean IoU by the averaging rules, pixel accuracy, every class."""
+    from repro.data import read_id_list
+    from repro.inference.evaluate import evaluate_folder
+    from repro.inference.explain import explain as explain_scores
+
     if expected is not None and not explain:
         raise InputError("--expected goes with --explain, which marks the mistakes that come nearest")
     distributed.join()
@@ -170,6 +171,8 @@ def evaluate(
 
 def _explain(scores: list[Score], expected: float | None, out: Path | None) -> None:
     """A line for each score, with the points between it and the right one; those nearest to the expected are marked."""
+    from repro.inference.explain import UNTOLD, nearest
+
     marked = nearest(scores, expected / 100) if expected is not None else []
     base = scores[0].mean_iou
     for score in scores:
@@ -190,8 +193,10 @@ def _class_names(num_classes: int | None, classes: str | None, config: str | Non
     if sum(option is not None for option in (num_classes, classes, config)) > 1:
         raise InputError("evaluate: give one of --num-classes, --classes and --config")
     if config is not None:
-        return list(load_config(config).dataset.classes)
+        return list(load(config, None, None, None).dataset.classes)
     if classes is not None:
+        from repro.data.image_list import read_text
+
         text = read_text(classes, "a class name") if Path(classes).is_file() else classes.replace(",", "\n")
         named = [name.strip() for name in text.splitlines() if name.strip()]
         if not 2 <= len(named) <= VOID or len(set(named)) != len(named):
@@ -214,9 +219,7 @@ def reproduce(
     overrides: Overrides = None,
     experiment: Annotated[
         str,
-        typer.Option(
-            help=f"Tables of the papers, e.g. table2,table4: {', '.join(experiments().experiments)}; all."
-        ),
+        typer.Option(help="Tables of the papers, e.g. table2,table4; all. docs/results.md lists them."),
     ] = "",
     original: Annotated[
         list[str] | None, typer.Option(help="ROW=FILE: score these weights as the row's, train nothing.")
@@ -229,6 +232,11 @@ def reproduce(
     ] = False,
 ) -> None:
     """Run whole experiments and write their results folder; what is done already is skipped."""
+    from repro.report import report_planned
+    from repro.run.forecast import forecast
+    from repro.run.plan import plan
+    from repro.run.reproduce import reproduce as reproduce_runs
+
     distributed.join()
     runs = plan(
         config,
@@ -274,6 +282,8 @@ def tables(
 
     Without arguments: of every experiment in results/runs, each in results/<name>.
     """
+    from repro.report import report_all, report_runs
+
     if bool(runs) != bool(out):
         raise InputError("tables: run folders and --out go together; give both or none")
     if publish and out:
@@ -293,6 +303,8 @@ def check_paper(
     ] = None,
 ) -> None:
     """Compare finished runs with the published values; exit status 1 if one is missed by more than its tolerance."""
+    from repro.report import judge_runs
+
     verdict = judge_runs(runs, Path("results/runs"))
     for judgement in verdict.judgements:
         say(judgement.line())
@@ -315,6 +327,9 @@ def bench(
     ] = False,
 ) -> None:
     """Time each part of a stage-1 iteration and of a prediction, beside what the originals computed with."""
+    from repro.bench import bench as run_bench
+    from repro.run.forecast import costs as cost_table
+
     if costs:
         names = [name for name in profile_names() if name != "mini"]
         write_text(out / "costs.md", cost_table(names, out))

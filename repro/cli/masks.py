@@ -5,24 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from repro import distributed
 from repro.cli.shared import ConfigOption, DeviceOption, Overrides, app, images_of, load, report_masks, say
-from repro.config import Config, PredictConfig
-from repro.data import find_images, read_id_list
-from repro.data.experiment import open_experiment, open_labelled
-from repro.data.image_list import list_line
 from repro.errors import InputError
 from repro.export import PrecisionName, ScriptGraph
 from repro.files import write_text
-from repro.inference.batch_predict import predict_folder
-from repro.inference.predict import TorchSegmenter, describe, load_model
-from repro.models import CLASSIFIERS
-from repro.report.submission import check_ids, check_submission, write_submission
-from repro.run_folder import resolve_device
+
+if TYPE_CHECKING:
+    from repro.config import Config, PredictConfig
 
 
 @app.command(
@@ -59,6 +53,8 @@ def predict(
 
     Images that cannot be used do not stop the others: they are listed at the end, and the exit status is 1.
     """
+    from repro.report.submission import check_ids, write_submission
+
     distributed.join()
     settings = load(config, overrides, device, None)
     found = images_of(images, ids)
@@ -83,7 +79,9 @@ def _predict_onnx(
     precision: PrecisionName | None,
     batch_size: int | None,
 ) -> None:
-    from repro.export.engine import open_segmenter  # onnx and onnxruntime are extras
+    from repro.export.engine import open_segmenter
+    from repro.inference.batch_predict import predict_folder
+    from repro.run_folder import resolve_device
 
     segmenter, described, loss = open_segmenter(
         settings,
@@ -115,6 +113,10 @@ def pseudo_labels(
     device: DeviceOption = None,
 ) -> None:
     """Label the training images with a stage-1 net, for stage 2 to train on."""
+    from repro.data import find_images
+    from repro.data.experiment import open_experiment, open_labelled
+    from repro.data.image_list import list_line
+
     distributed.join()
     settings = load(config, overrides, device, None)
     if settings.pseudo_labels is None:
@@ -145,6 +147,10 @@ def _predict(
     script: PredictConfig,
     labels: Callable[[str], Sequence[int]] | None = None,
 ) -> None:
+    from repro.inference.batch_predict import predict_folder
+    from repro.inference.predict import TorchSegmenter, describe, load_model
+    from repro.run_folder import resolve_device
+
     model = load_model(settings, weights, resolve_device(settings.device))
     described = describe(settings, weights, script)
     report_masks(
@@ -173,7 +179,7 @@ def export(
     classifier: Annotated[
         str | None,
         typer.Option(
-            help=f"{' or '.join(CLASSIFIERS)}, the nets of the cues, instead of the profile's; --graph scores.",
+            help="vgg16_cam or vgg16_bg, the nets of the cues, instead of the profile's; --graph scores.",
             show_default=False,
         ),
     ] = None,
@@ -189,6 +195,7 @@ def export(
     """Write a net as an ONNX file with free batch and image size, and say how it agrees with PyTorch."""
     from repro.export.agreement import MASK_BOUND
     from repro.export.engine import export_file
+    from repro.run_folder import resolve_device
 
     if gt and not check:
         raise InputError("--gt: ground truth of which images? --check names them")
@@ -227,6 +234,9 @@ def check_submission_archive(
     ] = None,
 ) -> None:
     """Check an archive for VOC's test server: every mask of the test list, indexed, of its image's size."""
+    from repro.data import read_id_list
+    from repro.report.submission import check_submission
+
     found = images_of(images, ids) if images else None
     check_submission(archive, read_id_list(ids), found.__getitem__ if found else None)
     say(f"{archive}: {'complete' if found else 'complete; sizes not compared (no --images)'}")

@@ -9,12 +9,7 @@ import typer
 
 from repro import distributed
 from repro.cli.shared import ConfigOption, DeviceOption, Overrides, SeedOption, app, load, say
-from repro.cues.from_cams import cues_from_cams
-from repro.cues.generate import make_cues, score_seeds
-from repro.cues.train_classifier import SEED_CLASSIFIERS, classifier_weights, train_classifier
-from repro.data import read_id_list
 from repro.files import write_json
-from repro.run_folder import Run, resolve_device
 
 seeds_app = typer.Typer(
     no_args_is_help=True,
@@ -39,6 +34,9 @@ def seeds_train(
     seed: SeedOption = None,
 ) -> None:
     """Train the classifiers that cues are made of, on image-level labels; unfinished ones go on."""
+    from repro.cues.train_classifier import SEED_CLASSIFIERS, train_classifier
+    from repro.run_folder import Run, resolve_device
+
     distributed.join()
     settings = load(config, overrides, device, seed, stages=("stage0",))
     for one in SEED_CLASSIFIERS if net == "both" else (net,):
@@ -64,6 +62,10 @@ def seeds_make(
     device: DeviceOption = None,
 ) -> None:
     """Make cues of the labelled images; those that are there already are kept."""
+    from repro.cues.generate import make_cues
+    from repro.cues.train_classifier import classifier_weights
+    from repro.run_folder import resolve_device
+
     settings = load(config, overrides, device, None, stages=("stage0",))
     weights = classifier_weights(settings) | {
         net: path for net, path in (("cam", cam), ("bg", bg)) if path is not None
@@ -107,6 +109,9 @@ def seeds_from_cams(
     ] = None,
 ) -> None:
     """Make cues of another project's class activation maps, by the profile's threshold and rule of merging."""
+    from repro.cues.from_cams import cues_from_cams
+    from repro.data import read_id_list
+
     settings = load(config, overrides, None, None, stages=("stage0",))
     made = cues_from_cams(
         settings,
@@ -136,6 +141,9 @@ def seeds_score(
     out: Annotated[Path | None, typer.Option(help="Write the figures as JSON, too.")] = None,
 ) -> None:
     """Precision, recall and IoU of cues against masks, and the share of the pixels they label."""
+    from repro.cues.generate import score_seeds
+    from repro.data import read_id_list
+
     settings = load(config, overrides, None, None, stages=())
     names = read_id_list(ids) if ids else None
     figures = score_seeds(settings, cues, masks, input_list=input_list, ids=names)

@@ -5,30 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 
 from repro.cli.shared import app, say
-from repro.config import load_config
 from repro.errors import InputError
-from repro.export.net import write_net
 from repro.files import atomic_path
-from repro.models import CaffeNet, build_model, load_net
-from repro.models.inspection import describe_file, read_text
-from repro.models.summary import summarise
-from repro.models.weights import hints
-from repro.training.prototxts import deploy_prototxt, train_prototxt
-from weights_conversion import (
-    STATE_ENDINGS,
-    Message,
-    caffe_layers,
-    convert_solverstate,
-    read_for,
-    write_prototxt,
-)
-from weights_conversion.kinds import file_kind
+
+if TYPE_CHECKING:
+    from repro.models import CaffeNet
+    from weights_conversion import Message
 
 
 @app.command(
@@ -88,6 +75,13 @@ def convert(
 
     An .onnx or .py runs beside the net before it is put in place, and the largest difference is printed.
     """
+    import torch
+
+    from repro.export.net import write_net
+    from repro.models import build_model, load_net
+    from repro.models.weights import hints
+    from weights_conversion import STATE_ENDINGS, caffe_layers, convert_solverstate, read_for, write_prototxt
+
     if not 2 <= len(files) <= 3:
         raise InputError(f"convert: {len(files)} files, expected [NET] SOURCE TARGET")
     source, target = files[-2:]
@@ -139,6 +133,9 @@ def convert(
 def _prototxts(
     model: CaffeNet | None, deploy: Path | None, train: Path | None, profile: str | None, stage: int
 ) -> dict[Path, Message]:
+    from repro.config import load_config
+    from repro.training.prototxts import deploy_prototxt, train_prototxt
+
     texts = {}
     for path in (deploy, train):
         if path and model is None:
@@ -172,6 +169,10 @@ def inspect(
     Of a net's prototxt, in any of Caffe's layouts: its layers with types, the shapes of their tops, parameters and
     multiply-adds, and the totals.
     """
+    from repro.models.inspection import describe_file, read_text
+    from repro.models.summary import summarise
+    from weights_conversion.kinds import file_kind
+
     if not as_json:
         say(*describe_file(file))
     elif file_kind(file) == "prototxt" and (net := read_text(file)).layers:

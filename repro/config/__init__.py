@@ -7,7 +7,6 @@ from repro.config.load import (
     flattened,
     load_config,
     load_yaml,
-    profile_names,
     read_profile,
     with_changes,
 )
@@ -60,7 +59,6 @@ __all__ = [
     "flattened",
     "load_config",
     "load_yaml",
-    "profile_names",
     "read_profile",
     "shaping",
     "validated",

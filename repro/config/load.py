@@ -8,7 +8,6 @@ run, ``init.*`` and the files in ``data`` are stage 1's.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,8 @@ from repro.config.marks import Mark, shaping
 from repro.config.schema import Config, FileConfig
 from repro.config.validation import field_type, validated
 from repro.errors import InputError
+from repro.profiles import profile_names, profile_text
 from repro.yaml12 import load_yaml
-
-
-def profile_names() -> list[str]:
-    """The profiles that come with the package."""
-    folder = resources.files("repro") / "profiles"
-    return sorted(
-        entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")
-    )
 
 
 def load_config(
@@ -37,7 +29,7 @@ def load_config(
     A profile with ``base: other`` (a name, or a path relative to its file) holds what differs from that one.
 
     Args:
-        profile: a name from :func:`profile_names` or the path of a YAML file.
+        profile: a name from :func:`repro.profiles.profile_names` or the path of a YAML file.
         overrides: ``dotted.key=value`` with YAML values (``data.mirror=false``, ``init.weights=null``).
         stages: the stages that the calling verb runs; a key such as ``solver.max_iter`` goes to each of them.
 
@@ -153,7 +145,7 @@ def _merged(base: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
 def _read_fields(profile: str, where: str) -> dict[str, Any]:
     names = profile_names()
     if profile in names:
-        text = (resources.files("repro") / "profiles" / f"{profile}.yaml").read_text(encoding="utf-8")
+        text = profile_text(profile)
     else:
         try:
             text = Path(profile).read_text(encoding="utf-8")

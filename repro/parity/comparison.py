@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-TOLERANCE = 1e-5  # of a blob's largest value
+from repro.constants import TOLERANCE
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from repro.constants import TOLERANCE
 from repro.data.images import read_image_bgr, subtract_mean
 from repro.errors import InputError
 from repro.layers.resize import resize_bilinear_u8
 from repro.models.net import CaffeNet, NetLayer, read_net
-from repro.parity.comparison import TOLERANCE, Comparison, Row, compare_blob, steps
+from repro.parity.comparison import Comparison, Row, compare_blob, steps
 from repro.parity.recorded import blobs_of
 from weights_conversion.caffe_pb2 import BlobShape, LayerParameter, NetParameter
 from weights_conversion.caffemodel import write_caffemodel

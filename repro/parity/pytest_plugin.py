@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from repro.constants import TOLERANCE
 from repro.parity import Recording, first_difference, read_recording
-from repro.parity.comparison import TOLERANCE
 from repro.parity.recorded import Net
 
 

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from repro.constants import TOLERANCE
 from repro.errors import InputError
 from repro.models.net import CaffeNet, filtered
-from repro.parity.comparison import TOLERANCE, Comparison, Difference, Row, Step, compare_blob, steps
+from repro.parity.comparison import Comparison, Difference, Row, Step, compare_blob, steps
 from repro.parity.recording import Recording, read_recording
 from weights_conversion.caffe_pb2 import NetParameter
 from weights_conversion.lift import lift

@@ -19,13 +19,13 @@ from repro.config import (
     Mark,
     changed_from_profile,
     load_config,
-    profile_names,
     shaping,
     with_changes,
 )
 from repro.errors import InputError
 from repro.files import json_sha256
 from repro.paper.experiments import PAPER, Cell, RunSpec, experiments
+from repro.profiles import profile_names
 from repro.run.scores import ORIGINAL, TRAINED
 
 SCORES = ("stage1", "stage2")
