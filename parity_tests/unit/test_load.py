@@ -39,8 +39,7 @@ def many() -> Iterator[Path]:
                 os.link(image, folder / "images" / f"{number:06d}.jpg")
                 os.link(label, folder / "labels" / f"{number:06d}.png")
         entries = {
-            number: (np.array([1 + number % 20]), rng.integers(0, 21, (3, 200)))
-            for number in range(MANY)
+            number: (np.array([1 + number % 20]), rng.integers(0, 21, (3, 200))) for number in range(MANY)
         }
         write_cues(folder / "cues.h5", entries)
         numbers = range(MANY)

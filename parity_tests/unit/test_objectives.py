@@ -17,9 +17,9 @@ from repro.layers import (
     grow_seeds,
     mean_field_engine,
     refine,
+    region_growing,
     seed_loss,
 )
-from repro.layers.permutohedral_torch import build
 from repro.models import build_model
 from repro.solver import CaffeSGD
 from repro.training.loop import update
@@ -157,37 +157,35 @@ def test_a_batch_of_void_costs_nothing():
     assert not model.scores.grad.any()
 
 
-def spatial_lattice_that_does_not_look(height, width, sd_xy, device):
-    picture = torch.zeros(height * width, 1, 3, dtype=torch.uint8, device=device)
-    return build(mean_field_engine.geometry(height, width, sd_xy, None, device), picture)
-
-
 @pytest.mark.parametrize("name", ["dsrg_vgg16_voc", "sec_vgg16_voc"])
 def test_an_iteration_waits_for_no_value(name, monkeypatch):
-    """On the meta device no tensor has a value: whatever would wait for one raises. The flood, which on other devices
-    than the CPU and CUDA looks whether it has ended, is left out; its CUDA kernel is tested by itself. The spatial
-    lattice, built once and kept, is the one thing that may look."""
-    monkeypatch.setattr("repro.layers.region_growing.flood", lambda mapped, start: start)
-    monkeypatch.setattr(mean_field_engine, "spatial_lattice", spatial_lattice_that_does_not_look)
+    """On the meta device no tensor has a value: whatever would wait for one raises. The code is that of CUDA, up to
+    the kernels, whose launches wait for nothing."""
+    jit = pytest.importorskip("triton.runtime.jit", reason="Triton is not installed")
+    launched = set()
+    monkeypatch.setattr(jit.JITFunction, "run", lambda kernel, *_, **__: launched.add(kernel.__name__))
+    for module in (mean_field_engine, region_growing):
+        monkeypatch.setattr(module, "has_triton", lambda device_type: device_type == "meta")
     config = load_config(name, ["model.width_divisor=16", "stage1.solver.clip_gradients=10"])
     with torch.device("meta"):
         model = build_model(config.model.name, width_divisor=16)
         batch = {
             "images": torch.empty(2, 3, 97, 97),
-            "labels": torch.empty(2, 21),
-            "cues": torch.empty(2, 21, 13, 13),
+            "labels": torch.empty(2, 21, dtype=torch.uint8),
+            "cues": torch.empty(2, 21, 13, 13, dtype=torch.uint8),
         }
     figures = update(
         model, CaffeSGD(model, config.stage1.solver), Stage1Objective(config.stage1.loss), iter([batch])
     )
     assert {"loss", "loss-Seed", "loss-Constrain"} <= figures.keys()
+    assert ("spread" in launched) == (config.stage1.loss.cues == "grown")
     assert all(value.device.type == "meta" and value.ndim == 0 for value in figures.values())
 
 
 def test_an_iteration_of_retraining_waits_for_no_value():
     with torch.device("meta"):
         model = build_model("vgg16_aspp", width_divisor=16)
-        batch = {"images": torch.empty(2, 3, 97, 97), "label": torch.empty(2, 1, 97, 97)}
+        batch = {"images": torch.empty(2, 3, 97, 97), "label": torch.empty(2, 1, 97, 97, dtype=torch.uint8)}
     solver = CaffeSGD(model, {"base_lr": 1e-3, "lr_policy": "poly", "power": 0.9, "max_iter": 10})
     figures = update(model, solver, Stage2Objective(8), iter([batch]))
     assert figures.keys() == {"loss", "accuracy", "accuracy-recall", "accuracy-jaccard"}

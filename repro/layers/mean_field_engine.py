@@ -111,8 +111,11 @@ def spatial_lattice_cpu(height: int, width: int, sd_xy: float) -> Any:
 
 @lru_cache(LATTICES_KEPT)
 def spatial_lattice(height: int, width: int, sd_xy: float, device: torch.device) -> TorchLattice:
-    any_picture = torch.zeros(height * width, 1, 3, dtype=torch.uint8, device=device)
-    return permutohedral_torch.build(geometry(height, width, sd_xy, None, device), any_picture, trim=True)
+    # on the CPU, where its vertices can be counted without waiting for the device
+    host = torch.device("cpu")
+    any_picture = torch.zeros(height * width, 1, 3, dtype=torch.uint8)
+    lattice = permutohedral_torch.build(geometry(height, width, sd_xy, None, host), any_picture, trim=True)
+    return TorchLattice(*(part.to(device) if isinstance(part, torch.Tensor) else part for part in lattice))
 
 
 @lru_cache(2 * LATTICES_KEPT)

@@ -148,7 +148,7 @@ def build(geometry: Geometry, pictures: torch.Tensor, *, trim: bool = False) -> 
     """The lattice of ``pictures`` (pixels, images, 3) uint8, of which the spatial kernel reads only the shape.
 
     Args:
-        trim: leave out what no vertex needs. This waits for the device once; for lattices that are kept.
+        trim: leave out what no vertex needs. It reads the number of vertices, so it is for lattices on the CPU.
 
     Raises:
         ValueError: more images than the keys have room for.

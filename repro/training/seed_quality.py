@@ -49,9 +49,10 @@ class SeedQuality(Hook):
         iteration = loop.solver.iteration
         self._epoch = iteration * self.batch // self.images
         if distributed.is_first():
-            self._log = CsvLog(
-                loop.folder / "seed_quality.csv", self.columns, iteration + 1 if iteration else 0
-            )
+            # a row's iteration counts what is done; those of a run that was killed after the first pass, and goes on
+            # from within it, are written again
+            kept_before = iteration + 1 if self._epoch else 0
+            self._log = CsvLog(loop.folder / "seed_quality.csv", self.columns, kept_before)
 
     def after_iteration(self, loop: SolverLoop, sums: Sums) -> None:
         done = loop.solver.iteration
