@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import resource
 import sys
 import time
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 
-_RAPL = Path("/sys/class/powercap")
+_RAPL, _STATUS = Path("/sys/class/powercap"), Path("/proc/self/status")
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes elsewhere
 
 
@@ -30,13 +31,10 @@ class Measurement:
             torch.cuda.reset_peak_memory_stats(device)
 
     def result(self) -> dict[str, Any]:
-        own, children = (
-            _MAXRSS_UNIT * resource.getrusage(who).ru_maxrss
-            for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-        )
+        children = _MAXRSS_UNIT * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
         measured: dict[str, Any] = {
             "seconds_last_call": round(time.monotonic() - self.start, 3),
-            "peak_memory_bytes": {"process": own, "largest_child": children},
+            "peak_memory_bytes": {"process": peak_memory(), "largest_child": children},
         }
         if self.device.type == "cuda":
             measured["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated(self.device)
@@ -47,6 +45,16 @@ class Measurement:
             spent = sum((now[key][0] - self.energy[key][0]) % now[key][1] for key in now)
         measured["energy_joules"] = None if spent is None else round(spent, 1)
         return measured
+
+
+def peak_memory() -> int:
+    """The most bytes of memory that this process has held.
+
+    On Linux by its own status: ``ru_maxrss`` of a process counts what its parent held when it was started.
+    """
+    if _STATUS.exists() and (line := re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text())):
+        return int(line[1]) * 1024
+    return _MAXRSS_UNIT * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _energy(device: torch.device) -> dict[str, tuple[float, float]]:

@@ -75,7 +75,7 @@ def read_for(
         raise CaffeFileError(f"{target}: expected a name that ends in one of {endings}")
     if model is None:
         file = read_weights(source)
-        layers = file.views()
+        layers = file.with_blobs
         if not layers:
             raise CaffeFileError(f"{os.fspath(source)}: no layer has blobs")
         report = LoadReport(file.path, [*layers], [], [], form=file.form, changes=file.changes)

@@ -6,8 +6,8 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
+import numpy as np
 import safetensors
 import torch
 from safetensors.torch import save_file
@@ -19,7 +19,7 @@ from weights_conversion.errors import CaffeFileError
 from weights_conversion.kinds import file_kind
 from weights_conversion.model_layers import CaffeLayerView, caffe_layers, detached
 from weights_conversion.sources import READERS, recognised
-from weights_conversion.vgg16_files import ForeignLayers
+from weights_conversion.vgg16_files import Layers
 from weights_conversion.wire import open_wire
 
 # Bytes of a safetensors' header; ResNet-101's has 50 kB. Every tensor that it names costs memory, empty or not.
@@ -65,15 +65,6 @@ class LoadReport:
         return "; ".join(parts)
 
 
-class _FileBlob(NamedTuple):
-    values: Tensor
-    legacy: bool  # the shape is the old fixed one of four axes
-
-
-# The layers of a file; a layer's blobs are keyed by name (safetensors) or "0", "1", … (Caffe).
-_FileLayers = dict[str, dict[str, _FileBlob]]
-
-
 def load_caffe_weights(
     model: nn.Module, path: str | os.PathLike[str], *, spread_branches: bool = False
 ) -> LoadReport:
@@ -104,41 +95,31 @@ def load_weights(
 
 @dataclass(frozen=True)
 class FileWeights:
-    """A weight file: its layers, with types where it states them; ``numbered`` where blobs are keyed by "0", "1", …"""
+    """A weight file: its layers by Caffe name, those without blobs too, and ``numbered``: blobs go by their place.
+
+    The tensors may lie in the file (mapped copy-on-write), which must not change while they are in use.
+    """
 
     path: str
-    layers: _FileLayers
+    layers: dict[str, CaffeLayerView]
     form: str
     changes: list[str]
-    types: dict[str, str] = field(default_factory=dict)
     numbered: bool = False
 
-    def views(self) -> dict[str, CaffeLayerView]:
-        """The layers with blobs as such, under the names that blobs have in our files, in Caffe's order."""
-        views = {}
-        for name, blobs in self.layers.items():
-            tensors = {key: blob.values for key, blob in blobs.items()}
-            if self.numbered:
-                tensors = dict(
-                    zip(_blob_names(self.types.get(name, ""), tensors), tensors.values(), strict=True)
-                )
-            else:
-                tensors = {key: tensors[key] for key in sorted(tensors, key=_place)}
-            if tensors:
-                type_ = self.types.get(name, "")
-                views[name] = CaffeLayerView(type_ or ("BatchNorm" if "factor" in tensors else ""), tensors)
-        return views
+    @property
+    def with_blobs(self) -> dict[str, CaffeLayerView]:
+        return {name: layer for name, layer in self.layers.items() if layer.tensors}
 
 
 _BATCH_NORM = ("mean", "variance", "factor")
 _ORDER = ("weight", "bias", *_BATCH_NORM)  # of blobs in Caffe's files
 
 
-def _blob_names(type_: str, blobs: Mapping[str, Tensor]) -> Sequence[str]:
+def _blob_names(type_: str, blobs: Sequence[np.ndarray]) -> Sequence[str]:
     """The names of numbered blobs; HDF5 files state no types, there a BatchNorm has three, the last of one value."""
     if type_ == "Bias":
         return ("bias",)
-    three = len(blobs) == 3 and type_ in ("", "BatchNorm") and blobs["2"].numel() == 1
+    three = len(blobs) == 3 and type_ in ("", "BatchNorm") and blobs[2].size == 1
     if type_ == "BatchNorm" or three:
         return _BATCH_NORM[: len(blobs)]
     return [*("weight", "bias")[: len(blobs)], *(f"blob{index}" for index in range(2, len(blobs)))]
@@ -153,13 +134,12 @@ def read_weights(path: str | os.PathLike[str]) -> FileWeights:
     kind, where = file_kind(path), os.fspath(path)
     if kind == "safetensors":
         layers = read_safetensors(path)
-        named = {name: {blob: each.values for blob, each in blobs.items()} for name, blobs in layers.items()}
-        if foreign := recognised(named, where):
-            return FileWeights(where, _blobs(foreign), f"safetensors, {foreign.form}", foreign.changes)
-        return FileWeights(where, layers, "safetensors", [])
+        if foreign := recognised(layers, where):
+            return FileWeights(where, _views(foreign.layers), f"safetensors, {foreign.form}", foreign.changes)
+        return FileWeights(where, _views(layers), "safetensors", [])
     if kind in READERS:
         foreign = READERS[kind](path)
-        return FileWeights(where, _blobs(foreign), foreign.form, foreign.changes)
+        return FileWeights(where, _views(foreign.layers), foreign.form, foreign.changes)
     if kind == "prototxt":
         raise CaffeFileError(f"{where}: a text file, expected weights")
     return _read_caffe(path)
@@ -167,23 +147,29 @@ def read_weights(path: str | os.PathLike[str]) -> FileWeights:
 
 def _read_caffe(path: str | os.PathLike[str]) -> FileWeights:
     content = read_caffemodel(path)
-    layers: _FileLayers = {}
+    layers = {}
     for name, layer in content.layers.items():
-        pairs = zip(layer.blobs, layer.legacy, strict=True)
-        layers[name] = {str(i): _FileBlob(torch.from_numpy(blob), old) for i, (blob, old) in enumerate(pairs)}
-    types = {name: layer.type for name, layer in content.layers.items()}
-    return FileWeights(os.fspath(path), layers, content.form, list(content.changes), types, numbered=True)
+        names = _blob_names(layer.type, layer.blobs)
+        tensors = {key: torch.from_numpy(blob) for key, blob in zip(names, layer.blobs, strict=True)}
+        layers[name] = CaffeLayerView(layer.type or _type(tensors), tensors, layer.legacy)
+    return FileWeights(os.fspath(path), layers, content.form, list(content.changes), numbered=True)
 
 
-def _blobs(foreign: ForeignLayers) -> _FileLayers:
+def _views(layers: Layers) -> dict[str, CaffeLayerView]:
+    """Layers whose blobs have names, in the order of Caffe's blobs."""
     return {
-        name: {blob: _FileBlob(tensor, legacy=False) for blob, tensor in blobs.items()}
-        for name, blobs in foreign.layers.items()
+        name: CaffeLayerView(_type(blobs), {key: blobs[key] for key in sorted(blobs, key=_place)})
+        for name, blobs in layers.items()
     }
 
 
-def read_safetensors(path: str | os.PathLike[str]) -> _FileLayers:
-    layers: _FileLayers = {}
+def _type(tensors: Mapping[str, Tensor]) -> str:
+    """What the names of its blobs tell of a layer whose type the file does not state."""
+    return "BatchNorm" if "factor" in tensors else ""
+
+
+def read_safetensors(path: str | os.PathLike[str]) -> Layers:
+    layers: Layers = {}
     with open_wire(path) as wire:
         if (length := int.from_bytes(wire.head[:8], "little")) > _MOST_HEADER:
             raise wire.error("", f"damaged safetensors file: a header of {length} bytes")
@@ -203,7 +189,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> _FileLayers:
                 )
             if tensor.element_size() == 1:
                 tensor = tensor.float()
-            layers.setdefault(layer, {})[blob] = _FileBlob(tensor, legacy=False)
+            layers.setdefault(layer, {})[blob] = tensor
     if not layers:
         raise CaffeFileError(f"{os.fspath(path)}: no tensors")
     return layers
@@ -216,7 +202,7 @@ class MisfitError(CaffeFileError):
         super().__init__(message)
         self.shapes = {
             name: {key: tuple(tensor.shape) for key, tensor in view.tensors.items()}
-            for name, view in file.views().items()
+            for name, view in file.with_blobs.items()
         }
 
 
@@ -233,7 +219,9 @@ def _copy(model: nn.Module, file: FileWeights, spread_branches: bool) -> LoadRep
 
     copies: list[tuple[Tensor, Tensor]] = []
     for name, source in sources.items():
-        blobs, tensors = layers[source], views[name].tensors
+        tensors, blobs = views[name].tensors, layers[source].tensors
+        if file.numbered:  # by their place, whatever they are called
+            blobs = {str(index): blob for index, blob in enumerate(blobs.values())}
         what = f"{file.path}: layer {source!r}" + (f" for {name!r}" if source != name else "")
         expected = [str(i) for i in range(len(tensors))] if file.numbered else list(tensors)
         if set(blobs) != set(expected):
@@ -242,17 +230,18 @@ def _copy(model: nn.Module, file: FileWeights, spread_branches: bool) -> LoadRep
                 f"{len(expected)} in the model ({', '.join(tensors)})",
                 file,
             )
-        for key, (label, tensor) in zip(expected, tensors.items(), strict=True):
+        legacy = layers[source].legacy or (False,) * len(tensors)
+        for key, (label, tensor), old in zip(expected, tensors.items(), legacy, strict=True):
             blob = blobs[key]
-            if not _same_shape(tuple(blob.values.shape), tuple(tensor.shape), blob.legacy):
+            if not _same_shape(tuple(blob.shape), tuple(tensor.shape), old):
                 raise MisfitError(
-                    f"{what}, blob {key!r} ({label}): shape {tuple(blob.values.shape)} in the file, "
+                    f"{what}, blob {key!r} ({label}): shape {tuple(blob.shape)} in the file, "
                     f"expected {tuple(tensor.shape)}",
                     file,
                 )
-            if not blob.values.is_floating_point():
-                raise CaffeFileError(f"{what}, blob {key!r}: {blob.values.dtype}, expected floating point")
-            copies.append((tensor, blob.values.reshape(tensor.shape)))
+            if not blob.is_floating_point():
+                raise CaffeFileError(f"{what}, blob {key!r}: {blob.dtype}, expected floating point")
+            copies.append((tensor, blob.reshape(tensor.shape)))
 
     with torch.no_grad():
         for tensor, values in copies:
@@ -262,7 +251,7 @@ def _copy(model: nn.Module, file: FileWeights, spread_branches: bool) -> LoadRep
         path=file.path,
         loaded=list(sources),
         missing=[name for name in views if name not in sources],
-        unused=[name for name, blobs in layers.items() if blobs and name not in used],
+        unused=[name for name in file.with_blobs if name not in used],
         spread={name: source for name, source in sources.items() if name != source},
         form=file.form,
         changes=file.changes,

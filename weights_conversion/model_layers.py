@@ -25,10 +25,14 @@ class HasCaffeBlobs(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class CaffeLayerView:
-    """A layer's Caffe type and its tensors (not copies) by name, in the order of its blobs."""
+    """A layer's Caffe type and its tensors (not copies) by name, in the order of its blobs.
+
+    ``legacy`` says of each blob of a file whether its shape is the old one of four axes; empty: none is.
+    """
 
     type: str
     tensors: dict[str, Tensor]
+    legacy: tuple[bool, ...] = ()
 
 
 _TYPES: dict[type[nn.Module], str] = {nn.Conv2d: "Convolution", nn.Linear: "InnerProduct"}

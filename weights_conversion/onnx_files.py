@@ -123,7 +123,7 @@ def _text(file: WireFile, part: Field) -> str:
     file.expect(part, LEN, "name")
     if part.stop - part.start > _MOST_NODE:
         raise file.error("", f"a name of {part.stop - part.start} bytes")
-    return file.text(file.read(part.start, part.stop, "name"), "name")
+    return file.text(file.read(part.start, part.stop), "name")
 
 
 def _read_tensor(file: WireFile, tensor: Field, into: dict[str, Tensor]) -> None:
@@ -152,8 +152,5 @@ def _read_tensor(file: WireFile, tensor: Field, into: dict[str, Tensor]) -> None
     size = sum(part.stop - part.start for part in values)
     if len(dims) > MAX_AXES or math.prod(dims) * dtype.itemsize != size:
         raise file.error(what, f"shape {tuple(dims[:8])} does not fit its {size} bytes of {dtype}")
-    raw = bytearray(
-        file.read(values[0].start, values[0].stop, what) if values else b""
-    )  # writable, as tensors are
-    array = np.frombuffer(raw, dtype).reshape(dims)
+    array = (file.values(values[0], dtype) if values else np.empty(0, dtype)).reshape(dims)
     into[name] = torch.from_numpy(array.astype(dtype.newbyteorder("="), copy=False))

@@ -107,7 +107,7 @@ def _check_zip(file: WireFile) -> None:
 
 def _directory_size(file: WireFile) -> int:
     """Bytes of the zip's list of members, which ``zipfile`` would read whole (APPNOTE 4.3.14 and 4.3.16)."""
-    tail = file.read(max(0, file.size - (1 << 16) - 98), file.size, "")
+    tail = file.read(max(0, file.size - (1 << 16) - 98), file.size)
     end, end64 = tail.rfind(b"PK\5\6"), tail.rfind(b"PK\6\6")
     if end < 0 or len(tail) < end + 22:
         raise file.error("", "damaged: the zip's end is missing (cut off?)")
@@ -118,7 +118,7 @@ def _directory_size(file: WireFile) -> int:
 
 
 def _check_legacy(file: WireFile) -> None:
-    stream = io.BytesIO(file.read(0, min(file.size, _MOST_PICKLE), ""))
+    stream = io.BytesIO(file.read(0, min(file.size, _MOST_PICKLE)))
     for _ in range(_LEGACY_PICKLES):
         claimed = _check_pickle(stream, file)
         if claimed > file.size:

@@ -3,13 +3,14 @@
 The protobuf runtime would hold a weight file three times over (the bytes, its own copy, the arrays) and
 says of a damaged one only that it is damaged. So the outer structure is walked here, field by field,
 each length checked against what is left of the file; the small messages go to the schema's classes
-and the packed floats are read straight into their array.
+and the packed floats are arrays on the mapped file itself, which must not change while they are in use.
 """
 
 from __future__ import annotations
 
 import io
 import math
+import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,10 +64,11 @@ class WireFile:
     """A protobuf file open for reading. Every method raises ``CaffeFileError`` on what it cannot accept."""
 
     def __init__(self, file: io.BufferedReader, path: str | os.PathLike[str]) -> None:
-        self._file = file
         self.path = os.fspath(path)
         self.size = os.fstat(file.fileno()).st_size
-        self.head = file.read(512)
+        # copy-on-write: arrays made of it are the caller's own, and a page takes memory once it is touched
+        self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) if self.size else b""
+        self.head = self._bytes[:512]
         self.doubles = 0  # blobs read so far that were stored as doubles
         self._walked = 0
 
@@ -96,7 +98,7 @@ class WireFile:
 
     def _field_at(self, at: int, stop: int, what: str) -> Field:
         # A tag takes at most 5 bytes, a number or length at most 10.
-        head = self.read(at, min(at + 15, stop), what)
+        head = self.read(at, min(at + 15, stop))
         tag, used = _varint(head, 0)
         number, wire_type = tag >> 3, tag & 7
         if used == 0 or used > 5 or number == 0 or wire_type not in _WIRE_NAMES:
@@ -117,17 +119,18 @@ class WireFile:
             )
         return Field(number, wire_type, at, start, end)
 
-    def read(self, start: int, stop: int, what: str) -> bytes:
-        self._file.seek(start)
-        data = self._file.read(stop - start)
-        if len(data) != stop - start:
-            raise self.error(what, f"cannot read bytes {start} to {stop}")
-        return data
+    def read(self, start: int, stop: int) -> bytes:
+        return self._bytes[start:stop]
+
+    def values(self, field: Field, dtype: np.dtype) -> np.ndarray:
+        """The payload of a field as numbers, one axis, without a copy; its size must be a multiple of the dtype's."""
+        count = (field.stop - field.start) // dtype.itemsize
+        return np.frombuffer(self._bytes, dtype, count, field.start) if count else np.empty(0, dtype)
 
     def number(self, field: Field, what: str) -> int:
         """The value of a field that is a number."""
         self.expect(field, VARINT, what)
-        raw = self.read(field.tag_at, field.stop, what)
+        raw = self.read(field.tag_at, field.stop)
         _, used = _varint(raw, 0)
         return _varint(raw, used)[0]
 
@@ -138,7 +141,7 @@ class WireFile:
         self.expect(field, LEN, what)
         if field.stop - field.start > 10 * MAX_AXES:
             raise self.error(what, f"{field.stop - field.start} bytes of numbers")
-        raw, at, values = self.read(field.start, field.stop, what), 0, []
+        raw, at, values = self.read(field.start, field.stop), 0, []
         while at < len(raw):
             value, at = _varint(raw, at)
             if not at:
@@ -151,7 +154,7 @@ class WireFile:
         size = sum(field.stop - field.tag_at for field in fields)
         if size > _MAX_HEADER:
             raise self.error(what, f"{size} bytes of names and shapes")
-        raw = b"".join(self.read(field.tag_at, field.stop, what) for field in fields)
+        raw = b"".join(self.read(field.tag_at, field.stop) for field in fields)
         return self._parse(kind, raw, what)
 
     def _parse(self, kind: type[_MessageT], raw: bytes, what: str) -> _MessageT:
@@ -170,11 +173,11 @@ class WireFile:
         """The text of a field; ``size`` is that of all names of its layer so far."""
         if size > _MAX_HEADER:
             raise self.error(what, f"{size} bytes of names and shapes")
-        return self.text(self.read(field.start, field.stop, what), what)
+        return self.text(self.read(field.start, field.stop), what)
 
     def varint(self, field: Field, what: str) -> int:
         """The number of a field, an int32."""
-        head = self.read(field.tag_at, min(field.tag_at + 15, self.size), what)
+        head = self.read(field.tag_at, min(field.tag_at + 15, self.size))
         value, _ = _varint(head, _varint(head, 0)[1])
         return value
 
@@ -210,28 +213,14 @@ class WireFile:
                 )
         count = sum(part.stop - part.start for part in chunks[number]) // dtype.itemsize
         shape, legacy = self._shape(message, count, what)
-        values = np.empty(count, np.float32)
-        filled = 0
-        for part in chunks[number]:
-            size = (part.stop - part.start) // dtype.itemsize
-            self._read_floats(part.start, dtype, values[filled : filled + size], what)
-            filled += size
-        return Blob(values.reshape(shape), legacy)
-
-    def _read_floats(self, start: int, dtype: np.dtype, into: np.ndarray, what: str) -> None:
-        """Fill ``into`` with the values of ``dtype`` that stand from ``start`` on."""
-        if dtype == into.dtype:  # float32 on a little-endian machine: no conversion, no second copy
-            self._file.seek(start)
-            if self._file.readinto(into.view(np.uint8).data) != into.nbytes:
-                raise self.error(what, f"cannot read {into.nbytes} bytes at {start}")
-        else:
-            raw = self.read(start, start + into.size * dtype.itemsize, what)
-            with np.errstate(over="ignore"):  # a double beyond float32 becomes inf, as in Caffe
-                into[:] = np.frombuffer(raw, dtype)
+        parts = [self.values(part, dtype) for part in chunks[number]]
+        values = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, dtype), *parts])
+        with np.errstate(over="ignore"):  # a double beyond float32 becomes inf, as in Caffe
+            return Blob(values.astype(np.float32, copy=False).reshape(shape), legacy)
 
     def _unpacked_blob(self, field: Field, what: str) -> Blob:
         """A blob whose values stand one by one, or in a mix: legal, seldom, and left to the runtime."""
-        message = self._parse(caffe_pb2.BlobProto, self.read(field.start, field.stop, what), what)
+        message = self._parse(caffe_pb2.BlobProto, self.read(field.start, field.stop), what)
         data = message.double_data or message.data
         self.doubles += bool(message.double_data)
         shape, legacy = self._shape(message, len(data), what)

@@ -60,7 +60,7 @@ def train(*more):
 
 def weights(path):
     return {
-        f"{layer}.{kind}": blob.values
+        f"{layer}.{kind}": blob
         for layer, blobs in read_safetensors(path).items()
         for kind, blob in blobs.items()
     }

@@ -75,19 +75,14 @@ def test_a_list_of_80000_images_starts(many, start):
 
 
 EVALUATE = """
-import json, re, resource, sys
+import json, sys
 from pathlib import Path
 from repro.inference.evaluate import evaluate_folder
+from repro.measure import peak_memory
 pred, gt = Path(sys.argv[1]), Path(sys.argv[2])
 ids = [str(number) for number in range(1449)]
 scores = evaluate_folder(pred, [gt / f"{name}.png" for name in ids], ids, 21)
-status = Path("/proc/self/status")  # ru_maxrss would count what the parent held when it forked
-peak = (
-    int(re.search(r"VmHWM:\\s+(\\d+) kB", status.read_text())[1]) / 1024
-    if status.exists()
-    else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
-)
-print(json.dumps([peak, scores["images"], scores["mean_iou"]["released"]]))
+print(json.dumps([peak_memory() / 2**20, scores["images"], scores["mean_iou"]["released"]]))
 """
 
 

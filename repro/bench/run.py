@@ -8,15 +8,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from repro.bench.inference import inference_rows
 from repro.bench.inputs import inputs
-from repro.bench.timing import Row, Timer, peak_memory
+from repro.bench.timing import Row, Timer
 from repro.bench.training import prediction_rows, training_rows
 from repro.config import Config
 from repro.errors import InputError
 from repro.files import read_json, write_json, write_text
+from repro.measure import peak_memory
 from repro.models import build_model
 from repro.run_folder import provenance, resolve_device
 
@@ -51,7 +53,7 @@ def bench(config: Config, out: Path, *, seconds: float = 2.0) -> tuple[Path, Pat
         for part in (training_rows, prediction_rows):
             bar = tqdm(part(config, given, timer, references), desc="bench", unit="part", disable=None)
             rows.extend(bar)
-        peak = peak_memory(device)
+        peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
         rows.extend(tqdm(inference_rows(config, given, timer), desc="bench", unit="part", disable=None))
     result = {
         **provenance(config, device),

@@ -6,9 +6,7 @@ median of the ratios of neighbours; a time is the best of its runs.
 
 from __future__ import annotations
 
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -91,14 +89,6 @@ class Timer:
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes at the peak: of the device's allocator, or of the process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def matmul_rate(timer: Timer, dtype: torch.dtype, size: int) -> float:

@@ -43,7 +43,7 @@ def describe_file(path: str | os.PathLike[str]) -> list[str]:
         return [f"{name}: Caffe solver state", *_state(read_solverstate(path))]
     if kind == "safetensors":
         tensors = read_safetensors(path)
-        arrays = {n: {b: _array(blob.values) for b, blob in blobs.items()} for n, blobs in tensors.items()}
+        arrays = {n: {b: _array(t) for b, t in blobs.items()} for n, blobs in tensors.items()}
         return [f"{name}: safetensors, {len(arrays)} layers", *_metadata(path), *_layers(arrays, {})]
     if kind == "pth":
         content = read_pth(path)
