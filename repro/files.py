@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one, their hashes, and folders with one writing process."""
+"""JSON files of ours, temporary folders, and folders with one writing process."""
 
 from __future__ import annotations
 
@@ -9,31 +9,19 @@ import hashlib
 import json
 import logging
 import os
-import re
-import secrets
 import shutil
 import socket
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from repro.errors import InputError, damaged
+from weights_conversion.files import TEMPORARY, atomic_path, temporary_name
 
 log = logging.getLogger(__name__)
-
 LOCK_NAME = ".sec-dsrg-lock"
-
-_OURS = re.compile(r"\.sec-dsrg-tmp-\d+-[0-9a-f]{16}(\.[A-Za-z0-9]{1,15})?")
-_RECORD_NAME = ".sec-dsrg-folders"
-_LONGEST_NAME = 255  # bytes of a file's name, on every common file system
-
-
-def temporary_name(suffix: str = "") -> str:
-    """A new name for a temporary file or folder of this process: hidden, and no name that anybody else would give."""
-    return f".sec-dsrg-tmp-{os.getpid()}-{secrets.token_hex(8)}{suffix}"
 
 
 @contextmanager
@@ -43,7 +31,7 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
     A folder is in use as long as its maker holds the kernel's lock on it (flock).
     """
     for left in parent.glob(".sec-dsrg-tmp-*"):
-        if _OURS.fullmatch(left.name) and left.is_dir() and not left.is_symlink():
+        if TEMPORARY.fullmatch(left.name) and left.is_dir() and not left.is_symlink():
             with suppress(OSError), _flock(left):
                 shutil.rmtree(left)
     folder = parent / temporary_name()
@@ -64,123 +52,6 @@ def _flock(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-@contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success sync it and rename it onto ``path``.
-
-    If the block raises, the temporary file is removed and whatever stood at ``path`` stays as it was. Parent
-    folders are made. The temporary name keeps the suffix, for writers that look at it. Once this returns, file and
-    name survive a power cut.
-
-    Raises OSError naming ``path`` when it cannot be written: no permission, a read-only file system, a full disk,
-    also where the writing library reports that as an error of its own.
-    """
-    target = Path(path)
-    suffix = (
-        target.suffix if re.fullmatch(r"\.[A-Za-z0-9]{1,15}", target.suffix) else ".tmp"
-    )  # torch wants one
-    temporary = target.parent / temporary_name(suffix)
-    with errors_named(target):
-        if target.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "expected a file name, this is a folder", str(target))
-        make_folder(target.parent)
-        _record(target.parent)
-        # the mode of an ordinary file: the kernel takes the umask off, which a thread must not touch to learn it
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    try:
-        try:
-            yield temporary
-        except Exception as error:
-            if number := _refused(temporary, error):
-                raise OSError(number, os.strerror(number), str(target)) from error
-            raise
-        with errors_named(target):
-            with temporary.open("rb") as written:
-                os.fsync(written.fileno())
-            temporary.replace(target)
-            _sync_folder(target.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-_recorded: dict[Path, set[Path]] = {}  # recording folder -> the folders below it that its record names
-_recording = threading.Lock()
-
-
-def record_temporaries(folder: Path) -> None:
-    """From now on note in ``folder`` in which folders below it this process makes temporary files."""
-    with _recording:
-        _recorded[folder.resolve()] = set()
-
-
-def clear_leftovers(folder: Path) -> None:
-    """Remove the temporary files of `atomic_path` that processes which were killed have left in a folder of ours.
-
-    They are looked for in ``folder`` itself and in the folders that its record names (`record_temporaries`), not
-    below those, and never through a symbolic link. Nothing else may be writing there.
-    """
-    record = folder / _RECORD_NAME
-    names = os.fsdecode(record.read_bytes()).splitlines() if record.is_file() else []
-    for place in [folder, *(path for name in names if (path := path_inside(folder, name)))]:
-        if not place.is_dir() or (place != folder and place.is_symlink()):
-            continue
-        for entry in list(os.scandir(place)):
-            if _OURS.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-                os.unlink(entry.path)
-    if names:
-        record.unlink()
-
-
-def is_plain_name(name: object) -> bool:
-    """Whether a name that a file holds can be a visible file or folder of its own: text, one part, not hidden."""
-    return path_inside(Path(), name) is not None and "/" not in str(name) and not str(name).startswith(".")
-
-
-def path_inside(folder: Path, name: object) -> Path | None:
-    """``folder/name`` of a name that a file holds; None unless it is text and a plain relative path that stays below
-    ``folder``: no absolute one, no part ``..``, nothing behind a symbolic link."""
-    if not isinstance(name, str) or "\0" in name:
-        return None
-    parts = name.split("/")
-    try:
-        plain = all(part not in ("", ".", "..") and len(os.fsencode(part)) <= _LONGEST_NAME for part in parts)
-    except UnicodeEncodeError:  # JSON holds halves of characters, which no file name does
-        return None
-    if not plain:
-        return None
-    path = folder
-    for part in parts[:-1]:
-        path /= part
-        if path.is_symlink():
-            return None
-    return path / parts[-1]
-
-
-def _record(folder: Path) -> None:
-    """Note ``folder`` in the record of each recording folder above it, before a temporary file is made there."""
-    if not _recorded:
-        return
-    resolved = folder.resolve()
-    with _recording:
-        for above, known in _recorded.items():
-            if above in resolved.parents and resolved not in known:
-                with (above / _RECORD_NAME).open("ab") as record:
-                    record.write(os.fsencode(f"{resolved.relative_to(above).as_posix()}\n"))
-                known.add(resolved)
-
-
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write ``text`` as UTF-8 to ``path`` atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
@@ -211,49 +82,6 @@ def read_json(path: str | os.PathLike[str], expected: str) -> Any:
 def json_sha256(content: Any) -> str:
     """SHA-256 of what JSON can hold, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder and its parents, so that they survive a power cut. One that is there is fine."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in missing:
-        _sync_folder(path.parent)
-
-
-@contextmanager
-def errors_named(target: str | os.PathLike[str]) -> Iterator[None]:
-    """An OSError of the block under the name that the caller knows: writing to an open file names none."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, os.fspath(target)) from error
-
-
-def _refused(temporary: Path, error: Exception) -> int | None:
-    """The number of the system's error where it takes no more of a file; libraries report that in their own words."""
-    if isinstance(error, OSError):
-        return error.errno
-    if found := re.search(r"\(os error (\d+)\)", str(error)):  # as Rust's libraries end their message
-        return int(found[1])
-    try:
-        with temporary.open("ab") as file:
-            file.write(bytes(1 << 20))
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as refusal:
-        return refusal.errno
-    return None
-
-
-def _sync_folder(folder: Path) -> None:
-    """A rename is on the disk once its folder is."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some network file systems cannot, and sync names on their own
-            os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 _held: dict[Path, int] = {}

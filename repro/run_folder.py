@@ -29,18 +29,10 @@ import yaml
 from repro import distributed
 from repro.config import RunConfig, flattened
 from repro.errors import InputError
-from repro.files import (
-    LOCK_NAME,
-    clear_leftovers,
-    lock_folder,
-    make_folder,
-    read_json,
-    record_temporaries,
-    write_json,
-    write_text,
-)
+from repro.files import LOCK_NAME, lock_folder, read_json, write_json
 from repro.measure import Measurement
 from repro.precision import has_bfloat16
+from weights_conversion.files import clear_leftovers, make_folder, record_temporaries, write_text
 
 log = logging.getLogger(__name__)
 

@@ -1,14 +1,50 @@
-"""Reading and writing Caffe's files, and carrying weights between them and PyTorch models."""
+"""Reading and writing Caffe's files, and carrying weights between them and PyTorch models.
 
-from weights_conversion.caffemodel import CaffeLayer, CaffeModel, read_caffemodel, write_caffemodel
-from weights_conversion.conversion import STATE_ENDINGS, convert_solverstate, read_for
-from weights_conversion.errors import CaffeFileError
-from weights_conversion.mapping import LoadReport, load_caffe_weights, load_weights, save_safetensors
-from weights_conversion.model_layers import CaffeLayerView, HasCaffeBlobs, caffe_layers
-from weights_conversion.prototxt import Identifier, Message, read_prototxt
-from weights_conversion.prototxt_format import format_prototxt, write_prototxt
-from weights_conversion.pth import read_pth
-from weights_conversion.solverstate import SolverState, read_solverstate, write_solverstate
+Imports nothing of ``repro``. Its names are imported when they are first asked for: ``errors`` and ``files`` are light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from weights_conversion.caffemodel import CaffeLayer, CaffeModel, read_caffemodel, write_caffemodel
+    from weights_conversion.conversion import STATE_ENDINGS, convert_solverstate, read_for
+    from weights_conversion.errors import CaffeFileError
+    from weights_conversion.mapping import LoadReport, load_caffe_weights, load_weights, save_safetensors
+    from weights_conversion.model_layers import CaffeLayerView, HasCaffeBlobs, caffe_layers
+    from weights_conversion.prototxt import Identifier, Message, read_prototxt
+    from weights_conversion.prototxt_format import format_prototxt, write_prototxt
+    from weights_conversion.pth import read_pth
+    from weights_conversion.solverstate import SolverState, read_solverstate, write_solverstate
+
+_HOMES = {
+    "CaffeLayer": "caffemodel",
+    "CaffeModel": "caffemodel",
+    "read_caffemodel": "caffemodel",
+    "write_caffemodel": "caffemodel",
+    "STATE_ENDINGS": "conversion",
+    "convert_solverstate": "conversion",
+    "read_for": "conversion",
+    "CaffeFileError": "errors",
+    "LoadReport": "mapping",
+    "load_caffe_weights": "mapping",
+    "load_weights": "mapping",
+    "save_safetensors": "mapping",
+    "CaffeLayerView": "model_layers",
+    "HasCaffeBlobs": "model_layers",
+    "caffe_layers": "model_layers",
+    "Identifier": "prototxt",
+    "Message": "prototxt",
+    "read_prototxt": "prototxt",
+    "format_prototxt": "prototxt_format",
+    "write_prototxt": "prototxt_format",
+    "read_pth": "pth",
+    "SolverState": "solverstate",
+    "read_solverstate": "solverstate",
+    "write_solverstate": "solverstate",
+}
 
 __all__ = [
     "STATE_ENDINGS",
@@ -36,3 +72,9 @@ __all__ = [
     "write_prototxt",
     "write_solverstate",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

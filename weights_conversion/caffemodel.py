@@ -12,8 +12,8 @@ import h5py
 import numpy as np
 from torch import Tensor, nn
 
-from repro.files import atomic_path
 from weights_conversion import caffe_pb2, hdf5
+from weights_conversion.files import atomic_path
 from weights_conversion.model_layers import CaffeLayerView, caffe_layers, detached
 from weights_conversion.upgrade import V1_TYPES
 from weights_conversion.wire import LEN, VARINT, Field, WireFile, blob_field, length_prefix, open_wire

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from repro.files import file_sha256
 from weights_conversion.caffemodel import write_caffemodel
 from weights_conversion.errors import CaffeFileError
+from weights_conversion.files import file_sha256
 from weights_conversion.kinds import file_kind
 from weights_conversion.mapping import LoadReport, load_weights, named_tensors, read_weights, save_safetensors
 from weights_conversion.model_layers import CaffeLayerView

@@ -1,4 +1,4 @@
-"""The HDF5 forms of weights and solver states. The file itself is read by `repro.guard`."""
+"""The HDF5 forms of weights and solver states. The file itself is read by `weights_conversion.guard`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import os
 
 import numpy as np
 
-from repro import guard
-from repro.errors import InputError
-from weights_conversion.errors import CaffeFileError
+from weights_conversion import guard
+from weights_conversion.errors import CaffeFileError, InputError
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 

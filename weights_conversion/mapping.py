@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from repro.files import atomic_path
 from weights_conversion.caffemodel import read_caffemodel
 from weights_conversion.errors import CaffeFileError
+from weights_conversion.files import atomic_path
 from weights_conversion.kinds import file_kind
 from weights_conversion.model_layers import CaffeLayerView, caffe_layers, detached
 from weights_conversion.sources import READERS, recognised

@@ -6,9 +6,8 @@ import os
 
 import torch
 
-from repro import guard
-from repro.errors import InputError
-from weights_conversion.errors import CaffeFileError
+from weights_conversion import guard
+from weights_conversion.errors import CaffeFileError, InputError
 from weights_conversion.vgg16_files import CONVOLUTIONS, ForeignLayers, Layers, as_caffe
 
 MAGIC = b"\x93NUMPY"

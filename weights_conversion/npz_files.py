@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from repro.files import atomic_path
 from weights_conversion.errors import CaffeFileError
+from weights_conversion.files import atomic_path
 from weights_conversion.pth import check_directory
 from weights_conversion.vgg16_files import ForeignLayers, Layers
 from weights_conversion.wire import open_wire

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 
-from repro.files import write_text
+from weights_conversion.files import write_text
 from weights_conversion.prototxt import Identifier, Message, Value
 
 _INLINE = 80  # a message of plain values goes on one line up to this length

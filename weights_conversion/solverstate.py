@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import h5py
 import numpy as np
 
-from repro.files import atomic_path
 from weights_conversion import caffe_pb2, hdf5
+from weights_conversion.files import atomic_path
 from weights_conversion.wire import LEN, VARINT, Field, WireFile, blob_field, open_wire
 
 # SolverState's fields, by number

@@ -22,7 +22,7 @@ from repro.cli import run_command
 from repro.errors import InputError
 from repro.fetch.catalogue import read_catalogue
 from repro.fetch.get_data import Fetcher
-from repro.files import temporary_name
+from weights_conversion.files import temporary_name
 
 
 @pytest.fixture(autouse=True)

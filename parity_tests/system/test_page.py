@@ -19,10 +19,10 @@ from PIL import Image
 from repro.cli import run_command
 from repro.data import read_mask, write_mask
 from repro.data.mini import build_mini
-from repro.files import temporary_name
 from repro.metrics import confusion_matrix, per_class_iou
 from repro.report import figures, pictures, report_runs
 from repro.run.scores import Scores, read_scores
+from weights_conversion.files import temporary_name
 
 SHORT = [
     *("solver.max_iter=4", "stage1.solver.snapshot=2", "data.batch_size=2", "data.workers=0"),

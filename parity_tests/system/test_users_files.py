@@ -19,18 +19,16 @@ from repro.config import load_config
 from repro.data.coco import CocoInstances
 from repro.data.mini import MARKER, build_mini
 from repro.errors import InputError
-from repro.files import (
-    LOCK_NAME,
+from repro.files import LOCK_NAME, lock_folder, temporary_folder
+from repro.report import build, report_all, report_runs, write_index
+from weights_conversion.files import (
     clear_leftovers,
     is_plain_name,
-    lock_folder,
     path_inside,
     record_temporaries,
-    temporary_folder,
     temporary_name,
     write_text,
 )
-from repro.report import build, report_all, report_runs, write_index
 
 LOOK_ALIKES = (
     *(".env.template", ".gitlab.template.yml", "sub/.app.database", ".eslintrc.backup00.js"),
@@ -72,7 +70,7 @@ def test_what_a_killed_process_left_is_removed_where_it_wrote_and_nowhere_else(t
     run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
     code = (
         "import os, sys; from pathlib import Path; from repro.files import *\n"
-        "from repro.files import record_temporaries\n"
+        "from weights_conversion.files import record_temporaries\n"
         "run = Path(sys.argv[1]); run.mkdir(); record_temporaries(run)\n"
         "names = ('a.txt', 'masks/deep/b.png', '../elsewhere/c.txt')\n"
         "writing = [atomic_path(run / name) for name in names]; [one.__enter__() for one in writing]\n"
@@ -108,7 +106,7 @@ def test_threads_that_write_leave_the_umask_alone(tmp_path, umask):
     code = f"""
 import os, threading
 from pathlib import Path
-from repro.files import write_text
+from weights_conversion.files import write_text
 os.umask({umask})
 def refuse(mask): raise AssertionError("the umask is the process's")
 os.umask = refuse

@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 
 from parity_tests.conftest import ROOT
 from repro.errors import InputError
-from repro.files import LOCK_NAME, atomic_path, lock_folder, make_folder, write_text
+from repro.files import LOCK_NAME, lock_folder
+from weights_conversion.files import atomic_path, make_folder, write_text
 
 
 def python(code: str, *, user: int | None = None, **options) -> subprocess.Popen:
@@ -99,7 +100,7 @@ import resource
 from pathlib import Path
 from unittest import mock
 import repro.cli
-from repro.files import atomic_path
+from weights_conversion.files import atomic_path
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 for writer, write in {WRITERS!r}.items():
@@ -163,7 +164,7 @@ def test_a_folder_of_someone_else(tmp_path):
     for parent in (tmp_path, *tmp_path.parents[:2]):
         parent.chmod(0o755)
     code = (
-        "import os\nfrom repro.files import write_text\nos.setuid(65534)\n"
+        "import os\nfrom weights_conversion.files import write_text\nos.setuid(65534)\n"
         f"try: write_text({str(folder / 'deep' / 'a.txt')!r}, 'a')\nexcept OSError as error: print(error)"
     )
     out, _ = python(code).communicate()
@@ -232,7 +233,7 @@ def test_a_process_does_not_lock_itself_out(tmp_path):
         python(HOLD.format(str(tmp_path), ""))
         .communicate()[0]
         .splitlines()[-1]
-        .startswith("repro.errors.InputError")
+        .startswith("weights_conversion.errors.InputError")
     )
 
 

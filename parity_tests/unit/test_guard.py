@@ -11,8 +11,8 @@ import h5py
 import numpy as np
 import pytest
 
-from repro import guard
 from repro.errors import InputError
+from weights_conversion import guard
 
 KEPT = {"1_labels": np.array([1, 2]), "1_cues": np.zeros((3, 2), int)}
 

@@ -12,9 +12,10 @@ from parity_tests.conftest import ROOT
 
 # each imports what stands before it; beside one another on a line: neither imports the other
 ORDER = [
+    {"weights_conversion"},  # imports nothing of repro
     {"repro.__version__", "repro.constants", "repro.errors", "repro.measure", "repro.profiles"},
-    {"repro.files", "repro.distributed", "repro.guard", "repro.yaml12", "repro.guard_child", "repro.metrics"},
-    {"repro.layers", "weights_conversion"},
+    {"repro.files", "repro.distributed", "repro.yaml12", "repro.metrics"},
+    {"repro.layers"},
     {"repro.models"},
     {"repro.config"},
     {"repro.precision", "repro.solver"},

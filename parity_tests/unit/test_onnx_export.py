@@ -13,12 +13,12 @@ from parity_tests.conftest import CAFFE_FILES, ROOT, assert_close
 from parity_tests.tolerances import MASK_PIXELS, ONNX_PROBS, ONNX_SCORES_REL
 from repro.data import CLASS_NAMES, zoom_linear
 from repro.errors import InputError
-from repro.files import file_sha256
 from repro.inference.predict import FLOOR, PROTOCOLS, predict_probs
 from repro.layers.resize import zoom_to
 from repro.models import CLASSIFIERS, SEGMENTATION_NETS, build_model
 from weights_conversion import load_weights
 from weights_conversion.caffe_pb2 import NetParameter
+from weights_conversion.files import file_sha256
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")

@@ -17,10 +17,11 @@ from repro.bench.timing import Row, Timer
 from repro.bench.training import prediction_rows, training_rows
 from repro.config import Config
 from repro.errors import InputError
-from repro.files import read_json, write_json, write_text
+from repro.files import read_json, write_json
 from repro.measure import peak_memory
 from repro.models import build_model
 from repro.run_folder import provenance, resolve_device
+from weights_conversion.files import write_text
 
 PICTURES = 60  # of the loader: more than a batch, so that it has to shuffle and decode
 

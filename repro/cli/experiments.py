@@ -21,11 +21,12 @@ from repro.cli.shared import (
 )
 from repro.constants import CLASS_NAMES, VOID
 from repro.errors import InputError
-from repro.files import write_json, write_text
+from repro.files import write_json
 from repro.profiles import profile_names
 
 if TYPE_CHECKING:
     from repro.inference.explain import Score
+from weights_conversion.files import write_text
 
 
 @app.command(

@@ -13,10 +13,10 @@ from repro import distributed
 from repro.cli.shared import ConfigOption, DeviceOption, Overrides, app, images_of, load, report_masks, say
 from repro.errors import InputError
 from repro.export import PrecisionName, ScriptGraph
-from repro.files import write_text
 
 if TYPE_CHECKING:
     from repro.config import Config, PredictConfig
+from weights_conversion.files import write_text
 
 
 @app.command(

@@ -11,11 +11,11 @@ import typer
 
 from repro.cli.shared import app, say
 from repro.errors import InputError
-from repro.files import atomic_path
 
 if TYPE_CHECKING:
     from repro.models import CaffeNet
     from weights_conversion import Message
+from weights_conversion.files import atomic_path
 
 
 @app.command(

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from repro.files import file_sha256
+from weights_conversion.files import file_sha256
 
 
 class Mark(Enum):

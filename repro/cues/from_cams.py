@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from repro import guard
 from repro.config import Config
 from repro.constants import VOID
 from repro.cues.generate import MadeCues, score_grid
@@ -27,9 +26,10 @@ from repro.data.experiment import stage0_of
 from repro.data.image_list import list_line
 from repro.data.numbered_labels import first_index
 from repro.errors import InputError
-from repro.files import write_text
 from repro.layers import foreground_cells, lowest_cells, merge_cells
 from repro.layers.resize import zoom_to
+from weights_conversion import guard
+from weights_conversion.files import write_text
 
 _EXPECTED = "a dict of class index to map, or of 'keys' and 'cam' or 'high_res'"
 

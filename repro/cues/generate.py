@@ -43,7 +43,7 @@ from repro.data.images import open_image
 from repro.data.labels import CLASSIFIER_MEAN_BGR, present
 from repro.data.mask_set import MaskSet
 from repro.errors import InputError, damaged
-from repro.files import atomic_path, file_sha256, json_sha256, write_json, write_text
+from repro.files import json_sha256, write_json
 from repro.inference.predict import load_every_layer
 from repro.layers import (
     activation_maps,
@@ -57,6 +57,7 @@ from repro.metrics import seed_figures, seed_matrix
 from repro.models import CaffeNet, build_model
 from repro.precision import LAYOUT, to_device
 from repro.run_folder import check_settings
+from weights_conversion.files import atomic_path, file_sha256, write_text
 
 _FILE_THREADS = 4
 

@@ -17,7 +17,7 @@ from repro.data.experiment import LabelledSet, open_labelled, stage0_of
 from repro.data.image_survey import survey_images
 from repro.data.labels import LabelledImages, check_every_class_occurs
 from repro.errors import InputError
-from repro.files import file_sha256, json_sha256
+from repro.files import json_sha256
 from repro.inference.predict import load_every_layer
 from repro.models import CaffeNet, build_model
 from repro.precision import to_device
@@ -30,6 +30,7 @@ from repro.training.measured_filler import fill_by_first_batch
 from repro.training.objectives import ClassifierObjective
 from repro.training.seed_quality import HeldOutPrecision
 from repro.training.snapshots import snapshots
+from weights_conversion.files import file_sha256
 
 log = logging.getLogger(__name__)
 

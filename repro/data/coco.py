@@ -24,8 +24,8 @@ from repro.data.image_list import image_name, read_label_list
 from repro.data.images import MAX_PIXELS, read_image_bgr, subtract_mean
 from repro.data.voc import read_mask, write_mask
 from repro.errors import InputError, damaged
-from repro.files import path_inside
 from repro.layers.resize import zoom_to
+from weights_conversion.files import path_inside
 
 PathLike = str | os.PathLike[str]
 

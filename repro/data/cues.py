@@ -20,11 +20,11 @@ import h5py
 import numpy as np
 from numpy.typing import ArrayLike
 
-from repro import guard
 from repro.data.image_list import CueLine, image_name, read_image_list, read_pairs_list
 from repro.data.voc import read_mask
 from repro.errors import InputError, damaged
-from repro.files import atomic_path
+from weights_conversion import guard
+from weights_conversion.files import atomic_path
 
 log = logging.getLogger(__name__)
 

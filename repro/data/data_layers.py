@@ -25,10 +25,10 @@ from repro.data.images import read_image_bgr
 from repro.data.sampler import item_rng, order, order_rng
 from repro.data.voc import read_mask
 from repro.errors import InputError
-from repro.guard import read_hdf5
 from repro.layers.resize import resize_bilinear_u8
 from repro.models.registry import Count, DataLayer, meta, register
 from weights_conversion.caffe_pb2 import BlobProto, ImageDataParameter, TransformationParameter
+from weights_conversion.guard import read_hdf5
 
 _GREY = np.array([1868, 9617, 4899])  # OpenCV's weights of blue, green and red, in 1/2^14
 

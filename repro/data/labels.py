@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 
-from repro import guard
 from repro.data.coco import CocoInstances
 from repro.data.cues import HDF5_SUFFIXES, MAX_BYTES, PICKLE_SUFFIXES, CueFile, holds_cues
 from repro.data.datasets import Item, tensor
@@ -30,8 +29,9 @@ from repro.data.images import read_image_bgr, subtract_mean
 from repro.data.numbered_labels import EXPECTED, labels_of_dict, labels_of_numbers
 from repro.data.voc_xml import read_xml
 from repro.errors import InputError
-from repro.files import write_text
 from repro.layers.resize import resize_bilinear_u8
+from weights_conversion import guard
+from weights_conversion.files import write_text
 
 CLASSIFIER_MEAN_BGR = (104.008, 116.669, 122.675)
 """Mean of blue, green and red that SEC's classifiers subtract."""

@@ -16,9 +16,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from repro import guard
 from repro.data.image_list import image_name
 from repro.errors import InputError
+from weights_conversion import guard
 
 PathLike = str | os.PathLike[str]
 

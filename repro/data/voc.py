@@ -14,7 +14,7 @@ from PIL import Image
 from repro.constants import CLASS_NAMES, VOID
 from repro.data.images import open_image, png_header
 from repro.errors import InputError
-from repro.files import atomic_path
+from weights_conversion.files import atomic_path
 
 
 def colour_palette() -> np.ndarray:

@@ -17,9 +17,9 @@ from repro.export import PrecisionName, ScriptGraph
 from repro.export.agreement import Agreement, measure
 from repro.export.onnx import export_onnx
 from repro.export.runtime import OnnxSegmenter, OnnxSession, providers_for
-from repro.files import file_sha256
 from repro.inference.predict import describe, load_model
 from repro.models import CLASSIFIERS
+from weights_conversion.files import file_sha256
 
 MEASURED_IMAGES = 8  # of a folder, for the loss of fp16 and int8
 CUDA_BATCH = 8

@@ -15,11 +15,11 @@ import torch
 
 from repro.data.images import read_image_bgr, subtract_mean
 from repro.errors import InputError
-from repro.files import atomic_path
 from repro.layers.resize import resize_bilinear_u8
 from repro.models import CaffeNet
 from repro.models.source import net_source
 from weights_conversion import LoadReport, save_safetensors
+from weights_conversion.files import atomic_path
 
 BOUND = 1e-4  # the largest difference relative to an output's largest value; deep nets in float32 reach 1e-5
 

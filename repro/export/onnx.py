@@ -31,11 +31,11 @@ from repro.errors import InputError
 from repro.export import GraphName, PrecisionName
 from repro.export.graph import IR_VERSION, OPSET, add_multiscale, add_probs, add_scores
 from repro.export.variants import to_float16, to_int8
-from repro.files import atomic_path, file_sha256
 from repro.inference.predict import PROTOCOLS
 from repro.models import CaffeNet
 from repro.models.folding import fold_batch_norm
 from repro.models.onnx import Graph, add_net
+from weights_conversion.files import atomic_path, file_sha256
 
 GRAPHS: tuple[GraphName, ...] = get_args(GraphName)
 PRECISIONS: tuple[PrecisionName, ...] = get_args(PrecisionName)

@@ -19,7 +19,7 @@ from typing import IO, Any, NamedTuple
 from tqdm import tqdm
 
 from repro.errors import InputError, printable
-from repro.files import errors_named
+from weights_conversion.files import errors_named
 
 _BLOCK = 1 << 20
 _MOST_HEADER = 1 << 20  # bytes of a tar member's extended header, which is read into memory

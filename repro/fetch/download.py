@@ -24,7 +24,8 @@ import urllib3
 from tqdm import tqdm
 
 from repro.errors import InputError
-from repro.files import errors_named, write_json
+from repro.files import write_json
+from weights_conversion.files import errors_named
 
 log = logging.getLogger(__name__)
 

@@ -24,8 +24,9 @@ from repro.fetch.archives import unpack
 from repro.fetch.catalogue import LOCK_NAME, ArchiveContent, LockFile, Pin, Source, check_file, read_catalogue
 from repro.fetch.download import Patience, download, require_space
 from repro.fetch.sbd import build_train_aug, find_sbd
-from repro.files import atomic_path, lock_folder, make_folder, temporary_folder
+from repro.files import lock_folder, temporary_folder
 from weights_conversion import read_caffemodel
+from weights_conversion.files import atomic_path, make_folder
 from weights_conversion.sources import read_pth_layers
 
 State = Literal["there", "fetched", "taken", "missing"]

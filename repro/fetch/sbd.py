@@ -22,7 +22,7 @@ from repro.data.image_list import list_line, read_id_list
 from repro.data.voc import VocLayout, read_mask, write_mask
 from repro.errors import InputError
 from repro.fetch.parallel import mapped
-from repro.files import make_folder, write_text
+from weights_conversion.files import make_folder, write_text
 
 TRAIN_AUG = 10582
 """Images of the list ``train_aug`` of the full sets."""

@@ -33,7 +33,6 @@ from torch import nn
 from repro.config import Config, Mark, PredictConfig, shaping
 from repro.data import preprocess_zoomed
 from repro.errors import InputError
-from repro.files import file_sha256
 from repro.inference.memory import SMALL, refuse_beyond, whole_probabilities
 from repro.layers import CRFParams, mean_field
 from repro.layers.resize import zoom_rows
@@ -41,6 +40,7 @@ from repro.models import CaffeNet, build_model
 from repro.models.weights import load_weights
 from repro.precision import LAYOUT, to_device
 from weights_conversion import LoadReport
+from weights_conversion.files import file_sha256
 
 _STRIP = 1 << 19  # pixels whose probabilities are made at once
 FLOOR = 1e-5  # `probs[probs < 0.00001] = 0.00001` in every test script

@@ -23,9 +23,9 @@ from dataclasses import dataclass, field
 import h5py
 import numpy as np
 
-from repro import guard
 from repro.data.images import subtract_mean
 from repro.errors import InputError
+from weights_conversion import guard
 
 _GROUPS = ("inputs", "blobs", "top_diff", "input_diff", "param_diff")
 

@@ -17,15 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from repro.config import Config
 from repro.errors import InputError
-from repro.files import (
-    file_sha256,
-    make_folder,
-    path_inside,
-    read_json,
-    temporary_folder,
-    write_json,
-    write_text,
-)
+from repro.files import read_json, temporary_folder, write_json
 from repro.paper.experiments import PAPER
 from repro.report import formats
 from repro.report.manifest import commands, manifest
@@ -35,6 +27,7 @@ from repro.report.tables import all_tables
 from repro.report.verdict import Verdict, judge
 from repro.run.plan import PlannedRun, family, results_dir, settings_sha256
 from repro.run.scores import Entry, Scores, family_scores, read_scores
+from weights_conversion.files import file_sha256, make_folder, path_inside, write_text
 
 if TYPE_CHECKING:
     from repro.report.figures import Drawing

@@ -19,11 +19,11 @@ from matplotlib.patches import Patch
 
 from repro.constants import VOID
 from repro.data import read_mask
-from repro.files import atomic_path
 from repro.paper.experiments import experiments, numbers
 from repro.report.pictures import Album, coloured, principal, shrunk
 from repro.run.scores import TRAINED, Scores
 from repro.training.csv_log import read_log
+from weights_conversion.files import atomic_path
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 _STYLES = ("-", "--", "-.", ":")

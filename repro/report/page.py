@@ -14,13 +14,13 @@ import jinja2
 
 from repro.constants import VOID
 from repro.errors import printable
-from repro.files import atomic_path
 from repro.report import formats
 from repro.report.manifest import commands, summary
 from repro.report.pictures import Album, shrunk
 from repro.report.tables import Column, Table
 from repro.report.verdict import Verdict
 from repro.run.scores import Estimate
+from weights_conversion.files import atomic_path
 
 if TYPE_CHECKING:  # figures need matplotlib, the page does not
     from repro.report.figures import Drawing

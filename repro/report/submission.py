@@ -22,7 +22,7 @@ from repro.data import CLASS_NAMES, colour_palette
 from repro.data.images import MAX_PIXELS, open_image
 from repro.errors import InputError, damaged
 from repro.fetch.archives import BoundedHeader
-from repro.files import atomic_path
+from weights_conversion.files import atomic_path
 
 FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"
 TEST_IMAGES = 1456

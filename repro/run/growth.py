@@ -19,10 +19,10 @@ from repro.data import ImageData, write_mask
 from repro.data.experiment import Experiment
 from repro.data.image_list import list_line
 from repro.errors import InputError
-from repro.files import write_text
 from repro.inference.predict import load_model
 from repro.layers import caffe_softmax, grow_seeds, refine
 from repro.run_folder import Run
+from weights_conversion.files import write_text
 
 IMAGES = 4
 STEP = "growth"

@@ -28,7 +28,7 @@ from repro.cues.train_classifier import SEED_CLASSIFIERS, train_classifier
 from repro.data.experiment import Experiment, open_experiment, stage0_of
 from repro.data.image_list import list_line, read_cue_indices
 from repro.errors import InputError
-from repro.files import file_sha256, write_json
+from repro.files import write_json
 from repro.inference.batch_predict import predict_folder
 from repro.inference.evaluate import evaluate_folder
 from repro.inference.predict import TorchSegmenter, describe, load_model
@@ -37,6 +37,7 @@ from repro.run.plan import PlannedRun
 from repro.run_folder import Run, resolve_device
 from repro.training.csv_log import read_log
 from repro.training.train import IMAGENET_WEIGHTS, train
+from weights_conversion.files import file_sha256
 
 DataT = TypeVar("DataT", Stage1Data, Stage2Data)
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from repro.errors import InputError
-from repro.files import is_plain_name, read_json
+from repro.files import read_json
 from repro.metrics import Rule
 from repro.paper.experiments import PAPER, Cell, PaperTable, experiments
+from weights_conversion.files import is_plain_name
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from repro.files import write_text
+from weights_conversion.files import write_text
 
 log = logging.getLogger(__name__)
 

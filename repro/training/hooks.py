@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from repro import distributed
 from repro.errors import InputError, StoppedError
-from repro.files import atomic_path
 from repro.run_folder import Step
 from repro.training.csv_log import CsvLog
 from repro.training.finite import all_finite, first_not_finite, gradients
@@ -21,6 +20,7 @@ from repro.training.loop import Hook, SolverLoop, Sums, on_device
 from repro.training.rows import Row
 from repro.training.signals import Interruption
 from repro.training.snapshots import prune, resume, snapshots, write_snapshot
+from weights_conversion.files import atomic_path
 
 log = logging.getLogger(__name__)
 

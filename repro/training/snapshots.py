@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 from repro.errors import InputError, damaged
-from repro.files import atomic_path, file_sha256
 from repro.models import CaffeNet
 from repro.solver import CaffeSolver, current_step
 from weights_conversion import load_weights, read_pth, save_safetensors
+from weights_conversion.files import atomic_path, file_sha256
 
 log = logging.getLogger(__name__)
 

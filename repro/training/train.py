@@ -20,7 +20,6 @@ from repro.data.image_list import image_name
 from repro.data.image_survey import survey_images
 from repro.data.mask_set import check_masks
 from repro.errors import InputError
-from repro.files import file_sha256
 from repro.models import CaffeNet, build_model
 from repro.models.weights import load_weights
 from repro.precision import to_device
@@ -35,6 +34,7 @@ from repro.training.objectives import Objective, Stage1Objective, Stage2Objectiv
 from repro.training.seed_quality import SeedQuality
 from repro.training.snapshots import snapshots
 from weights_conversion import read_solverstate
+from weights_conversion.files import file_sha256
 
 log = logging.getLogger(__name__)
 # by backbone: what the papers start from

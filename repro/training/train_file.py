@@ -22,7 +22,6 @@ from repro.config import Mark, shaping
 from repro.data.release_layers import AnnotationLayer, AnnotationLayerCOCO
 from repro.data.sampler import load_made
 from repro.errors import InputError
-from repro.files import file_sha256
 from repro.models.layer_types.python import BalancedSeedLossLayer, SeedLossLayer, SoftmaxLayer
 from repro.models.net import CaffeNet
 from repro.models.registry import DataLayer
@@ -40,6 +39,7 @@ from repro.training.seed_quality import SeedQuality
 from repro.training.snapshots import snapshots
 from repro.training.train import labels_sha256, take_over
 from weights_conversion import load_weights
+from weights_conversion.files import file_sha256
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Reads HDF5 files and pickles for `repro.guard`, in a process that may die of them. Run as a script.
+"""Reads HDF5 files and pickles for `weights_conversion.guard`, in a process that may die of them. Run as a script.
 
 A request is a line of JSON on standard input. Each is answered by a forked child with limits on its memory and CPU
 time, so that a file over which a library crashes, loops or fills the memory costs that child alone. The answer is a

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from repro.errors import InputError
+from weights_conversion.errors import InputError
 
 _CHILD = Path(__file__).with_name("guard_child.py")
 
