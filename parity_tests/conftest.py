@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -53,6 +54,25 @@ def voc_sample() -> Path:
     if not (sample / "VOCdevkit" / "VOC2012" / "JPEGImages").is_dir():
         pytest.skip(f"no VOC sample at {sample} (set REPRO_SHARED to the folder that holds voc-sample/)")
     return sample
+
+
+@pytest.fixture(scope="session")
+def mini_root(tmp_path_factory) -> Path:
+    """The embedded set as profile ``mini`` has it, built once for all of pytest's processes. Nothing may change it."""
+    from repro.data.mini import build_mini
+
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    with (base / "mini.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return build_mini(base / "mini").root
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Results folders without figures, which take seconds; ``test_page.py`` looks at them."""
+    monkeypatch.setattr("repro.report.build._draw", lambda *_: [])
 
 
 def run_in_triton_interpreter(script: str) -> None:

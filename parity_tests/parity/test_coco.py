@@ -238,7 +238,7 @@ def arguments(coco, tmp_path) -> list[str]:
     ]
 
 
-def test_whole_chain(coco, tmp_path, capsys):
+def test_whole_chain(coco, tmp_path, capsys, no_figures):
     assert run_command(arguments(coco, tmp_path)) == 2
     line = capsys.readouterr().err
     assert "no such validation mask" in line

@@ -18,13 +18,16 @@ from repro.config import load_config
 NARROW = ["model.width_divisor=16", "data.batch_size=2", "data.new_height=97", "data.new_width=97"]
 
 
-def test_bench_writes_every_part_and_a_table(tmp_path, capsys):
+def test_bench_writes_every_part_and_a_table(tmp_path, capsys, monkeypatch):
     out = tmp_path / "bench"
     for precision in ("faithful", "fast"):
         arguments = ["bench", *NARROW, f"precision={precision}", "--seconds", "0.01", "--out", str(out)]
+        monkeypatch.setattr("sys.argv", ["/usr/bin/repro", *arguments, "--device", "cpu"])
         assert run_command([*arguments, "--device", "cpu"]) == 0
     files = sorted(out.glob("*.json"))
     assert len(files) == 2
+    assert str(tmp_path) not in files[0].read_text()
+    assert json.loads(files[0].read_text())["command"][-4:] == ["--seconds", "0.01", "--device", "cpu"]
     result = json.loads(files[0].read_text())
     assert (result["precision"], result["batch_size"], result["device"]) == ("fast", 2, "cpu") or (
         result["precision"] == "faithful"

@@ -85,9 +85,8 @@ def test_help_shows_every_verb_and_an_example():
         assert not re.search(r"\S +repro [a-z]", text.stdout.partition("Example: repro")[2])
 
 
-def test_reproduce_wants_imagenet_weights_or_a_filler_that_trains(tmp_path, capsys):
-    assert run(capsys, "data", "mini", tmp_path / "mini")[0] == 0
-    root = f"dataset.root={tmp_path / 'mini'}"
+def test_reproduce_wants_imagenet_weights_or_a_filler_that_trains(mini_root, tmp_path, capsys):
+    root = f"dataset.root={mini_root}"
     line = refused(
         capsys, "reproduce", "--config", "mini", root, f"output={tmp_path}/run", "init.filler=gaussian"
     )
@@ -95,7 +94,7 @@ def test_reproduce_wants_imagenet_weights_or_a_filler_that_trains(tmp_path, caps
     assert "--seeds ,: expected" in refused(capsys, "reproduce", "--config", "mini", root, "--seeds", ",")
     assert "seeds [0, 0]" in refused(capsys, "reproduce", "--config", "mini", root, "--seeds", "0,0")
     assert "seeds [0, -1]" in refused(capsys, "reproduce", "--config", "mini", root, "--seeds=0,-1")
-    assert [path.name for path in tmp_path.iterdir()] == ["mini"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_verb_and_a_wrong_one(capsys):

@@ -18,7 +18,6 @@ from parity_tests.processes import contents, rows, run_processes
 from parity_tests.recorded_files import write_both
 from parity_tests.tolerances import RANKS
 from repro.cli import run_command
-from repro.data.mini import build_mini
 from repro.training.objectives import ClassifierObjective
 
 INIT = f"{CAFFE_FILES}/stage1_init.caffemodel"
@@ -136,7 +135,7 @@ def test_too_few_images_for_the_processes(inputs, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_whole_experiment(tmp_path):
+def test_a_whole_experiment(mini_root, tmp_path, no_figures):
     """Masks and scores of each rank's part are those of one process that continues from the same weights."""
     call = [
         *(
@@ -145,7 +144,7 @@ def test_a_whole_experiment(tmp_path):
             "mini",
             "--device",
             "cpu",
-            f"dataset.root={build_mini(tmp_path / 'mini').root}",
+            f"dataset.root={mini_root}",
         ),
         *("rows=[+DSRG, +Retrain]", "solver.max_iter=2", "data.batch_size=3", "data.workers=0"),
         *("dataset.train_limit=5", "dataset.val_limit=3", "inference.crf=false", "pseudo_labels.crf=false"),

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from parity_tests.conftest import ROOT
-from repro.data.mini import build_mini
 
 ARGUMENTS = [
     *("reproduce", "--config", "mini", "--device", "cpu", "rows=[+DSRG, +Retrain]", "output=r"),
@@ -48,10 +47,10 @@ def results(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
+def whole(mini_root, tmp_path_factory) -> Path:
     """A run that nobody disturbed."""
     root = tmp_path_factory.mktemp("killed")
-    build_mini(root / "mini")
+    (root / "mini").symlink_to(mini_root)
     folder = root / "whole"
     folder.mkdir()
     process = start(folder)

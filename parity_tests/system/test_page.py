@@ -18,7 +18,6 @@ from PIL import Image
 
 from repro.cli import run_command
 from repro.data import read_mask, write_mask
-from repro.data.mini import build_mini
 from repro.metrics import confusion_matrix, per_class_iou
 from repro.report import figures, pictures, report_runs
 from repro.run.scores import Scores, read_scores
@@ -31,16 +30,15 @@ SHORT = [
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> list[Path]:
+def runs(mini_root, tmp_path_factory) -> list[Path]:
     root = tmp_path_factory.mktemp("page")
-    build_mini(root / "mini")
     arguments = [
         "reproduce",
         "--config",
         "mini",
         "--device",
         "cpu",
-        f"dataset.root={root}/mini",
+        f"dataset.root={mini_root}",
         f"output={root}/r",
     ]
     with pytest.MonkeyPatch.context() as patch:

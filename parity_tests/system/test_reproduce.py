@@ -13,7 +13,6 @@ import torch
 from repro.cli import run_command
 from repro.config import load_config
 from repro.data import read_id_list, read_mask
-from repro.data.mini import build_mini
 from repro.layers import grow_seeds
 from repro.run.plan import results_dir
 
@@ -29,9 +28,7 @@ SHORT = [
 ]
 
 
-@pytest.fixture(scope="module")
-def mini_root(tmp_path_factory) -> Path:
-    return build_mini(tmp_path_factory.mktemp("data") / "mini").root
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 @pytest.fixture

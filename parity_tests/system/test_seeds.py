@@ -479,7 +479,7 @@ def test_score_of_secs_cues_is_a_direct_count(voc_sample, tmp_path):
 # --- COCO, bad input, the chain -----------------------------------------------------------------------------
 
 
-def test_coco_from_labels_to_scores(tmp_path, capsys):
+def test_coco_from_labels_to_scores(tmp_path, capsys, no_figures):
     """Classifiers, cues as PNGs, both stages and 81 classes, from COCO's own files alone."""
     write_coco(tmp_path / "coco", train=40, val=2)
     shutil.rmtree(tmp_path / "coco" / "cues")

@@ -19,7 +19,6 @@ from parity_tests.conftest import CAFFE_FILES
 from parity_tests.processes import contents, rows, run_processes
 from parity_tests.recorded_files import write_both
 from repro.cli import run_command
-from repro.data.mini import build_mini
 from repro.models import build_model
 from repro.training import hooks, loop
 from weights_conversion import load_caffe_weights, save_safetensors
@@ -256,7 +255,7 @@ def test_the_last_good_state_stays_when_the_loss_is_no_number(inputs, tmp_path, 
 
 
 @pytest.fixture(scope="module")
-def experiment(tmp_path_factory) -> tuple[list[str], Path, int]:
+def experiment(mini_root, tmp_path_factory) -> tuple[list[str], Path, int]:
     """A whole experiment cut down: its arguments but for the output, its run's folder, the calls it takes."""
     base = tmp_path_factory.mktemp("experiment")
     call = [
@@ -266,7 +265,7 @@ def experiment(tmp_path_factory) -> tuple[list[str], Path, int]:
             "mini",
             "--device",
             "cpu",
-            f"dataset.root={build_mini(base / 'mini').root}",
+            f"dataset.root={mini_root}",
         ),
         *("rows=[+DSRG, +Retrain]", "solver.max_iter=3", "solver.snapshot=1", "solver.snapshot_keep=2"),
         *("data.batch_size=2", "data.workers=0", "inference.crf=false", "pseudo_labels.crf=false"),

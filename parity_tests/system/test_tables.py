@@ -27,6 +27,7 @@ from repro.report.verdict import expectations, judge
 from repro.run.plan import plan, plan_experiments, plan_rows, settings_sha256
 from repro.run.scores import Scores, read_scores
 
+pytestmark = pytest.mark.usefixtures("no_figures")
 VOC_CLASSES = list(CLASS_NAMES)
 FULL_VAL = 1449
 ROWS = {

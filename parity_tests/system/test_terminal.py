@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import re
+import shutil
 import sys
 import tarfile
 from pathlib import Path
@@ -126,8 +127,9 @@ def test_profiles(tmp_path, capsys):
     shown(capsys)
 
 
-def test_paths_that_are_printed(tmp_path, capsys):
+def test_paths_that_are_printed(mini_root, tmp_path, capsys):
     target = tmp_path / "a\nrepro: all masks written\x1b[2J"
+    shutil.copytree(mini_root, target)  # which the verb finds whole
     assert run_command(["data", "mini", str(target)]) == 0
     assert len(shown(capsys).splitlines()) == 1
 
@@ -156,8 +158,7 @@ def test_tables_in_every_format():
     assert "[U+6F22]" in latex
 
 
-def test_a_results_folder_of_a_hostile_run(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(build, "_draw", lambda *arguments: [])
+def test_a_results_folder_of_a_hostile_run(tmp_path, capsys, monkeypatch, no_figures):
     folder, _ = write_run(tmp_path, "a", "+DSRG", changed={FORGED: FORGED})
     scores = folder / "scores_stage1.json"
     scores.write_text(scores.read_text().replace('"run": "a"', '"run": "x\\u202e<b>"'))
@@ -212,8 +213,7 @@ def test_hidden_files_are_no_data(tmp_path):
     assert read_labels(tmp_path, ["background", "cat"]) == {"b": [1]}
 
 
-def test_hidden_runs_are_no_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "_draw", lambda *arguments: [])
+def test_hidden_runs_are_no_runs(tmp_path, no_figures):
     write_run(tmp_path / "runs", "a", "+DSRG")
     write_run(tmp_path / "runs", ".b", "baseline")
     (tmp_path / "runs" / "a" / "._scores_stage1.json").write_text("\0\5\x16\7")

@@ -20,9 +20,10 @@ from repro.data.coco import CocoInstances
 from repro.data.mini import MARKER, build_mini
 from repro.errors import InputError
 from repro.files import LOCK_NAME, lock_folder, temporary_folder
-from repro.report import build, report_all, report_runs, write_index
+from repro.report import report_all, report_runs, write_index
 from weights_conversion.files import (
     clear_leftovers,
+    file_sha256,
     is_plain_name,
     path_inside,
     record_temporaries,
@@ -206,13 +207,7 @@ def test_names_that_stay(tmp_path, name):
     assert not is_plain_name(f".{name}")
 
 
-@pytest.fixture
-def plain(monkeypatch):
-    """Results without figures, which take seconds."""
-    monkeypatch.setattr(build, "_draw", lambda *arguments: [])
-
-
-def test_tables_remove_nothing_that_is_not_theirs(tmp_path, plain):
+def test_tables_remove_nothing_that_is_not_theirs(tmp_path, no_figures):
     run, _ = write_run(tmp_path / "runs", "a", "+DSRG")
     out, victim = tmp_path / "out", tmp_path / "victim.txt"
     out.mkdir()
@@ -221,7 +216,7 @@ def test_tables_remove_nothing_that_is_not_theirs(tmp_path, plain):
     (out / "link").symlink_to(tmp_path)
     (out / "linked.txt").symlink_to(victim)
     digest = "a" * 64
-    mine = build.file_sha256(victim)
+    mine = file_sha256(victim)
     names = ("../victim.txt", str(victim), "link/victim.txt", "linked.txt", "changed.txt", "..", "\ud800")
     listed = {**dict.fromkeys(names, mine), "changed.txt": digest, "stale.txt": mine, "tables": mine}
     (out / "manifest.json").write_text(json.dumps({"runs": {}, "measured": {}, "files": listed}))
@@ -239,7 +234,7 @@ def test_tables_remove_nothing_that_is_not_theirs(tmp_path, plain):
 @pytest.mark.parametrize(
     "name", ["README.md", "index.html", "verdict.json", "tables/table2.csv", "manifest.json"]
 )
-def test_tables_overwrite_nothing_that_is_not_theirs(tmp_path, plain, name):
+def test_tables_overwrite_nothing_that_is_not_theirs(tmp_path, no_figures, name):
     run, _ = write_run(tmp_path / "runs", "a", "+DSRG")
     write_text(tmp_path / "out" / name, "{}")
     with pytest.raises(InputError, match=name.rpartition("/")[2]):
@@ -249,7 +244,7 @@ def test_tables_overwrite_nothing_that_is_not_theirs(tmp_path, plain, name):
     }
 
 
-def test_tables_write_through_no_link(tmp_path, plain):
+def test_tables_write_through_no_link(tmp_path, no_figures):
     run, _ = write_run(tmp_path / "runs", "a", "+DSRG")
     (tmp_path / "out").mkdir()
     (tmp_path / "elsewhere").mkdir()
@@ -260,7 +255,7 @@ def test_tables_write_through_no_link(tmp_path, plain):
 
 
 @pytest.mark.parametrize("family", ["/tmp/x", "..", "../x", "a/b", "", ".git", ".", "a\0b", 3, None, ["a"]])
-def test_a_family_is_one_folder_among_the_results(tmp_path, plain, family):
+def test_a_family_is_one_folder_among_the_results(tmp_path, no_figures, family):
     write_run(tmp_path / "runs", "a", "+DSRG", family=family)
     (tmp_path / "results").mkdir()
     with pytest.raises(InputError, match=r"scores_stage1\.json: family"):
@@ -268,14 +263,14 @@ def test_a_family_is_one_folder_among_the_results(tmp_path, plain, family):
     assert not list((tmp_path / "results").iterdir())
 
 
-def test_a_scores_files_own_name_leads_nowhere(tmp_path, plain):
+def test_a_scores_files_own_name_leads_nowhere(tmp_path, no_figures):
     folder, _ = write_run(tmp_path, "a", "+DSRG")
     (folder / "scores_stage1.json").rename(folder / "scores_...json")
     with pytest.raises(InputError, match="its own name"):
         report_runs([folder], tmp_path / "out")
 
 
-def test_a_killed_reports_folder_goes_with_the_next(tmp_path, plain):
+def test_a_killed_reports_folder_goes_with_the_next(tmp_path, no_figures):
     run, _ = write_run(tmp_path / "runs", "a", "+DSRG")
     left = tmp_path / "out" / temporary_name()
     write_text(left / "tables" / "x.md", "")
@@ -292,7 +287,7 @@ def test_a_folder_in_use_is_no_leftover(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_report_builds_no_data_set(tmp_path, plain):
+def test_a_report_builds_no_data_set(tmp_path, no_figures):
     run, _ = write_run(tmp_path / "runs", "a", "+DSRG", dataset="mini", images=40)
     config = load_config("mini", [f"dataset.root={tmp_path}/new", f"output={tmp_path}/runs/a"])
     (run / "config.yaml").write_text(yaml.safe_dump(config.model_dump()))
@@ -382,7 +377,7 @@ def test_what_a_call_writes_is_ignored_by_git():
     assert {name.split("/")[1] for name in published} == {"published"}
 
 
-def test_publishing_is_a_call_of_its_own(tmp_path, monkeypatch, plain):
+def test_publishing_is_a_call_of_its_own(tmp_path, monkeypatch, no_figures):
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "results" / "runs", "a", "+DSRG", family="mini")
     assert run_command(["tables"]) == 0

@@ -56,8 +56,10 @@ def bench(config: Config, out: Path, *, seconds: float = 2.0) -> tuple[Path, Pat
             rows.extend(bar)
         peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
         rows.extend(tqdm(inference_rows(config, given, timer), desc="bench", unit="part", disable=None))
+    made_by = provenance(config, device)
     result = {
-        **provenance(config, device),
+        **made_by,
+        "command": _without_out(made_by["command"]),
         "precision": config.precision,
         "model": fields.model_dump(),
         "batch_size": data.batch_size,
@@ -67,6 +69,15 @@ def bench(config: Config, out: Path, *, seconds: float = 2.0) -> tuple[Path, Pat
     path = out / f"{_slug(_device(result))}-{config.precision}.json"
     write_json(path, result)
     return path, write_table(out)
+
+
+def _without_out(command: list[str]) -> list[str]:
+    """A command without ``--out FOLDER``: the folder is one of this machine, and changes no number."""
+    kept = [word for word in command if not word.startswith("--out=")]
+    if "--out" in kept:
+        place = kept.index("--out")
+        del kept[place : place + 2]
+    return kept
 
 
 def write_table(folder: Path) -> Path:
