@@ -45,7 +45,7 @@ $(STAMP): pyproject.toml constraints.txt requirements/base.txt requirements/$(EX
 	       [ -z "$$CI" ]; }
 	@touch $@
 
-test: $(STAMP)  ## Set up and run all tests (REPRO_SHARED=folder with voc-sample/ for those on real images)
+test: $(STAMP)  ## Set up and run all tests, the examples of docstrings too (REPRO_SHARED=folder with voc-sample/ for those on real images)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-long: $(STAMP)  ## Only the tests that take minutes: full width on real images, 20 killed runs, 2,000 iterations of memory

@@ -42,6 +42,9 @@ def confusion_matrix(gt: npt.ArrayLike, pred: npt.ArrayLike, num_classes: int) -
     Raises:
         InputError: shapes or numbers of images that differ, values that are not integers or negative,
             a prediction outside 0…C−1 at a counted pixel.
+
+    >>> confusion_matrix([0, 0, 1, 255], [0, 1, 1, 0], 2).tolist()
+    [[1, 1], [0, 1]]
     """
     return _count(gt, pred, num_classes, num_classes)
 
@@ -50,6 +53,9 @@ def per_class_iou(matrix: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Intersection over union of each class, (C,) float64 in 0–1.
 
     NaN for a class that is neither in the ground truth nor in the predictions (0 of 0 pixels).
+
+    >>> per_class_iou([[3, 1, 0], [0, 2, 0], [0, 0, 0]]).round(3).tolist()
+    [0.75, 0.667, nan]
     """
     counts = _square(matrix)
     correct = np.diagonal(counts)
@@ -84,7 +90,11 @@ def mean_iou(matrix: npt.ArrayLike, rule: str) -> float:
 
 
 def pixel_accuracy(matrix: npt.ArrayLike) -> float:
-    """Share of the counted pixels whose class is right, 0–1; NaN if no pixel was counted."""
+    """Share of the counted pixels whose class is right, 0–1; NaN if no pixel was counted.
+
+    >>> pixel_accuracy([[3, 1], [0, 4]])
+    0.875
+    """
     counts = _square(matrix)
     return float(_fraction(np.trace(counts), counts.sum()))
 
@@ -105,6 +115,10 @@ def seed_quality(gt: npt.ArrayLike, seeds: npt.ArrayLike, num_classes: int) -> d
 
     Raises:
         InputError: as ``confusion_matrix``.
+
+    >>> quality = seed_quality([0, 0, 1, 1], [0, 2, 1, 2], 2)  # two of four cells have a seed, and it is right
+    >>> round(quality["precision"], 3), round(quality["recall"], 3), quality["iou"]
+    (0.667, 0.333, 0.5)
     """
     return _released_figures(_count(gt, seeds, num_classes, num_classes + 1))
 
@@ -118,6 +132,10 @@ def seed_matrix(truth: torch.Tensor, cues: torch.Tensor) -> torch.Tensor:
 
     Returns:
         (C, C + 1) float64 of whole numbers; column C is the pixels without a seed.
+
+    >>> truth = torch.tensor([[[[4, 1]], [[0, 3]]]])  # pixels of two classes in two cells
+    >>> seed_matrix(truth, torch.tensor([[[[1, 0]], [[0, 0]]]])).tolist()
+    [[4.0, 0.0, 1.0], [0.0, 0.0, 3.0]]
     """
     classes = truth.shape[1]
     numbered = cues * torch.arange(1, classes + 1, device=cues.device, dtype=cues.dtype)[:, None, None]
@@ -138,6 +156,10 @@ def seed_figures(matrix: npt.ArrayLike) -> dict[str, Any]:
 
     Raises:
         InputError: a matrix without a pixel.
+
+    >>> found = seed_figures([[4, 0, 1], [0, 0, 3]])
+    >>> found["labelled"], found["precision"], found["recall"]
+    (0.5, 0.5, 0.4)
     """
     counts = np.asarray(matrix).astype(np.int64)
     classes = len(counts)
@@ -185,6 +207,9 @@ def summarize(matrix: npt.ArrayLike, images: int) -> dict[str, Any]:
     which rule ``released`` averages; ``absent_classes``, indices of those that no ground truth shows;
     ``per_class_iou``, C numbers or ``None`` for a class that occurs nowhere; ``pixel_accuracy`` (``None`` without a
     counted pixel); ``matrix``.
+
+    >>> summarize([[3, 1], [0, 4]], images=2)["mean_iou"]["voc"]
+    0.775
     """
     counts = _square(matrix)
     accuracy = pixel_accuracy(counts)

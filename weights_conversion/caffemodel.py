@@ -163,6 +163,15 @@ def write_caffemodel(model: nn.Module | Mapping[str, CaffeLayerView], path: str 
 
     Layers, their names, types and blobs are those of ``caffe_layers(model)``. The file appears whole or not
     at all. Raises ``ValueError`` for a model without blobs and for a layer name that HDF5 cannot hold.
+
+    >>> import tempfile
+    >>> net = nn.Sequential()
+    >>> net.add_module("conv", nn.Conv2d(3, 4, 1))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_caffemodel(net, f"{folder}/net.caffemodel")
+    ...     layers = read_caffemodel(f"{folder}/net.caffemodel").layers
+    >>> [(name, layer.blobs[0].shape) for name, layer in layers.items()]
+    [('conv', (4, 3, 1, 1))]
     """
     views = caffe_layers(model) if isinstance(model, nn.Module) else dict(model)
     if not views:

@@ -77,6 +77,17 @@ def load_caffe_weights(
 
     Raises ``CaffeFileError`` (a ``ValueError``) for a file that ``read_caffemodel`` refuses, or where number
     or shape of a layer's blobs differ; the model is then as it was.
+
+    >>> import tempfile
+    >>> from weights_conversion import write_caffemodel
+    >>> net, other = nn.Sequential(), nn.Sequential()
+    >>> net.add_module("conv", nn.Conv2d(3, 4, 1))
+    >>> other.add_module("conv", nn.Conv2d(3, 4, 1))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_caffemodel(net, f"{folder}/net.caffemodel")
+    ...     report = load_caffe_weights(other, f"{folder}/net.caffemodel")
+    >>> report.loaded, report.missing, report.unused
+    (['conv'], [], [])
     """
     return _copy(model, _read_caffe(path), spread_branches)
 

@@ -14,6 +14,10 @@ class CRFParams:
         bilateral_weight, bilateral_xy, bilateral_rgb: weight and standard deviations (pixels, 8-bit levels).
         spatial_weight, spatial_xy: weight and standard deviation (pixels).
         scale: both spatial standard deviations are divided by it.
+
+    >>> params = CRFParams(scale=12)
+    >>> round(params.bilateral_xy / params.scale, 2)  # the standard deviation, in cells of the grid
+    6.67
     """
 
     iterations: int = 10

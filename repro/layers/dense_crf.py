@@ -53,6 +53,12 @@ def mean_field(
     Raises:
         ValueError: shapes or dtype that do not fit.
         ImportError: ``pydensecrf`` is not installed.
+
+    >>> images = torch.zeros(1, 4, 6, 3, dtype=torch.uint8)
+    >>> unary = torch.zeros(1, 2, 4, 6)
+    >>> unary[:, 1, 1, 1] = 3  # one pixel for class 1 in an even picture: its neighbours follow
+    >>> mean_field(images, unary, CRFParams(iterations=2)).argmax(dim=1).unique()
+    tensor([1])
     """
     count, _, height, width = unary.shape
     if images_u8.dtype != torch.uint8 or images_u8.shape != (count, height, width, 3):
@@ -120,6 +126,11 @@ def refine(x: torch.Tensor, images: torch.Tensor, *, variant: Variant) -> torch.
 
     Returns:
         (N, C, H, W) in ``x``'s dtype, marginals raised to at least ``MIN_PROB`` and divided by their sum; no gradient.
+
+    >>> probs = torch.tensor([0.6, 0.4]).view(1, 2, 1, 1).expand(1, 2, 5, 5)
+    >>> refined = refine(probs, torch.zeros(1, 3, 33, 33), variant="dsrg")
+    >>> refined.shape, bool((refined[:, 0] > 0.6).all())  # alike pixels agree, and more firmly
+    (torch.Size([1, 2, 5, 5]), True)
     """
     _check(variant)
     unary = x.clamp_min(MIN_PROB) if variant == "dsrg" else x
@@ -158,6 +169,12 @@ def crf_log(
     Returns:
         ``log_result`` (N, C, H, W), differentiable with respect to ``x`` as the original is, and ``x_raised``:
         for ``dsrg`` the probabilities raised to ``MIN_PROB`` (their gradient passes unchanged), for ``sec`` ``x``.
+
+    >>> probs = torch.tensor([0.6, 0.4]).view(1, 2, 1, 1).repeat(1, 1, 5, 5).requires_grad_()
+    >>> log_result, raised = crf_log(probs, torch.zeros(1, 3, 33, 33), variant="dsrg")
+    >>> log_result.sum().backward()
+    >>> torch.equal(probs.grad, 1 - log_result.detach().exp())
+    True
     """
     _check(variant)
     x_raised = RaiseToFloor.apply(x) if variant == "dsrg" else x

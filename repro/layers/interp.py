@@ -32,6 +32,9 @@ def interp(
 
     Raises:
         ValueError: a factor below 1, a positive pad, only one of height and width, or an empty result.
+
+    >>> interp(torch.tensor([[[[0.0, 1.0]]]]), zoom_factor=2).tolist()
+    [[[[0.0, 0.5, 1.0]]]]
     """
     size = interp_size(
         *x.shape[-2:],

@@ -29,7 +29,12 @@ MergeRule = Literal["smaller_wins", "background_first"]
 
 
 def activation_maps(features: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Class activation maps (N, C, H, W) of ``fc7_CAM`` (N, K, H, W) and the weights of ``scores`` (C, K)."""
+    """Class activation maps (N, C, H, W) of ``fc7_CAM`` (N, K, H, W) and the weights of ``scores`` (C, K).
+
+    >>> features = torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]])  # two features of two cells
+    >>> activation_maps(features, torch.tensor([[1.0, -1.0]])).tolist()
+    [[[[-2.0, -2.0]]]]
+    """
     return F.conv2d(features, weight[:, :, None, None])
 
 
@@ -44,20 +49,32 @@ def foreground_cells(
 
     Returns:
         (N, C, H, W) bool. A map without a positive value has none.
+
+    >>> maps = torch.tensor([[[[10.0, 3.0, 1.0]], [[5.0, 5.0, 5.0]]]])
+    >>> foreground_cells(maps, torch.tensor([[1, 0]])).int().tolist()
+    [[[[1, 1, 0]], [[0, 0, 0]]]]
     """
     highest = maps.amax(dim=(2, 3), keepdim=True)
     return (maps > threshold * highest) & (highest > 0) & (labels > 0)[:, :, None, None]
 
 
 def gradient_saliency(gradient: torch.Tensor) -> torch.Tensor:
-    """Saliency (N, H, W) of the gradient at ``conv4_1`` (N, K, H, W): absolute, maximum over channels, 3×3 median."""
+    """Saliency (N, H, W) of the gradient at ``conv4_1`` (N, K, H, W): absolute, maximum over channels, 3×3 median.
+
+    >>> gradient_saliency(torch.tensor([[[[-1.0, 5.0, 2.0]]]])).tolist()
+    [[[1.0, 2.0, 2.0]]]
+    """
     strongest = gradient.abs().amax(dim=1, keepdim=True)
     windows = F.unfold(F.pad(strongest, (1, 1, 1, 1), mode="replicate"), 3)
     return windows.median(dim=1).values.reshape(strongest[:, 0].shape)
 
 
 def lowest_cells(saliency: torch.Tensor, *, share: float = BACKGROUND_SHARE) -> torch.Tensor:
-    """The ``share`` of cells that are least salient, bool (N, H, W), of ``saliency`` (N, H, W)."""
+    """The ``share`` of cells that are least salient, bool (N, H, W), of ``saliency`` (N, H, W).
+
+    >>> lowest_cells(torch.arange(10.0).view(1, 2, 5), share=0.2).int().tolist()
+    [[[1, 1, 0, 0, 0], [0, 0, 0, 0, 0]]]
+    """
     ordered = saliency.flatten(1).sort(dim=1).values
     threshold = ordered[:, int(share * ordered.shape[1])]
     return saliency < threshold[:, None, None]
@@ -73,6 +90,11 @@ def merge_cells(background: torch.Tensor, foreground: torch.Tensor, *, rule: Mer
 
     Returns:
         (N, H, W) uint8: 0 background, 1 to C−1, 255 where there is no cue.
+
+    >>> background = torch.tensor([[[True, True, True, False]]])
+    >>> foreground = torch.tensor([[[[False, True, True, False]], [[False, False, True, False]]]])
+    >>> merge_cells(background, foreground, rule="smaller_wins").tolist()
+    [[[0, 1, 2, 255]]]
     """
     claims = torch.cat([background[:, None], foreground], dim=1)
     classes, cells = claims.shape[1], claims.shape[2] * claims.shape[3]

@@ -26,7 +26,13 @@ RATIO_MIN, RATIO_MAX = 0.05, 20.0  # DSRG's clip of q/p
 
 def seed_loss(probs: torch.Tensor, cues: torch.Tensor) -> torch.Tensor:
     """SEC's ``SeedLossLayer``: -mean_n [ Σ cues·log p / Σ cues ]. Scalar; NaN if an image has no cue at all,
-    as in the original."""
+    as in the original.
+
+    >>> probs = torch.tensor([0.75, 0.25]).view(1, 2, 1, 1).expand(1, 2, 1, 2)
+    >>> cues = torch.tensor([[[[1, 0]], [[0, 1]]]])
+    >>> round(seed_loss(probs, cues).item(), 4)  # -(log 0.75 + log 0.25) / 2
+    0.837
+    """
     picked = (cues * torch.log(probs)).sum(dim=(1, 2, 3))
     return -(picked / cues.sum(dim=(1, 2, 3))).mean()
 
@@ -35,6 +41,11 @@ def balanced_seed_loss(probs: torch.Tensor, cues: torch.Tensor) -> torch.Tensor:
     """DSRG's ``BalancedSeedLossLayer``: background and foreground averaged apart, then added.
 
     Σ over the part in {background, foreground} of -mean_n [ Σ cues·log p / max(Σ cues, MIN_PROB) ]. Scalar.
+
+    >>> probs = torch.tensor([0.75, 0.25]).view(1, 2, 1, 1).expand(1, 2, 1, 3)
+    >>> cues = torch.tensor([[[[1, 1, 0]], [[0, 0, 1]]]])
+    >>> round(balanced_seed_loss(probs, cues).item(), 4)  # -log 0.75 - log 0.25
+    1.674
     """
     picked = (cues * torch.log(probs)).sum(dim=(2, 3))
     count = cues.sum(dim=(2, 3))
@@ -50,6 +61,10 @@ def constrain_loss(probs: torch.Tensor, log_result: torch.Tensor, *, clip: bool)
         probs: (N, C, H, W), positive.
         log_result: (N, C, H, W), log of the refined probabilities; the gradient flows into it too.
         clip: DSRG clips q/p to [0.05, 20] before the logarithm (no gradient where clipped); SEC does not.
+
+    >>> probs = torch.tensor([0.75, 0.25]).view(1, 2, 1, 1)
+    >>> constrain_loss(probs, probs.log(), clip=True).item()
+    0.0
     """
     q = torch.exp(log_result)
     ratio = q / probs
@@ -73,6 +88,10 @@ def expand_loss(
             all of them, makes the loss NaN, as in the original: one of the averages is over nothing.
         pooling: of present classes and background; ``max`` and ``average`` are those of the paper's ablation. Absent
             classes are always judged by their maximum.
+
+    >>> probs = torch.tensor([0.5, 0.25, 0.25]).view(1, 3, 1, 1).expand(1, 3, 2, 2)
+    >>> round(expand_loss(probs, torch.tensor([[1, 1, 0]])).item(), 4)  # -log 0.25 - log 0.75 - log 0.5
+    2.3671
     """
     foreground_decay, background_decay = DECAYS[pooling]
     cells = probs.flatten(2)
@@ -96,6 +115,9 @@ def sigmoid_cross_entropy_loss(scores: torch.Tensor, labels: torch.Tensor) -> to
     Args:
         scores: (N, C), before the sigmoid.
         labels: (N, C) in {0, 1}.
+
+    >>> round(sigmoid_cross_entropy_loss(torch.zeros(2, 3), torch.ones(2, 3)).item(), 4)  # 3 log 2
+    2.0794
     """
     return F.binary_cross_entropy_with_logits(scores, labels, reduction="sum") / len(scores)
 

@@ -57,6 +57,12 @@ def grow_seeds(
 
     Raises:
         ValueError: another rule, or a threshold that is neither a probability nor infinite (never reached).
+
+    >>> refined = torch.tensor([0.1, 0.9]).view(1, 2, 1, 1).expand(1, 2, 1, 4)
+    >>> cues = torch.zeros(1, 2, 1, 4)
+    >>> cues[0, 1, 0, 0] = 1  # a seed of class 1 at the end of a confident row
+    >>> grow_seeds(torch.tensor([[1, 1]]), refined, cues)[0, 1].tolist()
+    [[1.0, 1.0, 1.0, 1.0]]
     """
     if rule not in RULES:
         raise ValueError(f"growing rule {rule!r}: expected one of {', '.join(RULES)}")

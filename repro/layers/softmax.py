@@ -22,6 +22,9 @@ def caffe_softmax(scores: torch.Tensor) -> torch.Tensor:
 
     Returns:
         Probabilities (N, C, H, W), each at least ``MIN_PROB / (1 + C * MIN_PROB)``, summing to 1 over C.
+
+    >>> caffe_softmax(torch.tensor([0.0, 0.0, 30.0]).view(1, 3, 1, 1)).flatten()
+    tensor([9.9970e-05, 9.9970e-05, 9.9980e-01])
     """
     floored = torch.softmax(scores, dim=1) + MIN_PROB
     return floored / floored.sum(dim=1, keepdim=True)

@@ -81,6 +81,13 @@ class CaffeNet(nn.Module):
 
     Raises:
         InputError: a net that Caffe would refuse, or a layer or setting that is not supported here, by name.
+
+    >>> from repro.models.zoo import net_parameter
+    >>> net = CaffeNet(net_parameter("vgg16_aspp", width_divisor=64), phase="train")
+    >>> net.inputs, net.outputs
+    ({'images': (1, 3, 321, 321)}, ['fc8-SEC'])
+    >>> net.params["conv1_1"][0].shape
+    torch.Size([1, 3, 3, 3])
     """
 
     autocast: torch.dtype | None = None  # of convolutions, set by repro/precision.py
@@ -783,6 +790,11 @@ def load_net(
 
     Raises:
         InputError: a layer type or setting that is not known, by layer, type and field; parts that do not fit.
+
+    >>> from repro.models.zoo import net_parameter
+    >>> net = load_net(net_parameter("vgg16_aspp", width_divisor=64))
+    >>> net(torch.zeros(1, 3, 65, 65)).shape
+    torch.Size([1, 21, 9, 9])
     """
     if isinstance(prototxt, NetParameter):
         parameter, path = prototxt, ""

@@ -41,6 +41,14 @@ class CaffeSolver(torch.optim.Optimizer):
 
     Each group's ``lr`` is rate · ``lr_mult``, the rate that the next ``step()`` uses. It is there to be read: the
     policy sets it after each step.
+
+    >>> from repro.solver import build_solver
+    >>> weight, bias = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.ones(1))
+    >>> groups = [{"params": [weight]}, {"params": [bias], "lr_mult": 2, "decay_mult": 0}]
+    >>> solver = build_solver(groups, {"base_lr": 0.5, "lr_policy": "fixed", "weight_decay": 0.5})
+    >>> solver.step()  # without gradients: the decay alone
+    >>> weight.item(), bias.item(), [group["lr"] for group in solver.param_groups]
+    (0.75, 1.0, [0.5, 1.0])
     """
 
     type: ClassVar[str]

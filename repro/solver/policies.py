@@ -9,7 +9,11 @@ from repro.config import SolverConfig
 
 
 def current_step(config: SolverConfig, iteration: int) -> int:
-    """Caffe's ``current_step_`` once it has the rate of ``iteration``: how often that was stepped down."""
+    """Caffe's ``current_step_`` once it has the rate of ``iteration``: how often that was stepped down.
+
+    >>> current_step(SolverConfig.of({"base_lr": 0.1, "lr_policy": "step", "gamma": 0.5, "stepsize": 10}), 25)
+    2
+    """
     if config.lr_policy == "step":
         return iteration // config.stepsize
     return bisect_right(config.stepvalue, iteration) if config.lr_policy == "multistep" else 0
@@ -29,6 +33,9 @@ def learning_rate(solver_config: SolverConfig | dict, iteration: int) -> float:
     Args:
         solver_config: the config model or a dict of its fields.
         iteration: 0 <= iteration; under ``poly`` the rate is 0 from ``max_iter`` on.
+
+    >>> learning_rate({"base_lr": 0.1, "lr_policy": "step", "gamma": 0.5, "stepsize": 10}, 25)
+    0.025
     """
     config = SolverConfig.of(solver_config)
     t, base_lr, gamma, power = iteration, config.base_lr, config.gamma, config.power
