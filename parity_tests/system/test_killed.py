@@ -38,12 +38,16 @@ def results(folder: Path) -> dict[str, bytes]:
     """Every file of the results folder, without what was measured (times, memory)."""
     root = folder / "r-tables"
     found = {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-    manifest = json.loads(found.pop("manifest.json"))
-    del manifest["measured"], manifest["files"]["index.html"]
-    found["manifest.json"] = json.dumps(manifest).encode()
-    page = re.sub(rb'<section id="measured".*?</section>', b"", found["index.html"], flags=re.S)
-    assert page != found["index.html"]
-    return {**found, "index.html": page}
+    manifest, summary = (json.loads(found.pop(name)) for name in ("manifest.json", "summary.json"))
+    del manifest["measured"]
+    for name in ("index.html", "README.md", "summary.json"):
+        del manifest["files"][name]
+    for row in summary["rows"]:
+        del row["seconds"], row["joules"], row["memory_bytes"]
+    page = re.sub(rb'<section id="(measured|summary)".*?</section>', b"", found.pop("index.html"), flags=re.S)
+    readme = re.sub(rb"\| method \| paper.*?\n\n", b"", found.pop("README.md"), count=1, flags=re.S)
+    assert b"peak memory" not in readme
+    return {**found, "page": page, "readme": readme, "rest": json.dumps([manifest, summary]).encode()}
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from PIL import Image
 from repro.cli import run_command
 from repro.data import read_mask, write_mask
 from repro.metrics import confusion_matrix, per_class_iou
-from repro.report import figures, pictures, report_runs
+from repro.report import pictures, report_runs, score_figures, write_index
 from repro.run.scores import Scores, read_scores
 from weights_conversion.files import temporary_name
 
@@ -108,7 +108,7 @@ def test_everything_is_there(results):
         "supervision_quality",
         "thresholds",
         "per_class",
-        "confusion",
+        *("confusion_baseline", "confusion_bsl", "confusion_dsrg", "confusion_retrain"),
         "growth",
         "qualitative",
     ):
@@ -174,8 +174,8 @@ def test_a_class_that_does_not_occur_is_not_the_lowest(monkeypatch):
         "answers": [],
         "scores": {"per_class_iou": [0.8, None, 0.1]},
     }
-    monkeypatch.setattr(figures, "principal", lambda scores: [entry])
-    (drawing, _figure), *rest = figures._classes(Scores([]))
+    monkeypatch.setattr(score_figures, "principal", lambda scores: [entry])
+    (drawing, _figure), *rest = score_figures.classes(Scores([]))
     assert not rest
     assert drawing.alt.endswith("Lowest: bird 10.0; highest: background 80.0.")
 
@@ -205,7 +205,8 @@ def test_numbers_only(runs, tmp_path):
     out = report_runs(copies, tmp_path / "out")
     assert not (out / "images").exists()
     assert {path.stem for path in (out / "figures").iterdir()} == {
-        *("curves_stage1", "curves_stage2", "supervision_quality", "thresholds", "per_class", "confusion"),
+        *("curves_stage1", "curves_stage2", "supervision_quality", "thresholds", "per_class"),
+        *("confusion_baseline", "confusion_bsl", "confusion_dsrg", "confusion_retrain"),
     }
     assert '<section id="images">' not in (out / "index.html").read_text(encoding="utf-8")
 
@@ -232,7 +233,9 @@ def test_axe_finds_nothing(open_page, scheme, width):
 
 def test_tables_sort_by_keyboard(open_page):
     page = open_page()
-    table = page.locator("#table2 ~ .scroll table.sortable").first
+    page.locator("#table2 > summary").focus()
+    page.keyboard.press("Enter")
+    table = page.locator("#table2 table.sortable")
     titles = [text.split()[0] for text in table.locator("thead th").all_inner_texts()]
     cells = table.locator(f"tbody tr > :nth-child({titles.index('paper') + 1})")
 
@@ -258,6 +261,7 @@ def test_images_can_be_leafed_through(open_page):
     items = page.locator("#gallery > li")
     assert items.count() == 6
     first = items.first
+    page.locator("#beside").select_option("")
     assert first.locator("img[data-method]:visible").get_attribute("data-method") == "+Retrain"
     page.locator("#mask").select_option("ground truth")
     assert first.locator("img[data-method]:visible").get_attribute("data-method") == "ground truth"
@@ -344,11 +348,12 @@ def test_another_mask_brings_its_score_and_order(chromium, unequal):
     page = chromium.new_page()
     page.goto((unequal[0] / "index.html").as_uri())
     items = page.locator("#gallery > li")
+    page.locator("#beside").select_option("")
     page.locator("#mask").select_option("baseline")
-    assert {item.locator(".score").inner_text() for item in items.all()} == {"baseline 100.0"}
+    assert {item.locator(".score").first.inner_text() for item in items.all()} == {"baseline 100.0"}
     assert page.locator("#judge").inner_text() == "baseline"
     page.locator("#mask").select_option("+Retrain")
-    assert all(item.locator(".score").inner_text().startswith("+Retrain ") for item in items.all())
+    assert all(item.locator(".score").first.inner_text().startswith("+Retrain ") for item in items.all())
     scores = [float(item.get_attribute("data-iou") or 0) for item in items.all()]
     assert scores == sorted(scores)
     page.locator("#mask").select_option("ground truth")
@@ -356,10 +361,129 @@ def test_another_mask_brings_its_score_and_order(chromium, unequal):
     page.close()
 
 
+def test_two_methods_side_by_side_each_with_its_score(chromium, unequal):
+    page = chromium.new_page()
+    page.goto((unequal[0] / "index.html").as_uri())
+    page.locator("#mask").select_option("+Retrain")
+    page.locator("#beside").select_option("baseline")
+    for item in page.locator("#gallery > li").all():
+        scores = item.locator(".score").all_inner_texts()
+        assert scores[0].startswith("+Retrain ")
+        assert scores[1] == "baseline 100.0"
+        shown = item.locator("img[data-method]:visible")
+        assert [image.get_attribute("data-method") for image in shown.all()] == ["+Retrain", "baseline"]
+    page.locator("#view").select_option("divided")
+    stack = page.locator("#gallery .stack:visible").first
+    assert page.locator("#gallery .stack:visible").count() == 6
+
+    def edges() -> dict[str, str]:
+        return {
+            image.get_attribute("data-method") or "": image.evaluate("image => image.style.clipPath")
+            for image in stack.locator("img[data-method]:visible").all()
+        }
+
+    assert edges() == {"+Retrain": "inset(0px 50% 0px 0px)", "baseline": "inset(0px 0px 0px 50%)"}
+    page.locator("#divider").focus()
+    page.keyboard.press("End")
+    assert edges() == {"+Retrain": "inset(0px 0% 0px 0px)", "baseline": "inset(0px 0px 0px 100%)"}
+    box = stack.bounding_box()
+    assert box
+    page.mouse.click(box["x"] + box["width"] / 4, box["y"] + box["height"] / 2)
+    assert page.locator("#divider").input_value() == "25"
+    page.close()
+
+
+def test_seeds_grow_by_the_slider(open_page):
+    page = open_page()
+    strip = page.locator(".strip").filter(visible=True)
+    assert strip.count() == 1
+    seeds = strip.locator("img[data-step]:visible")
+    page.locator("#step").focus()
+    page.keyboard.press("Home")
+    assert seeds.get_attribute("data-step") == "cues"
+    page.keyboard.press("ArrowRight")
+    assert seeds.get_attribute("data-step") == "seeds, iteration 2"
+    assert re.fullmatch(
+        r"seeds, iteration 2 \(epoch 0\.8\): \d+ % of the cells are labelled",
+        page.locator("#grown").inner_text(),
+    )
+    assert strip.locator("figcaption").all_inner_texts() == [
+        "image",
+        "cues",
+        "seeds, iteration 2",
+        "mask",
+        "truth",
+    ]
+    page.locator("#trained").select_option(index=1)
+    assert strip.locator("img").first.get_attribute("src") == "images/growth-1.jpg"
+
+
+def test_a_confusion_matrix_of_each_row(open_page):
+    page = open_page()
+    shown = page.locator(".group figure").filter(visible=True)
+    assert shown.locator("img").get_attribute("src") == "figures/confusion_retrain.png"
+    page.locator(".group select").select_option("baseline")
+    assert shown.locator("img").get_attribute("src") == "figures/confusion_baseline.png"
+
+
+def test_the_page_opens_with_the_picture_and_the_rows(results, open_page):
+    page = open_page()
+    assert [section.get_attribute("id") for section in page.locator("main > section").all()] == [
+        *("method", "summary", "cells", "images", "figures", "tables", "manifest"),
+    ]
+    summary = json.loads((results / "summary.json").read_text(encoding="utf-8"))
+    assert [row["row"] for row in summary["rows"]] == ["baseline", "+BSL", "+DSRG", "+Retrain"]
+    assert summary["generated"]
+    for row, shown in zip(summary["rows"], page.locator("#summary tbody tr").all(), strict=True):
+        assert row["seconds"] > 0
+        assert not row["comparable"]
+        assert shown.inner_text().split("\t")[:3] == [row["row"], f"{row['paper']:.1f}", f"{row['ours']:.1f}"]
+    retrain, dsrg = summary["rows"][3], summary["rows"][2]
+    assert retrain["seconds"] > dsrg["seconds"] - 1, "what retraining learns from is part of its cost"
+    assert not page.locator("#incomparable table").is_visible()
+    for heading in page.locator("#method h2, #summary h2, #images h2, #figures h2").all_inner_texts():
+        assert heading.endswith("(generated images)")
+    assert "From cues to masks (generated images)" in (results / "figures/growth.svg").read_text(
+        encoding="utf-8"
+    )
+    colours = page.locator("#images .legend li").all_inner_texts()
+    assert colours == ["background", "fish", "mushroom", "house", "tree", "wheel", "bottle", "void"]
+
+
+def test_a_phone_need_not_scroll_for_ever(open_page):
+    page = open_page(viewport={"width": 390, "height": 800})
+    page.evaluate("for (const image of document.images) image.loading = 'eager'")
+    page.wait_for_function("[...document.images].every(image => image.complete)")
+    assert page.evaluate("document.documentElement.scrollHeight") < 9000
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_index_shows_each_folder(chromium, results, tmp_path, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    shutil.copytree(results, tmp_path / "mini")
+    write_index(tmp_path)
+    page = chromium.new_page(color_scheme=scheme, viewport={"width": 360, "height": 800})
+    page.goto((tmp_path / "index.html").as_uri())
+    assert page.locator(".cards img").evaluate("image => image.src").endswith("mini/figures/growth.png")
+    assert page.locator(".cards tbody th").all_inner_texts() == ["baseline", "+BSL", "+DSRG", "+Retrain"]
+    found = axe.run(page)
+    assert found.violations_count == 0, found.generate_report()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.close()
+
+
 def test_without_script_all_is_there(open_page):
     page = open_page(java_script_enabled=False)
     assert page.locator("#verdict").is_visible()
-    assert page.locator("#table2 ~ .scroll table").first.is_visible()
+    page.locator("#table2 > summary").click()
+    assert page.locator("#table2 table").is_visible()
+    assert page.locator("#summary table").is_visible()
+    assert page.locator(".strip").count() == page.locator(".strip").filter(visible=True).count() > 1
+    assert (
+        page.locator(".group figure").count()
+        == page.locator(".group figure").filter(visible=True).count()
+        == 4
+    )
     assert page.locator("#gallery img").first.is_visible()
 
 

@@ -1,6 +1,8 @@
 """The results folder: everything that is made of finished runs, in one place, the same bytes from the same runs.
 
-README.md          the verdict, and every table that has a run
+index.html         the page
+README.md          the method in a picture, the summary, the verdict, every table that has a run, the figures
+summary.json       the summary's rows: the paper's number, ours, what it cost
 verdict.json       every published value: reproduced, missed, not comparable, not run
 tables/            each table as .md, .csv and .tex; tables.tex sets them all
 """
@@ -13,28 +15,30 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from repro.config import Config
 from repro.errors import InputError
 from repro.files import read_json, temporary_folder, write_json
 from repro.paper.experiments import PAPER
 from repro.report import formats
+from repro.report.drawing import Drawing
 from repro.report.manifest import commands, manifest
-from repro.report.page import render, render_index, write_pictures
-from repro.report.pictures import Album, open_album
-from repro.report.tables import all_tables
+from repro.report.page import render, render_index, write_growing, write_pictures
+from repro.report.pictures import Album, growing, open_album
+from repro.report.summary import Summary, summarise
+from repro.report.tables import Table, all_tables
 from repro.report.verdict import Verdict, judge
 from repro.run.plan import PlannedRun, family, results_dir, settings_sha256
 from repro.run.scores import Entry, Scores, family_scores, read_scores
 from weights_conversion.files import file_sha256, make_folder, path_inside, write_text
 
-if TYPE_CHECKING:
-    from repro.report.figures import Drawing
-
 log = logging.getLogger(__name__)
 
 _INDEX_TITLE = "<title>SEC and DSRG, reproduced</title>"  # by which a page of ours is known
+_THUMBNAILS = tuple(  # the first that is there
+    f"figures/{name}.png" for name in ("growth", "qualitative", "curves", "per_class")
+)
 
 
 def report_runs(runs: Iterable[Path], out_dir: Path) -> Path:
@@ -81,7 +85,7 @@ def report_all(runs_dir: Path, results_dir: Path) -> list[Path]:
 
 
 def write_index(results_dir: Path) -> None:
-    """``index.html``: a link to the page of every results folder in ``results_dir``, with its verdict.
+    """``index.html``: a link to the page of every results folder in ``results_dir``, with picture, rows and verdict.
 
     A page there that is not ours stays, with a warning.
     """
@@ -89,14 +93,23 @@ def write_index(results_dir: Path) -> None:
     if os.path.lexists(index) and _INDEX_TITLE not in index.read_text(encoding="utf-8", errors="replace"):
         log.warning("%s: not a page of ours, so left as it is", index)
         return
-    verdicts = {}
+    folders = []
     for path in sorted(results_dir.glob("[!.]*/verdict.json")):
-        if (path.parent / "index.html").is_file():
+        folder = path.parent
+        if (folder / "index.html").is_file():
             try:
-                verdicts[path.parent.name] = str(read_json(path, "a verdict")["verdict"])
+                summary = folder / "summary.json"
+                folders.append(
+                    {
+                        "name": folder.name,
+                        "verdict": str(read_json(path, "a verdict")["verdict"]),
+                        "summary": read_json(summary, "a summary") if summary.is_file() else None,
+                        "thumbnail": next((f for f in _THUMBNAILS if (folder / f).is_file()), ""),
+                    }
+                )
             except (InputError, KeyError, TypeError) as error:
                 log.warning("%s: no verdict (%s), so not in %s", path, error, index)
-    write_text(index, render_index(verdicts))
+    write_text(index, render_index(folders))
 
 
 def judge_runs(runs: Iterable[Path] | None, runs_dir: Path) -> Verdict:
@@ -124,30 +137,52 @@ def _build(entries: list[Entry], out_dir: Path) -> Path:
             write_text(fresh / f"tables/{table.name}.tex", formats.latex(table))
         write_text(fresh / "tables/tables.tex", formats.latex_document([table.name for table in tables]))
         write_json(fresh / "verdict.json", verdict.as_json())
+        summary = summarise(scores, provenance)
+        write_json(fresh / "summary.json", summary.as_json())
         album = open_album(scores)
         drawings = _draw(scores, album, fresh / "figures")
         pictures = write_pictures(album, fresh / "images") if album else []
+        seeds = write_growing(growing(scores, album), fresh / "images") if album else []
         family = entries[0]["family"]
         write_text(
-            fresh / "index.html", render(family, tables, verdict, drawings, album, pictures, provenance)
+            fresh / "index.html",
+            render(family, tables, verdict, summary, drawings, album, pictures, seeds, provenance),
         )
-        shown = [formats.markdown(table, brief=True) for table in tables if table.has_run]
-        shown += [f"![{drawing.alt}](figures/{drawing.name}.png)\n" for drawing in drawings]
-        write_text(
-            fresh / "README.md", "\n".join([verdict.markdown(), _made_by(commands(provenance)), *shown])
-        )
+        write_text(fresh / "README.md", _readme(family, tables, verdict, summary, drawings, provenance))
         _move_into(fresh, out_dir, provenance, before)
     return out_dir
 
 
-def _made_by(found: list[str]) -> str:
-    """The commands behind the numbers, as they were given."""
-    return "\n".join(["Made by", "", "```sh", *found, "```", ""])
+def _readme(
+    family: str,
+    tables: Sequence[Table],
+    verdict: Verdict,
+    summary: Summary,
+    drawings: Sequence[Drawing],
+    provenance: dict[str, Any],
+) -> str:
+    """The folder for readers of the repository: Markdown, with the figures as pictures."""
+    figures = {drawing.name: f"![{drawing.alt}](figures/{drawing.name}.png)\n" for drawing in drawings}
+    parts = [f"# SEC and DSRG, reproduced: {formats.markdown_text(family)}\n"]
+    parts.append(
+        f"{formats.markdown_text(summary.data[:1].upper() + summary.data[1:])}. Mean IoU in percent.\n"
+    )
+    if "growth" in figures:
+        parts.append(figures.pop("growth"))
+    if summary.rows:
+        parts.append(formats.summary_markdown(summary))
+    parts += [
+        verdict.markdown(),
+        "\n".join(["Made by", "", "```sh", *commands(provenance), "```", ""]),
+        *(formats.markdown(table, brief=True) for table in tables if table.has_run),
+        *figures.values(),
+    ]
+    return "\n".join(parts)
 
 
 def _draw(scores: Scores, album: Album | None, out_dir: Path) -> list[Drawing]:
     if importlib.util.find_spec("matplotlib") is None:
-        log.warning("no figures: matplotlib is not here; the extra `report` of this package brings it")
+        log.warning("no figures: they need the package matplotlib: pip install matplotlib")
         return []
     from repro.report.figures import draw_all  # a second to load, and an extra
 

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from repro.errors import printable
+from repro.report.summary import Summary
 from repro.report.tables import Column, Table
+from repro.run.forecast import shown_energy, shown_size, shown_time
 from repro.run.scores import Estimate
 
 _LATEX = {
@@ -129,6 +131,37 @@ def latex(table: Table) -> str:
 def latex_document(names: Sequence[str]) -> str:
     """A document that sets the tables ``<name>.tex`` beside it."""
     return _DOCUMENT % "".join(f"\\input{{{name}.tex}}\n" for name in names)
+
+
+def costs(summary: Summary) -> list[tuple[str, list[str]]]:
+    """Columns of what each row cost: title and cells. What no row tells has no column."""
+    columns = []
+    for title, key, shown in (
+        ("time", "seconds", shown_time),
+        ("peak memory", "memory", shown_size),
+        ("energy", "joules", shown_energy),
+    ):
+        values = [getattr(row, key) for row in summary.rows]
+        if any(value is not None for value in values):
+            columns.append((title, ["–" if value is None else shown(value) for value in values]))
+    return columns
+
+
+def summary_markdown(summary: Summary) -> str:
+    """The summary as a table."""
+    extra = costs(summary)
+    here = any(row.paper_here is not None for row in summary.rows)
+    header = ["method", "paper", *(["paper, the classes here"] if here else []), "ours", "seeds"]
+    body = []
+    for index, row in enumerate(summary.rows):
+        spread = "" if row.ours.sd is None else f" ± {row.ours.sd:.1f}"
+        paper = [
+            f"{row.paper:.1f}",
+            *(["–" if row.paper_here is None else f"{row.paper_here:.1f}"] if here else []),
+        ]
+        cells = [row.name, *paper, f"{row.ours.mean:.1f}{spread}", str(len(row.seeds))]
+        body.append([*cells, *(values[index] for _, values in extra)])
+    return _markdown([*header, *(title for title, _ in extra)], body) + "\n"
 
 
 def _ours_and_paper(table: Table, row: dict[str, Any]) -> str:

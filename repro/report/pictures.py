@@ -16,17 +16,10 @@ from repro.data import colour_palette, read_image_rgb, read_mask
 from repro.data.experiment import Experiment, open_experiment
 from repro.errors import InputError
 from repro.metrics import confusion_matrix, per_class_iou
-from repro.paper.experiments import experiments
+from repro.report.summary import headline
 from repro.run.scores import TRAINED, Entry, Scores
 
 log = logging.getLogger(__name__)
-
-# the rows whose masks are worth a look, the one that images are judged by last
-_ROWS = ("baseline", "+BSL", "+DSRG", "+Retrain")
-_METHODS = (
-    *("table1/SEC/val", *(f"table2/{row}/val" for row in _ROWS)),
-    *(f"animals/{row}/val" for row in ("SEC", *_ROWS)),
-)
 
 
 @dataclass(frozen=True)
@@ -40,6 +33,19 @@ class Picture:
     masks: dict[str, Path]
     iou: float
     classes: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Growing:
+    """A training image whose seeds are shown growing: masks of the seeds by iteration, 0 being the cues, the mask that
+    stage 2 learns from and the ground truth, where there are such. An iteration is ``epoch_length``-th of an epoch."""
+
+    name: str
+    image: Path
+    seeds: dict[int, Path]
+    epoch_length: float
+    mask: Path | None = None
+    truth: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -84,10 +90,7 @@ class Album:
 
 def principal(scores: Scores) -> list[Entry]:
     """The runs of Table 2's rows and SEC, of the lowest seed, in the tables' order; else whatever there is."""
-    found = []
-    for name in _METHODS:
-        if runs := scores.of(experiments().cell(name)):
-            found.append(runs[0])
+    found = [runs[0] for _, runs in headline(scores)]
     return found or [entry for entry in scores.entries if entry["origin"] == TRAINED][:1]
 
 
@@ -118,6 +121,42 @@ def open_album(scores: Scores) -> Album | None:
         present = [int(index) for index in np.unique(truth) if index < experiment.num_classes]
         pictures.append(Picture(name, experiment.image(name), experiment.truth(name), masks, value, present))
     return Album(config, experiment, list(folders), pictures)
+
+
+def growing(scores: Scores, album: Album) -> list[Growing]:
+    """The training images whose seeds a run has drawn; empty where none has."""
+    done = (entry for entry in scores.entries if (entry.folder / "growth" / "done.json").exists())
+    entry = next(done, None)
+    if entry is None:
+        return []
+    found: dict[str, dict[int, Path]] = {}
+    for path in sorted((entry.folder / "growth").glob("[!.]*.png")):
+        name, _, iteration = path.stem.rpartition("_")
+        if name in album.experiment.train:
+            found.setdefault(name, {})[int(iteration)] = path
+    folders = {"mask": entry.folder / "pseudo_labels", "truth": album.experiment.train_truth_root}
+    roots = {
+        what: root
+        for what, root in folders.items()
+        if root is not None and all((root / f"{name}.png").is_file() for name in found)
+    }
+    stage1 = load_config(str(entry.folder / "config.yaml")).stage1
+    length = len(album.experiment.train) / (stage1.data.batch_size * stage1.solver.iter_size)
+    return [
+        Growing(
+            name,
+            album.experiment.image(name),
+            dict(sorted(seeds.items())),
+            length,
+            **{what: root / f"{name}.png" for what, root in roots.items()},
+        )
+        for name, seeds in found.items()
+    ]
+
+
+def labelled(path: Path) -> float:
+    """Percent of a seed mask's cells that have a label."""
+    return 100 * float((read_mask(path, VOID) != VOID).mean())
 
 
 def image_iou(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> float:

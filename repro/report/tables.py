@@ -88,7 +88,7 @@ def _cells_table(name: str, paper: PaperTable, scores: Scores) -> Table:
                 "paper": cell.paper,
                 "original": original or NO_RUN,
                 "ours": ours or cell.why or NO_RUN,
-                "paper_present": _paper_present(cell, runs),
+                "paper_present": paper_present(cell, runs),
                 **{
                     f"ours_{rule}": scores.estimate(cell, rule=rule) if cell.epoch is None else None
                     for rule in others
@@ -191,7 +191,7 @@ def _other_rules(paper: PaperTable, entries: Sequence[Entry]) -> list[Rule]:
     ]
 
 
-def _paper_present(cell: Cell, runs: Sequence[Entry]) -> float | None:
+def paper_present(cell: Cell, runs: Sequence[Entry]) -> float | None:
     """With the rule ``present``: the mean of the paper's classes that occur in the runs' ground truth, percent."""
     published = cell.paper_per_class()
     if cell.rule != "present" or not runs or list(published) != runs[0]["classes"]:

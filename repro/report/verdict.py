@@ -7,6 +7,7 @@ run may not be compared with the paper's is "not comparable"; neither counts as 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import resources
@@ -107,17 +108,15 @@ class Verdict:
         )
 
     def markdown(self) -> str:
-        """The sentence, and a table of every cell that has a run."""
-        lines = ["# Verdict", f"**{self.sentence()}**"]
-        rows = [
-            f"| {judgement.cell.replace('/', ', ')} | {judgement.value:g} | {judgement.shown_tolerance()} | "
-            f"{judgement.ours.mean:.2f} | {judgement.shown_difference()} | {judgement.status} |"
-            for judgement in self.judgements
-            if judgement.ours is not None
-        ]
-        if rows:
-            header = ["| what | published | tolerance | ours | difference | |", "| - | - | - | - | - | - |"]
-            lines.append("\n".join([*header, *rows]))
+        """The sentence, a table of every cell that was judged, and folded, one of those that are not comparable."""
+        lines = ["## Verdict", f"**{self.sentence()}**"]
+        with_run = [judgement for judgement in self.judgements if judgement.ours is not None]
+        folded = [judgement for judgement in with_run if judgement.status == "not comparable"]
+        if judged := [judgement for judgement in with_run if judgement not in folded]:
+            lines.append(_table(judged))
+        if folded:
+            words = f"{len(folded)} values that may not be compared with the published ones"
+            lines += [f"<details><summary>{words}</summary>", _table(folded), "</details>"]
         lines.append("Where each tolerance comes from: `repro/paper/expected.yaml`.")
         return "\n\n".join(lines) + "\n"
 
@@ -128,6 +127,16 @@ class Verdict:
                 {**asdict(judgement), "difference": judgement.difference} for judgement in self.judgements
             ],
         }
+
+
+def _table(judgements: Sequence[Judgement]) -> str:
+    lines = ["| what | published | tolerance | ours | difference | |", "| - | - | - | - | - | - |"]
+    for judgement in judgements:
+        assert judgement.ours is not None
+        cells = [judgement.cell.replace("/", ", "), f"{judgement.value:g}", judgement.shown_tolerance()]
+        cells += [f"{judgement.ours.mean:.2f}", judgement.shown_difference(), judgement.status]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 @cache

@@ -63,11 +63,11 @@ class Work:
 
     def shown(self) -> list[str]:
         """Time, memory, disk, energy and basis, in words."""
-        energy = "energy not told" if self.joules is None else _energy(self.joules)
+        energy = "energy not told" if self.joules is None else shown_energy(self.joules)
         return [
-            _time(self.seconds),
-            f"{_size(self.memory)} memory",
-            f"{_size(self.size)} disk",
+            shown_time(self.seconds),
+            f"{shown_size(self.memory)} memory",
+            f"{shown_size(self.size)} disk",
             energy,
             self.basis,
         ]
@@ -134,8 +134,8 @@ def forecast(runs: Sequence[PlannedRun]) -> list[str]:
             )
             modelled |= bool(work.units) and work.basis == "model"
     note = "; where it says model, from multiplications and the device's rate" if modelled else ""
-    energy = f", {_energy(joules)}" if joules else ""
-    return [*lines, f"{len(runs)} runs: {_time(seconds)}, {_size(size)}{energy}{note}"]
+    energy = f", {shown_energy(joules)}" if joules else ""
+    return [*lines, f"{len(runs)} runs: {shown_time(seconds)}, {shown_size(size)}{energy}{note}"]
 
 
 def costs(profiles: Sequence[str], benches: Path) -> str:
@@ -428,16 +428,16 @@ def _crf_seconds(config: Config, cells: float) -> float:
     return cells * (10 * 24e-9 * planes + 280e-9)
 
 
-def _time(seconds: float) -> str:
+def shown_time(seconds: float) -> str:
     minutes = seconds / 60
     if minutes < 1:
         return f"{seconds:.0f} s"
     return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
-def _energy(joules: float) -> str:
+def shown_energy(joules: float) -> str:
     return f"{joules / 3.6e6:.2g} kWh" if joules < 3.6e8 else f"{joules / 3.6e6:,.0f} kWh"
 
 
-def _size(size: float) -> str:
+def shown_size(size: float) -> str:
     return f"{size / 1e6:.0f} MB" if size < 1e9 else f"{size / 1e9:.1f} GB"

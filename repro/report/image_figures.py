@@ -1,0 +1,109 @@
+"""Figures of images: the method from cues to masks, and the worst and best predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from repro.constants import VOID
+from repro.report.drawing import Drawing
+from repro.report.pictures import Album, coloured, growing, labelled, shrunk
+from repro.run.scores import Scores
+
+_UNLABELLED = (221, 221, 221)
+_SIDE = 240  # pixels of an image in a figure
+_SNAPSHOTS = 3  # at most, of growing seeds
+
+
+def growth(scores: Scores, album: Album) -> Iterator[tuple[Drawing, Figure]]:
+    """The method in one picture: a row an image, from the image over cues, seeds and mask to the ground truth."""
+    found = growing(scores, album)
+    if not found:
+        return
+    snapshots = list(found[0].seeds)[1:]
+    shown = [snapshots[round(place)] for place in np.linspace(0, len(snapshots) - 1, _SNAPSHOTS)]
+    iterations = [0, *dict.fromkeys(shown)]
+    after = [what for what in ("mask", "truth") if getattr(found[0], what)]
+    titles = ["image", "cues", *(f"iteration {step}" for step in iterations[1:]), *after]
+    figure = Figure(figsize=(1.6 * len(titles), 1.35 * len(found) + 0.8), layout="constrained")
+    axes = figure.subplots(len(found), len(titles), squeeze=False)
+    shares: list[str] = []
+    seen: set[int] = set()
+    for row, one in zip(axes, found, strict=True):
+        image = np.asarray(shrunk(one.image, _SIDE))
+        first = one is found[0]
+        _show(row[0], image, titles[0] if first else "")
+        paths = [*(one.seeds[step] for step in iterations), *(getattr(one, what) for what in after)]
+        for place, title, path in zip(row[1:], titles[1:], paths, strict=True):
+            mask = np.asarray(shrunk(path, _SIDE, mask=True))
+            seen |= set(np.unique(mask).tolist())
+            _show(place, coloured(mask, _UNLABELLED), title if first else "")
+            place.get_images()[0].set_extent((0, image.shape[1], image.shape[0], 0))
+        ends = [labelled(one.seeds[step]) for step in (0, iterations[-1])]
+        shares.append(f"{one.name} from {ends[0]:.0f} to {ends[1]:.0f} percent")
+    _legend(figure, album, seen, "no seed, or void")
+    words = {"mask": ", the mask that stage 2 learns from", "truth": ", the ground truth"}
+    yield (
+        Drawing(
+            "growth",
+            "From cues to masks",
+            "Training images, their cues, the grown seeds at snapshots of stage 1"
+            + "".join(words[what] for what in after)
+            + f"; light grey is unlabelled. Labelled cells: {'; '.join(shares)}.",
+        ),
+        figure,
+    )
+
+
+def qualitative(album: Album) -> Iterator[tuple[Drawing, Figure]]:
+    worst, best = album.extremes(3)
+    pictures = [*worst, *best]
+    if not pictures:
+        return
+    method = album.method
+    figure = Figure(figsize=(6.6, 2.1 * len(pictures) + 0.5), layout="constrained")
+    seen: set[int] = set()
+    for row, picture in zip(figure.subplots(len(pictures), 3, squeeze=False), pictures, strict=True):
+        truth, mask = (
+            np.asarray(shrunk(path, _SIDE, mask=True)) for path in (picture.truth, picture.masks[method])
+        )
+        _show(row[0], np.asarray(shrunk(picture.image, _SIDE)), picture.name)
+        _show(row[1], coloured(truth), "ground truth")
+        _show(row[2], coloured(mask), f"{method}: {100 * picture.iou:.1f}")
+        seen |= set(np.unique(truth).tolist()) | set(np.unique(mask).tolist())
+    _legend(figure, album, seen, "void", (255, 255, 255))
+    yield (
+        Drawing(
+            "qualitative",
+            f"Worst and best images, {method}",
+            f"Image, ground truth and prediction. Worst by mean IoU: {_named(worst)}. Best: {_named(best)}.",
+        ),
+        figure,
+    )
+
+
+def _named(pictures: Sequence[Any]) -> str:
+    return ", ".join(f"{picture.name} {100 * picture.iou:.1f}" for picture in pictures)
+
+
+def _show(axes: Axes, image: np.ndarray, title: str) -> None:
+    axes.imshow(image, interpolation="nearest")
+    axes.set_title(title, fontsize=8)
+    axes.set_axis_off()
+
+
+def _legend(
+    figure: Figure, album: Album, seen: set[int], void: str, void_colour: tuple[int, int, int] = _UNLABELLED
+) -> None:
+    """Below the figure: the colour of each class that it shows."""
+    colours = coloured(np.arange(VOID + 1), void_colour) / 255
+    names = {**dict(enumerate(album.classes)), VOID: void}
+    patches = [
+        Patch(facecolor=colours[index], edgecolor="#555555", label=names[index]) for index in sorted(seen)
+    ]
+    figure.legend(handles=patches, loc="outside lower center", ncols=8, fontsize=8)

@@ -1,0 +1,166 @@
+"""Figures of the scores: the grid of thresholds, IoU by class, confusion."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from repro.paper.experiments import experiments
+from repro.report.drawing import OURS, PAPER, Drawing
+from repro.report.pictures import principal
+from repro.run.scores import Entry, Scores
+
+
+def thresholds(scores: Scores) -> Iterator[tuple[Drawing, Figure]]:
+    tables = [(name, experiments().experiments[name]) for name in ("table4", "table4-paper-rule")]
+    if not any(scores.of(cell) for _, table in tables for cell in table.cells):
+        return
+    cells = [cell for cell in tables[0][1].cells if "∞" not in cell.row + cell.column]
+    rows, columns = (list(dict.fromkeys(getattr(cell, key) for cell in cells)) for key in ("row", "column"))
+    panels: list[tuple[str, Callable[[Any], float | None]]] = [("paper", lambda cell: cell.paper)]
+
+    def ours(cell: Any) -> float | None:
+        estimate = scores.estimate(cell)
+        return None if estimate is None else estimate.mean
+
+    panels += [(f"ours, {rule}", ours) for rule in ("released rule", "paper's rule")]
+    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    best = []
+    for index, (axes, (title, value)) in enumerate(zip(figure.subplots(1, 3), panels, strict=True)):
+        table = tables[max(0, index - 1)][1]
+        grid = np.full((len(rows), len(columns)), np.nan)
+        for cell in table.cells:
+            if cell.row in rows and cell.column in columns and (number := value(cell)) is not None:
+                grid[rows.index(cell.row), columns.index(cell.column)] = number
+        axes.grid(False)
+        axes.set_facecolor("#dddddd")
+        image = axes.imshow(grid, cmap="cividis", aspect="auto")
+        middle = np.nanmean(grid) if np.isfinite(grid).any() else 0
+        for (y, x), number in np.ndenumerate(grid):
+            text = "no run" if np.isnan(number) else f"{number:.2f}"
+            colour = "black" if np.isnan(number) or number > middle else "white"
+            axes.text(x, y, text, ha="center", va="center", color=colour, fontsize=8)
+        axes.set_xticks(range(len(columns)), [column.partition("= ")[2] for column in columns])
+        axes.set_yticks(range(len(rows)), [row.partition("= ")[2] for row in rows])
+        axes.set(title=title, xlabel="θ_f (foreground)", ylabel="θ_b (background)")
+        if np.isfinite(grid).any():
+            y, x = np.unravel_index(np.nanargmax(grid), grid.shape)
+            best.append(f"{title}: best {grid[y, x]:.2f} at {rows[y]}, {columns[x]}")
+            figure.colorbar(image, ax=axes, label="mean IoU, percent")
+    yield (
+        Drawing(
+            "thresholds",
+            "Mean IoU over the thresholds of growing",
+            f"Heat maps of mean IoU. {'; '.join(best)}.",
+        ),
+        figure,
+    )
+
+
+def classes(scores: Scores) -> Iterator[tuple[Drawing, Figure]]:
+    entries = principal(scores)
+    if not entries:
+        return
+    entry = entries[-1]
+    names = entry["classes"]
+    ours = [100 * (value or 0) for value in entry["scores"]["per_class_iou"]]
+    cell = next(
+        (
+            experiments().cell(name)
+            for name in reversed(entry["answers"])
+            if experiments().cell(name).per_class
+        ),
+        None,
+    )
+    paper = cell.paper_per_class() if cell else {}
+    compared = list(paper) == names
+    figure = Figure(figsize=(max(6, 0.45 * len(names)), 4), layout="constrained")
+    axes = figure.subplots()
+    places = np.arange(len(names))
+    width = 0.4 if compared else 0.7
+    axes.bar(
+        places - (width / 2 if compared else 0), ours, width, color=OURS, label=f"ours, {entry['method']}"
+    )
+    if compared:
+        axes.bar(
+            places + width / 2,
+            [paper[name] or 0 for name in names],
+            width,
+            color=PAPER,
+            hatch="//",
+            edgecolor="white",
+            label="paper",
+        )
+    axes.set_xticks(places, names, rotation=60, ha="right")
+    axes.set(ylabel="IoU, percent", ylim=(0, 100))
+    axes.grid(axis="x", visible=False)
+    axes.legend(fontsize=8)
+    occurring = [value is not None for value in entry["scores"]["per_class_iou"]]
+    order = sorted(
+        bar for bar, occurs in zip(zip(ours, names, strict=True), occurring, strict=True) if occurs
+    )
+    yield (
+        Drawing(
+            "per_class",
+            f"IoU of every class, {entry['method']}",
+            f"Bars of IoU by class for {entry['method']}{', beside the paper’s' if compared else ''}. "
+            f"Lowest: {order[0][1]} {order[0][0]:.1f}; highest: {order[-1][1]} {order[-1][0]:.1f}.",
+        ),
+        figure,
+    )
+
+
+def confusion(scores: Scores) -> Iterator[tuple[Drawing, Figure]]:
+    """One of each row."""
+    names: set[str] = set()
+    for entry in {(entry["run"], entry.stage): entry for entry in principal(scores)}.values():
+        name = base = f"confusion_{re.sub('[^a-z0-9]+', '_', entry['method'].lower()).strip('_') or 'run'}"
+        number = 1
+        while name in names:
+            number += 1
+            name = f"{base}_{number}"
+        names.add(name)
+        yield _confusion_of(entry, name)
+
+
+def _confusion_of(entry: Entry, name: str) -> tuple[Drawing, Figure]:
+    names, matrix = entry["classes"], np.array(entry["scores"]["matrix"], float)
+    shares = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    size = max(5, 0.32 * len(names) + 2)
+    figure = Figure(figsize=(size + 1, size), layout="constrained")
+    axes = figure.subplots()
+    axes.grid(False)
+    image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=100)
+    if len(names) <= 21:
+        for (y, x), share in np.ndenumerate(shares):
+            if share >= 0.5:
+                axes.text(
+                    x,
+                    y,
+                    f"{share:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=6 if len(names) > 10 else 8,
+                    color="black" if share > 50 else "white",
+                )
+    axes.set_xticks(range(len(names)), names, rotation=90)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="predicted", ylabel="true")
+    figure.colorbar(image, ax=axes, label="percent of the true class's pixels", shrink=0.8)
+    off = shares - np.diag(np.diag(shares))
+    y, x = np.unravel_index(off.argmax(), off.shape)
+    return (
+        Drawing(
+            name,
+            f"Confusion matrix, {entry['method']}",
+            f"Percent of each true class's pixels by predicted class, {entry['method']}. "
+            f"Largest confusion: {names[y]} taken for {names[x]}, {off[y, x]:.0f} percent.",
+            group="Confusion matrix",
+            member=entry["method"],
+        ),
+        figure,
+    )

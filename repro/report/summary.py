@@ -1,0 +1,143 @@
+"""The page's opening table: the rows that a reader asks for first, beside the paper's, with what each one cost."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from repro.paper.experiments import Cell, experiments
+from repro.report.tables import paper_present
+from repro.run.scores import TRAINED, Entry, Estimate, Scores, incomparable
+
+# the rows whose masks are worth a look, the one that images are judged by last
+_ROWS = ("baseline", "+BSL", "+DSRG", "+Retrain")
+_CELLS = (
+    *("table1/SEC/val", *(f"table2/{row}/val" for row in _ROWS)),
+    *(f"animals/{row}/val" for row in ("SEC", *_ROWS)),
+)
+_LATER = ("pseudo_labels", "stage2", "predictions/stage2")  # steps that a row of stage 1 did without
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """``paper`` and ``ours`` in percent; ``paper_here`` is the paper's mean over the classes that occur in our images,
+    where our headline is such a mean. What it cost is a mean over the seeds: ``seconds`` of its steps, ``joules``
+    where every device told them, ``memory`` the largest peak in bytes; None where it is not known."""
+
+    name: str
+    paper: float
+    paper_here: float | None
+    ours: Estimate
+    seeds: list[int]
+    comparable: bool
+    seconds: float | None
+    joules: float | None
+    memory: int | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """``rows`` in the tables' order; ``data`` says what was measured, ``devices`` on what it was trained."""
+
+    rows: list[SummaryRow]
+    data: str
+    generated: bool
+    devices: list[str]
+
+    def as_json(self) -> dict[str, Any]:
+        """What the index of all results and the README's table are made of."""
+        rows = [
+            {
+                "row": row.name,
+                "paper": row.paper,
+                "paper_here": row.paper_here,
+                "ours": round(row.ours.mean, 4),
+                "sd": None if row.ours.sd is None else round(row.ours.sd, 4),
+                "seeds": row.seeds,
+                "comparable": row.comparable,
+                "seconds": row.seconds,
+                "joules": row.joules,
+                "memory_bytes": row.memory,
+            }
+            for row in self.rows
+        ]
+        return {"data": self.data, "generated": self.generated, "devices": self.devices, "rows": rows}
+
+
+def headline(scores: Scores) -> list[tuple[Cell, list[Entry]]]:
+    """SEC and Table 2's rows that have a run, in the tables' order: the cell, and its runs by seed."""
+    cells = (experiments().cell(name) for name in _CELLS)
+    return [(cell, runs) for cell in cells if (runs := scores.of(cell))]
+
+
+def is_generated(scores: Scores) -> bool:
+    """Whether the images are drawn by this project, not photographs."""
+    return any(entry["dataset"] == "mini" for entry in scores.entries)
+
+
+def summarise(scores: Scores, manifest: dict[str, Any]) -> Summary:
+    """The summary of some runs; ``manifest`` as :func:`repro.report.manifest.manifest` gives it."""
+    rows, devices = [], []
+    for cell, runs in headline(scores):
+        ours = scores.estimate(cell)
+        assert ours is not None
+        steps = [_steps(entry, manifest) for entry in runs]
+        for entry in runs:
+            for step in manifest["runs"].get(entry.folder.name, {}).get("steps", {}).values():
+                devices.append(str(step.get("device_name") or step.get("device", "")))
+        rows.append(
+            SummaryRow(
+                name=cell.row,
+                paper=cell.paper,
+                paper_here=paper_present(cell, runs),
+                ours=ours,
+                seeds=[entry["seed"] for entry in runs],
+                comparable=not any(map(incomparable, runs)),
+                seconds=_mean([_sum(step.get("seconds_last_call") for step in each) for each in steps]),
+                joules=_mean([_sum(step.get("energy_joules") for step in each) for each in steps]),
+                memory=max(
+                    (
+                        step.get("peak_memory_bytes", {}).get("process") or 0
+                        for each in steps
+                        for step in each
+                    ),
+                    default=0,
+                )
+                or None,
+            )
+        )
+    return Summary(
+        rows, _measured_on(scores), is_generated(scores), list(dict.fromkeys(filter(None, devices)))
+    )
+
+
+def _steps(entry: Entry, manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """What was measured of the steps behind a run's masks."""
+    left_out = {"growth", "predictions/stage1"} if entry.stage == "stage2" else {"growth", *_LATER}
+    measured = manifest["measured"].get(entry.folder.name, {})
+    return [step for name, step in measured.items() if name not in left_out]
+
+
+def _sum(values: Any) -> float | None:
+    found = list(values)
+    return None if not found or None in found else sum(found)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(statistics.fmean(known), 3) if values and len(known) == len(values) else None
+
+
+def _measured_on(scores: Scores) -> str:
+    entries = [entry for entry in scores.entries if entry["origin"] == TRAINED] or scores.entries
+    if not entries:
+        return "no run"
+    first = entries[0]
+    if is_generated(scores):
+        return (
+            f"{first['images']} generated images of the embedded set ({len(first['classes'])} classes, "
+            f"{first['train_images']} images to train on), no photographs"
+        )
+    return f"{first['images']} images of {first['dataset']}, trained on {first['train_images']}"
