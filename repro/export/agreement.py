@@ -9,17 +9,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from repro.data import read_image_rgb, read_mask, resize_bilinear_u8, subtract_mean
 from repro.errors import InputError
-from repro.export.runtime import OnnxSession
 from repro.inference.predict import FLOOR, predict_probs
 from repro.layers.resize import zoom_to
 from repro.metrics import confusion_matrix, mean_iou, per_class_iou
 from repro.models import CaffeNet
+
+if TYPE_CHECKING:
+    from repro.export.runtime import OnnxSession  # needs onnxruntime
 
 MASK_BOUND = 1e-4  # share of the pixels in which a float32 export may differ
 

@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,10 +16,12 @@ from repro.errors import InputError
 from repro.export import PrecisionName, ScriptGraph
 from repro.export.agreement import Agreement, measure
 from repro.export.onnx import export_onnx
-from repro.export.runtime import OnnxSegmenter, OnnxSession, providers_for
 from repro.inference.predict import describe, load_model
 from repro.models import CLASSIFIERS
 from weights_conversion.files import file_sha256
+
+if TYPE_CHECKING:
+    from repro.export.runtime import OnnxSegmenter  # needs onnxruntime, exporting does not
 
 MEASURED_IMAGES = 8  # of a folder, for the loss of fp16 and int8
 CUDA_BATCH = 8
@@ -70,6 +72,8 @@ def export_file(
 
     def verify(written: Path) -> dict[str, str]:
         if check:
+            from repro.export.runtime import OnnxSession, providers_for
+
             session = OnnxSession(written, providers_for(device))
             measured.append(measure(model, session, check, truth))
         return {"agreement": measured[0].as_json()} if measured else {}
@@ -112,6 +116,8 @@ def open_segmenter(
     Raises:
         InputError: what does not fit, a provider that is missing or does not start.
     """
+    from repro.export.runtime import OnnxSegmenter, providers_for
+
     if config.precision == "double":
         raise InputError("precision=double: the onnx engine computes in float32, faithful or fast expected")
     options: dict[str, Any] = {

@@ -13,12 +13,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto
 
 from repro.constants import MEAN_BGR
 from repro.inference.predict import FLOOR, Protocol
 from repro.models import CaffeNet
-from repro.models.onnx import Graph, add_net
+from repro.models.onnx import Graph, add_net, onnx
 
 OPSET = 17  # onnxruntime 1.12 (2022) and later; nothing newer is needed
 IR_VERSION = 8  # the one that came with it
@@ -50,7 +49,7 @@ def _interpolation(graph: Graph, size_in: str, size_out: str, name: str, *, tran
         return graph.node(operator, *inputs, name=f"{name}/{what}", **attributes)
 
     def double(tensor: str, what: str) -> str:
-        return node("Cast", tensor, what=what, to=TensorProto.DOUBLE)
+        return node("Cast", tensor, what=what, to=onnx.TensorProto.DOUBLE)
 
     zero, one = graph.integer(0), graph.integer(1)
     axes = [graph.constant(f"axis_{axis}", np.array([axis], np.int64)) for axis in (0, 1)]
@@ -66,7 +65,7 @@ def _interpolation(graph: Graph, size_in: str, size_out: str, name: str, *, tran
     closeness = node("Sub", graph.double(1.0), distance, what="closeness")
     weights = node("Max", closeness, graph.double(0.0), what="weights")
     inside = double(node("LessOrEqual", place, last_in, what="inside_bool"), "inside")
-    return node("Cast", node("Mul", weights, inside, what="masked"), what="matrix", to=TensorProto.FLOAT)
+    return node("Cast", node("Mul", weights, inside, what="masked"), what="matrix", to=onnx.TensorProto.FLOAT)
 
 
 def add_probs(graph: Graph, model: CaffeNet) -> str:
@@ -83,7 +82,7 @@ def add_multiscale(graph: Graph, model: CaffeNet, protocol: Protocol) -> str:
     height, width = (
         graph.size("images", axis, what) for axis, what in ((1, "image_height"), (2, "image_width"))
     )
-    floats = graph.node("Cast", "images", name="images_float", to=TensorProto.FLOAT)
+    floats = graph.node("Cast", "images", name="images_float", to=onnx.TensorProto.FLOAT)
     planes = graph.node("Transpose", floats, name="images_planes", perm=[0, 3, 1, 2])
     # every script swaps the colours of what it has read; one that reads BGR thereby feeds RGB
     if not protocol.reads_bgr:
@@ -117,12 +116,14 @@ def _scaled(graph: Graph, size: str, factor: float, name: str) -> str:
     """``size`` · ``factor`` rounded half up, int64 scalar."""
     exact = graph.node(
         "Mul",
-        graph.node("Cast", size, name=f"{name}/double", to=TensorProto.DOUBLE),
+        graph.node("Cast", size, name=f"{name}/double", to=onnx.TensorProto.DOUBLE),
         graph.double(factor),
         name=f"{name}/exact",
     )
     below = graph.node("Floor", exact, name=f"{name}/below")
     rest = graph.node("Sub", exact, below, name=f"{name}/rest")
     up = graph.node("GreaterOrEqual", rest, graph.double(0.5), name=f"{name}/up")
-    whole = (graph.node("Cast", value, name=f"{value}_int", to=TensorProto.INT64) for value in (below, up))
+    whole = (
+        graph.node("Cast", value, name=f"{value}_int", to=onnx.TensorProto.INT64) for value in (below, up)
+    )
     return graph.node("Add", *whole, name=f"{name}/scaled")

@@ -21,9 +21,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
-import onnx
-from onnx import TensorProto, helper
-
 from repro import __version__
 from repro.constants import MEAN_BGR
 from repro.data import colour_palette
@@ -34,7 +31,7 @@ from repro.export.variants import to_float16, to_int8
 from repro.inference.predict import PROTOCOLS
 from repro.models import CaffeNet
 from repro.models.folding import fold_batch_norm
-from repro.models.onnx import Graph, add_net
+from repro.models.onnx import Graph, add_net, helper, onnx
 from weights_conversion.files import atomic_path, file_sha256
 
 GRAPHS: tuple[GraphName, ...] = get_args(GraphName)
@@ -128,10 +125,10 @@ def build_onnx(
     written = fold_batch_norm(model) if precision != "fp32" else model
     content = Graph()
     side: list[str | int] = [model.input_size] * 2 if model.fixed_size else ["H", "W"]
-    image_type, image_shape = TensorProto.FLOAT, ["N", 3, *side]
+    image_type, image_shape = onnx.TensorProto.FLOAT, ["N", 3, *side]
     shape: list[str | int] = ["N", outputs, *side]
     if graph == "multiscale":
-        image_type, image_shape = TensorProto.UINT8, ["N", *side, 3]
+        image_type, image_shape = onnx.TensorProto.UINT8, ["N", *side, 3]
         add_multiscale(content, written, PROTOCOLS[protocol])
     elif graph == "probs":
         add_probs(content, written)
@@ -147,7 +144,7 @@ def build_onnx(
         "mean_bgr": json.dumps(MEAN_BGR),
     }
     inputs = [helper.make_tensor_value_info("images", image_type, image_shape)]
-    results = [helper.make_tensor_value_info(graph, TensorProto.FLOAT, shape)]
+    results = [helper.make_tensor_value_info(graph, onnx.TensorProto.FLOAT, shape)]
     return _finished(content, inputs, results, model, graph, precision, weights, metadata)
 
 
@@ -177,7 +174,7 @@ def _net_graph(
             else f"{blob}_{axis}"
             for axis, number in enumerate(built)
         ]
-        return helper.make_tensor_value_info(tensor, TensorProto.FLOAT, shape)
+        return helper.make_tensor_value_info(tensor, onnx.TensorProto.FLOAT, shape)
 
     inputs = [described(blob, blob) for blob in model.inputs]
     return content, inputs, [described(blob, tensors[blob]) for blob in model.outputs]

@@ -23,7 +23,7 @@ try:
     import onnxruntime
 except ImportError as error:
     raise InputError(
-        "running ONNX models needs onnxruntime: pip install 'sec-dsrg-repro[cpu]', or [gpu] for CUDA"
+        "running ONNX models needs the package onnxruntime: pip install onnxruntime, or onnxruntime-gpu for CUDA"
     ) from error
 
 Provider = str | tuple[str, Mapping[str, Any]]
@@ -209,7 +209,11 @@ def _device(providers: Sequence[tuple[str, dict[str, Any]]]) -> torch.device:
         raise InputError("providers: none given, for example CPUExecutionProvider expected")
     for name, _ in providers:
         if name not in installed:
-            hint = "; onnxruntime-gpu has it (extra 'gpu')" if name in _CUDA_PROVIDERS else ""
+            hint = (
+                "; onnxruntime-gpu has it (pip install onnxruntime-gpu in its place)"
+                if name in _CUDA_PROVIDERS
+                else ""
+            )
             raise InputError(f"provider {name}: this onnxruntime has {', '.join(installed)}{hint}")
     name, options = providers[0]
     if name not in _CUDA_PROVIDERS:

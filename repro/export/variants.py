@@ -16,11 +16,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
 
 from repro.errors import InputError
-from repro.models.onnx import LAYER_NOTE
+from repro.models.onnx import LAYER_NOTE, helper, numpy_helper, onnx
 
 
 def to_float16(exported: onnx.ModelProto) -> onnx.ModelProto:
@@ -49,9 +47,9 @@ def to_float16(exported: onnx.ModelProto) -> onnx.ModelProto:
         inside = node.doc_string.startswith(LAYER_NOTE)
         for index, name in enumerate(node.input):
             if inside and name not in made and name not in parameters:
-                node.input[index] = casted(name, TensorProto.FLOAT16, "float16")
+                node.input[index] = casted(name, onnx.TensorProto.FLOAT16, "float16")
             elif not inside and name in made:
-                node.input[index] = casted(name, TensorProto.FLOAT, "float32")
+                node.input[index] = casted(name, onnx.TensorProto.FLOAT, "float32")
         nodes.append(node)
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
@@ -64,9 +62,7 @@ def to_int8(exported: onnx.ModelProto) -> onnx.ModelProto:
     try:
         from onnxruntime.quantization import QuantType, quantize_dynamic
     except ImportError as error:
-        raise InputError(
-            "precision int8 needs the package onnxruntime: pip install 'sec-dsrg-repro[cpu]'"
-        ) from error
+        raise InputError("precision int8 needs the package onnxruntime: pip install onnxruntime") from error
     root = logging.getLogger()
     level = root.level
     with tempfile.TemporaryDirectory() as folder:

@@ -21,7 +21,7 @@ try:
     import onnx
     from onnx import helper, numpy_helper
 except ImportError as error:
-    raise InputError("exporting needs the package onnx: pip install 'sec-dsrg-repro[export]'") from error
+    raise InputError("exporting needs the package onnx: pip install onnx") from error
 
 LAYER_NOTE = "Caffe layer "  # how the doc_string of a layer's nodes begins
 
