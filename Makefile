@@ -82,8 +82,9 @@ bench: $(STAMP)  ## Time every part of training and prediction (PROFILE, DEVICE,
 tables: $(STAMP)  ## Write the results folder of every finished run in results/runs again
 	$(REPRO) tables
 
-publish: $(STAMP)  ## Write them to results/published, which is part of the repository
+publish: $(STAMP)  ## Write them to results/published, which is part of the repository, and README's table
 	$(REPRO) tables --publish
+	$(BIN)/python tools/readme_numbers
 
 check-paper: $(STAMP)  ## Compare finished runs with the published values; fails on a miss, naming it
 	$(REPRO) check-paper

@@ -304,7 +304,7 @@ ROW_LOSSES: dict[str, dict[str, Any]] = {
 
 
 class ReportConfig(Section):
-    """What the results folder shows of a run; it shapes no number.
+    """What the results folder shows of a run; no result depends on it.
 
     ``pictures: false`` leaves out everything that shows an image of the data set. ``browse`` bounds the images that
     the page holds, ``growth`` names the training images whose seeds are shown growing (the first four by default).

@@ -1,4 +1,4 @@
-"""Numbers that are none: noticing them before they spoil the weights, and finding where they come from."""
+"""NaN and infinity: notice them before they reach the weights, and find the blob or parameter they come from."""
 
 from __future__ import annotations
 
