@@ -86,6 +86,15 @@ def test_the_headline_is_the_mean_over_the_classes_that_occur(entry, tmp_path):
     here = [86.6, 70.6, 80.2, 63.6, 76.6, 64.1, 72.3, 68.7]  # Table 2, the classes that occur
     assert (float(row["paper"]), row["difference"]) == (57.6, "")
     assert float(row["paper_present"]) == pytest.approx(np.mean(here), abs=1e-3)
+    shown = next(
+        row for row in json.loads((out / "summary.json").read_text())["rows"] if row["row"] == "+DSRG"
+    )
+    assert shown["paper_here"] == pytest.approx(np.mean(here), abs=1e-3)
+    assert shown["ours"] == pytest.approx(100 * means["present"], abs=1e-3)
+    assert not shown["comparable"]
+    assert "| method | paper | paper, the classes here | ours |" in (out / "README.md").read_text(
+        encoding="utf-8"
+    )
     text = (out / "tables/animals.md").read_text(encoding="utf-8")
     assert "Mean over the 8 of 21 classes that occur" in text
     assert "**not comparable**" in text
