@@ -142,8 +142,11 @@ def test_from_a_small_tree_to_tables_and_the_picture(tmp_path, monkeypatch):
     with Image.open(out / "figures/growth.png") as picture:
         assert picture.width > picture.height
     assert (out / "figures/growth.png").stat().st_size < 400_000
-    alt = (out / "index.html").read_text(encoding="utf-8")
+    alt = (out / "README.md").read_text(encoding="utf-8")
     assert "the mask that stage 2 learns from, the ground truth" in alt
+    page = (out / "index.html").read_text(encoding="utf-8")
+    assert "seeds, iteration 3 (epoch" in page
+    assert "generated images" not in page
     masks = {path.stem.rpartition("_")[2] for path in (tmp_path / "results/runs").glob("*/growth/*.png")}
     assert masks == {"0", "1", "2", "3"}
     assert experiments().tables(["sec_vgg16_animals"]).keys() == {"animals", "animals-figure4"}

@@ -17,12 +17,13 @@ from repro.run.scores import Scores
 
 _UNLABELLED = (221, 221, 221)
 _SIDE = 240  # pixels of an image in a figure
+_IMAGES = 3  # whose seeds grow in one picture; the page shows all
 _SNAPSHOTS = 3  # at most, of growing seeds
 
 
 def growth(scores: Scores, album: Album) -> Iterator[tuple[Drawing, Figure]]:
     """The method in one picture: a row an image, from the image over cues, seeds and mask to the ground truth."""
-    found = growing(scores, album)
+    found = growing(scores, album)[:_IMAGES]
     if not found:
         return
     snapshots = list(found[0].seeds)[1:]
