@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 from parity_tests.conftest import CAFFE_FILES
+from parity_tests.fuzz_structure import scattered
 from repro.models.inspection import describe_file
 from weights_conversion import (
     caffe_pb2,
@@ -95,30 +96,6 @@ SEEDS: dict[str, Callable[[], bytes]] = {
     "net.prototxt": lambda: (CAFFE_FILES / "toy_train.prototxt").read_bytes(),
     "solver.prototxt": lambda: (CAFFE_FILES / "toy_solver.prototxt").read_bytes(),
 }
-
-
-def mutated(data: bytes, seed: int) -> bytes:
-    """Bytes and bits changed, removed, inserted, copied within, numbers of 8 bytes put in; sometimes cut short."""
-    rng = random.Random(seed)
-    content = bytearray(data)
-    for _ in range(rng.choice((1, 1, 1, 2, 4, 16))):
-        at = rng.randrange(len(content) or 1)
-        match rng.randrange(6):
-            case 0:
-                content[at : at + 1] = rng.randbytes(1)
-            case 1:
-                content[at : at + 1] = bytes(byte ^ 1 << rng.randrange(8) for byte in content[at : at + 1])
-            case 2:
-                number = rng.choice((0, 1, 2**63, 2**64 - 1, 2**32 - 1, rng.randrange(len(data))))
-                content[at : at + 8] = number.to_bytes(8, "little")
-            case 3:
-                del content[at : at + rng.randrange(1, 9)]
-            case 4:
-                content[at:at] = rng.randbytes(rng.randrange(1, 9))
-            case _:
-                source, length = rng.randrange(len(content) or 1), rng.choice((1, 8, 64, 512))
-                content[at : at + length] = content[source : source + length]
-    return bytes(content[: rng.randrange(len(content) + 1)] if rng.random() < 0.15 else content)
 
 
 # --- hostile files, some megabytes each -------------------------------------------------------------------
@@ -297,7 +274,7 @@ def _files(mode: str, arguments: list[str]) -> Iterator[tuple[str, bytes, str]]:
     for name, make in SEEDS.items():
         data = make()
         for seed in range(*map(int, arguments)):
-            yield f"{name} seed {seed}", mutated(data, seed), name
+            yield f"{name} seed {seed}", scattered(data, random.Random(seed)), name
 
 
 def main(mode: str, *arguments: str) -> None:

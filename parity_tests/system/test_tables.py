@@ -308,16 +308,28 @@ def test_a_class_name_in_common_is_no_common_class(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda entry: "no object", "expected the keys"),
-        (lambda entry: {k: v for k, v in entry.items() if k != "seed"}, "expected the keys"),
-        (lambda entry: {**entry, "scores": {"mean_iou": 0.5}}, "not those of evaluate for 21 classes"),
+        (lambda entry: "no object", "a str, a scores file expected"),
+        (lambda entry: {k: v for k, v in entry.items() if k != "seed"}, "seed: Field required"),
+        (lambda entry: {**entry, "scores": {"mean_iou": 0.5}}, "scores.mean_iou: .*dictionary"),
         (lambda entry: {**entry, "classes": entry["classes"][:5]}, "not those of evaluate for 5 classes"),
+        (lambda entry: {**entry, "base": {}}, "base.profile: Field required"),
+        (lambda entry: {**entry, "seed_quality": [{"epoch": []}]}, "seed_quality.0.epoch"),
     ],
 )
 def test_damaged_scores_are_refused(tmp_path, damage, message):
     folder, entry = write_run(tmp_path, "r", "+DSRG")
     (folder / "scores_stage1.json").write_text(json.dumps(damage(entry)))
     with pytest.raises(InputError, match=rf"scores_stage1\.json: .*{message}"):
+        report_runs([folder], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["repro train", [1], {"a": 1}, [["repro"]]])
+def test_a_manifest_whose_command_is_no_list_of_words(tmp_path, command):
+    folder, _ = write_run(tmp_path, "r", "+DSRG")
+    (folder / "config.yaml").write_text("a: 1")
+    (folder / "manifest.json").write_text(json.dumps({"steps": {"stage1": {"command": command}}}))
+    with pytest.raises(InputError, match=r"manifest\.json: the command of stage1 is no list of words"):
         report_runs([folder], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

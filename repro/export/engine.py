@@ -12,7 +12,7 @@ import torch
 
 from repro.config import Config, PredictConfig
 from repro.data import read_image_rgb
-from repro.errors import InputError
+from repro.errors import InputError, damaged
 from repro.export import PrecisionName, ScriptGraph
 from repro.export.agreement import Agreement, measure
 from repro.export.onnx import export_onnx
@@ -139,9 +139,8 @@ def open_segmenter(
                 )
         loss = ""
         if metadata["precision"] != "fp32":
-            measured = (
-                json.loads(metadata["agreement"])["summary"] if "agreement" in metadata else "never measured"
-            )
+            with damaged(weights, "a measurement of 'repro export' in its metadata"):
+                measured = json.loads(metadata.get("agreement", '{"summary": "never measured"}'))["summary"]
             loss = f"precision {metadata['precision']}: when it was exported, {measured}"
         described = {
             "onnx_sha256": file_sha256(weights),

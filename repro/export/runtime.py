@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from repro.errors import InputError
+from repro.errors import InputError, damaged
 from repro.inference.memory import refuse_beyond, whole_probabilities
 from repro.inference.predict import PROTOCOLS, decide, refuse_beyond_memory
 
@@ -58,6 +58,7 @@ def open_session(
                 {**(_CUDA_DEFAULTS if name == "CUDAExecutionProvider" else {}), **settings}
                 for name, settings in providers
             ],
+            enable_fallback=0,  # it prints what the file holds, and tries again
         )
     except Exception as error:  # onnxruntime's exceptions have no common base of their own
         reason = " ".join(str(error).split())
@@ -73,7 +74,8 @@ class OnnxSession:
             must be active: there is no silent fallback to the CPU. On CUDA, TF32 is off unless the options say so.
         threads: of an operator on the CPU; PyTorch's number by default.
 
-    ``metadata`` holds what the exporter wrote (``repro.export.onnx.METADATA_KEYS``), ``device`` the PyTorch device.
+    ``metadata`` holds what the exporter wrote (``repro.export.onnx.METADATA_KEYS``), ``classes`` the names in it,
+    ``device`` the PyTorch device.
 
     Raises:
         InputError: a provider that is not installed or does not start, a file that is no model of ours.
@@ -95,8 +97,12 @@ class OnnxSession:
             raise InputError(
                 f"provider {inactive[0]} did not start; onnxruntime would have run on {', '.join(active)} instead"
             )
-        self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
-        outputs, inputs = self._session.get_outputs(), self._session.get_inputs()
+        with damaged(path, "a model of 'repro export'"):
+            self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+            outputs, inputs = self._session.get_outputs(), self._session.get_inputs()
+            self.classes: list[str] = json.loads(self.metadata.get("classes", "[]"))
+            if not isinstance(self.classes, list) or not all(isinstance(name, str) for name in self.classes):
+                raise ValueError("its classes are no names")
         self.graph = self.metadata.get("graph", "")
         names = [value.name for value in (*inputs, *outputs)]
         if names != ["images", self.graph] or "parameters_sha256" not in self.metadata:
@@ -104,10 +110,6 @@ class OnnxSession:
                 f"{self.path}: not a model of 'repro export' (inputs and outputs {', '.join(names)})"
             )
         self._name = outputs[0].name
-
-    @property
-    def classes(self) -> list[str]:
-        return json.loads(self.metadata["classes"])
 
     def run(self, images: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
         """The model's result for ``images``, both on ``device``; no copy on the way.
@@ -134,7 +136,7 @@ class OnnxSession:
         except Exception as error:  # onnxruntime's again
             reason = " ".join(str(error).split())
             size = "x".join(map(str, images.shape))
-            raise InputError(f"images of {size} on {self.device}: {reason[:300]}") from error
+            raise InputError(f"{self.path}: images of {size} on {self.device}: {reason[:300]}") from error
         return result
 
 
@@ -168,7 +170,13 @@ class OnnxSegmenter:
             raise InputError(f"batch size {batch_size}: expected 1 or more")
         self.crf = crf
         self.batch_size = batch_size
-        self.protocol = PROTOCOLS[self.session.metadata["protocol"]]
+        protocol, precision = (self.session.metadata.get(key) for key in ("protocol", "precision"))
+        if protocol not in PROTOCOLS or not precision:
+            raise InputError(
+                f"{path}: protocol {protocol!r} and precision {precision!r} in its metadata, one of "
+                f"{', '.join(PROTOCOLS)} and fp32, fp16 or int8 expected; export it again"
+            )
+        self.protocol = PROTOCOLS[protocol]
         self.num_classes = len(self.session.classes)
         if self.session.device.type == "cuda":
             self.warm_up(64, 64)

@@ -32,6 +32,12 @@ def manifest(scores: Scores) -> dict[str, Any]:
             raise InputError(
                 f"{folder / 'manifest.json'}: its steps are no table, the manifest of a run expected"
             )
+        for name, step in steps.items():
+            command = step.get("command", [])
+            if not isinstance(command, list) or not all(isinstance(word, str) for word in command):
+                raise InputError(
+                    f"{folder / 'manifest.json'}: the command of {name} is no list of words, as a run writes it"
+                )
         runs[folder.name] = {
             "config": config,
             "scores": {

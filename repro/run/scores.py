@@ -9,33 +9,55 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, NonNegativeInt
+
+from repro.config.validation import validated
 from repro.errors import InputError
 from repro.files import read_json
-from repro.metrics import Rule
+from repro.metrics import RULES, Rule
 from repro.paper.experiments import PAPER, Cell, PaperTable, experiments
 from weights_conversion.files import is_plain_name
 
 log = logging.getLogger(__name__)
 
 TRAINED, ORIGINAL = "trained here", "original weights"
-_KINDS: dict[str, type] = {
-    "run": str,
-    "family": str,
-    "base": dict,
-    "settings_sha256": str,
-    "changed": dict,
-    "seed": int,
-    "pretrained": bool,
-    "origin": str,
-    "method": str,
-    "answers": list,
-    "dataset": str,
-    "images": int,
-    "train_images": int,
-    "classes": list,
-    "scores": dict,
-    "seed_quality": list,
-}
+
+
+class _Base(BaseModel):
+    profile: str
+    sha256: str
+
+
+class _Figures(BaseModel):
+    """What `repro.metrics.summarize` gives."""
+
+    mean_iou: dict[Rule, float]
+    per_class_iou: list[float | None]
+    pixel_accuracy: float | None
+    classes_counted: int
+    absent_classes: list[NonNegativeInt]
+    matrix: list[list[int]]
+
+
+class _ScoresFile(BaseModel):
+    """What a scores file must have; it may hold more."""
+
+    run: str
+    family: str
+    base: _Base
+    settings_sha256: str
+    changed: dict[str, Any]
+    seed: int
+    pretrained: bool
+    origin: str
+    method: str
+    answers: list[str]
+    dataset: str
+    images: int
+    train_images: int
+    classes: list[str]
+    scores: _Figures
+    seed_quality: list[dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -191,30 +213,23 @@ def family_scores(
 
 def _read(file: Path) -> Entry:
     fields = read_json(file, "a scores file")
-    if not isinstance(fields, dict) or not fields.keys() >= _KINDS.keys():
-        missing = sorted(_KINDS.keys() - fields.keys()) if isinstance(fields, dict) else sorted(_KINDS)
-        raise InputError(
-            f"{file}: not a scores file (expected the keys {', '.join(missing)} too); "
-            "the run's own command makes it again"
-        )
-    for key, kind in _KINDS.items():
-        if not isinstance(fields[key], kind):
-            raise InputError(f"{file}: {key} is {str(fields[key])[:80]!r}, a JSON {kind.__name__} expected")
+    if not isinstance(fields, dict):
+        raise InputError(f"{file}: a {type(fields).__name__}, a scores file expected")
+    found = validated(_ScoresFile, fields, f"{file}: no scores file")
     stage = file.stem.removeprefix("scores_")
     for what, name in (("run", fields["run"]), ("family", fields["family"]), ("its own name", stage)):
         if not is_plain_name(name):
             raise InputError(
                 f"{file}: {what} {name[:80]!r}: expected a plain name, as a file or folder has it"
             )
-    if not all(isinstance(text, str) for text in (*fields["answers"], *fields["classes"])):
-        raise InputError(f"{file}: answers and classes: expected names")
-    results = fields["scores"]
+    figures, count = found.scores, len(found.classes)
     if (
-        not isinstance(results, dict)
-        or not results.keys() >= {"mean_iou", "per_class_iou", "pixel_accuracy", "classes_counted", "matrix"}
-        or len(results["per_class_iou"]) != len(fields["classes"])
+        len(figures.per_class_iou) != count
+        or [len(row) for row in figures.matrix] != [count] * count
+        or not all(index < count for index in figures.absent_classes)
+        or figures.mean_iou.keys() != set(RULES)
     ):
-        raise InputError(f"{file}: its scores are not those of evaluate for {len(fields['classes'])} classes")
+        raise InputError(f"{file}: its scores are not those of evaluate for {count} classes")
     return Entry(fields, file.parent, stage)
 
 
