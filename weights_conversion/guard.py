@@ -1,8 +1,9 @@
-"""The one way to read HDF5 files and pickles of foreign origin: in a process with limits on memory and time.
+"""The one way to read HDF5 files, pickles and MATLAB files of foreign origin: in a process with limits on memory and
+time.
 
-Over damaged files the HDF5 library loops, crashes and allocates what they claim, and so does Python's unpickler.
-No look at a file beforehand finds all of that. So another process reads it (``guard_child.py``) and sends the arrays;
-what becomes of that process is an error message here.
+Over damaged files the HDF5 library loops, crashes and allocates what they claim, and so do Python's unpickler and
+SciPy's reader of MATLAB files. No look at a file beforehand finds all of that. So another process reads it
+(``guarded/process.py``) and sends the arrays; what becomes of that process is an error message here.
 """
 
 from __future__ import annotations
@@ -23,7 +24,14 @@ import numpy as np
 
 from weights_conversion.errors import InputError
 
-_CHILD = Path(__file__).with_name("guard_child.py")
+# isolated from the user's folders and settings, so it is told where this package lies
+_CHILD = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from weights_conversion.guarded.process import main
+main()
+"""
+_ROOT = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,14 @@ def read_pickle(path: str | os.PathLike[str], *, most: int, expected: str, neste
     return _read(
         {"reader": "pickle", "path": os.fspath(path), "most": most, "expected": expected, "nested": nested}
     )
+
+
+def read_matlab(path: str | os.PathLike[str], name: str, field: str) -> np.ndarray:
+    """The array of numbers in a field of a struct of a MATLAB 5 file. Raises ``InputError`` as `read_hdf5` does."""
+    content = _read({"reader": "matlab", "path": os.fspath(path), "name": name, "field": field})
+    values = content.arrays[field].values
+    assert values is not None
+    return values
 
 
 def _read(request: dict[str, Any]) -> Content:
@@ -141,7 +157,7 @@ def _start() -> subprocess.Popen[bytes]:
     if _process is None or _owner != os.getpid() or _process.poll() is not None:
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         _process = subprocess.Popen(
-            [sys.executable, "-I", str(_CHILD)],
+            [sys.executable, "-I", "-c", _CHILD, str(_ROOT)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # where crashing libraries leave their last words

@@ -127,7 +127,7 @@ def test_an_image_beyond_the_memory_is_bad_input(model, monkeypatch, error):
 @pytest.mark.parametrize(
     ("protocol", "crf", "needed", "said"),
     [
-        ("sec", True, 4 * 4 * 21 * 1024 * 1500, "inference.crf=false takes"),  # four times all probabilities
+        ("sec", True, (100 + 17 * 21) * 1024 * 1500, "inference.crf=false takes"),
         (
             "dsrg_final",
             False,
@@ -172,14 +172,16 @@ def test_other_errors_stay_what_they_are(model, monkeypatch):
 @pytest.mark.parametrize("labels", [None, [1, 5]])
 def test_strips_are_the_whole_to_the_bit(model, monkeypatch, protocol, labels):
     image = np.random.default_rng(0).integers(0, 256, (97, 131, 3)).astype(np.uint8)
+    probs = predict.predict_probs(model, image, protocol=protocol)
     whole = predict.decide(
-        predict.predict_probs(model, image, protocol=protocol)[None],
+        probs[None],
         torch.from_numpy(image)[None],
         crf=False,
         labels=None if labels is None else [labels],
     )[0]
     for pixels in (1, 131 * 7, 131 * 96, 1 << 20):
         monkeypatch.setattr(predict, "_STRIP", pixels)
+        assert torch.equal(predict.predict_probs(model, image, protocol=protocol), probs)
         strips = predict_mask(model, image, protocol=protocol, crf=False, labels=labels)
         np.testing.assert_array_equal(strips, whole)
 

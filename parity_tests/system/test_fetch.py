@@ -272,6 +272,28 @@ def test_archives_can_be_kept(place, capsys):
     assert [path.name for path in (place.data / "downloads").iterdir()] == ["voc.tar"]
 
 
+@pytest.mark.parametrize("options", [(), ("--from", "downloads")])
+def test_what_the_user_has_put_into_downloads_stays_there(place, capsys, monkeypatch, options):
+    downloads = place.data / "downloads"
+    downloads.mkdir(parents=True)
+    monkeypatch.chdir(place.data)  # so that --from names the same folder in another way
+    for name in ("voc.tar", "benchmark.tgz", "vgg16_20M.caffemodel", "input_list.txt"):
+        (downloads / name).write_bytes(place.server.files[name])
+    before = {path.name: path.read_bytes() for path in downloads.iterdir()}
+    assert place.fetch(capsys, "voc2012", "sbd", "vgg16_20M", "sec_input_list", *options)[0] == 0
+    assert {path.name: path.read_bytes() for path in downloads.iterdir()} == before
+    assert (place.data / "vgg16_20M.caffemodel").read_bytes() == before["vgg16_20M.caffemodel"]
+    assert place.server.ranges == []
+
+
+def test_a_wrong_file_of_the_users_stays(place, capsys):
+    downloads = place.data / "downloads"
+    downloads.mkdir(parents=True)
+    (downloads / "vgg16_20M.caffemodel").write_bytes(b"please sign in" * 100)
+    assert place.fetch(capsys, "vgg16_20M")[0] == 2
+    assert (downloads / "vgg16_20M.caffemodel").exists()
+
+
 def test_a_zip_of_masks(place, capsys):
     place.sources = {
         "segmentation_class_aug": {

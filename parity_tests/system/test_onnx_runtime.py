@@ -18,7 +18,7 @@ from repro.cli import run_command
 from repro.config import PredictConfig
 from repro.data import CLASS_NAMES, read_mask, write_mask
 from repro.errors import InputError
-from repro.inference import predict_mask
+from repro.inference import memory, predict, predict_mask
 from repro.inference.batch_predict import predict_folder
 from repro.inference.predict import PROTOCOLS, TorchSegmenter, predict_probs
 from repro.models import build_model
@@ -29,7 +29,7 @@ ort = pytest.importorskip("onnxruntime")
 
 from onnx import TensorProto, helper  # noqa: E402
 
-from repro.export import OnnxSegmenter, export_onnx  # noqa: E402
+from repro.export import OnnxSegmenter, export_onnx, runtime  # noqa: E402
 from repro.export.agreement import measure  # noqa: E402
 from repro.export.runtime import OnnxSession, providers_for  # noqa: E402
 
@@ -247,6 +247,98 @@ def test_other_graphs_and_other_arrays(model, exported, tmp_path):
         segmenter.masks(np.zeros((1, 4, 4, 3), np.uint8), [[21]])
     with pytest.raises(InputError, match="batch size 0"):
         OnnxSegmenter(exported("sec"), CPU, batch_size=0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("classes", None, "classes|expected"),
+        ("classes", "[1", "damaged"),
+        ("classes", "[1, 2]", "its classes are no names"),
+        ("protocol", "other", "protocol 'other' and precision 'fp32' in its metadata"),
+        ("precision", None, "protocol 'sec' and precision None in its metadata"),
+    ],
+)
+def test_metadata_that_are_not_ours(exported, tmp_path, key, value, message):
+    model = onnx.load_model(exported("sec"))
+    properties = {entry.key: entry.value for entry in model.metadata_props if entry.key != key}
+    helper.set_model_props(model, properties if value is None else {**properties, key: value})
+    onnx.save_model(model, tmp_path / "net.onnx")
+    with pytest.raises(InputError, match=rf"net\.onnx: .*({message})"):
+        OnnxSegmenter(tmp_path / "net.onnx", CPU).masks(np.zeros((1, 40, 40, 3), np.uint8))
+
+
+# --- large images -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def large(monkeypatch):
+    """Images of a few thousand pixels count as large, and strips are of seven rows."""
+    monkeypatch.setattr(runtime, "SMALL", 1)
+    monkeypatch.setattr(predict, "_STRIP", 131 * 7)
+    return np.random.default_rng(0).integers(0, 256, (2, 97, 131, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("labels", [None, [[1, 5], [3]]])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_strips_of_large_images_are_what_pytorch_makes_of_the_grids(
+    exported, monkeypatch, large, protocol, labels
+):
+    segmenter = OnnxSegmenter(exported(protocol), CPU, crf=False)
+    grids = []
+    real = runtime.mask_of_grids
+    monkeypatch.setattr(
+        runtime,
+        "mask_of_grids",
+        lambda given, *rest, **more: grids.append(given) or real(given, *rest, **more),
+    )
+    strips = segmenter.masks(large, labels)
+    script = PROTOCOLS[protocol]
+    for index, of_image in enumerate(grids):
+        probs = predict._zoomed(of_image, script, 97, 131, slice(None))
+        whole = predict.decide(
+            probs[None],
+            torch.from_numpy(large[index, None]),
+            crf=False,
+            labels=labels and labels[index : index + 1],
+        )
+        np.testing.assert_array_equal(strips[index], whole[0])
+    monkeypatch.setattr(runtime, "SMALL", 1 << 20)
+    by_the_graph = segmenter.masks(large, labels)
+    assert (strips != by_the_graph).mean() <= MASK_PIXELS
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_large_images_in_other_precisions(model, tmp_path, monkeypatch, large, precision):
+    path = export_onnx(
+        model, tmp_path / "net.onnx", graph="multiscale", protocol="dsrg_final", precision=precision
+    )
+    segmenter = OnnxSegmenter(path, CPU, crf=False)
+    strips = segmenter.masks(large[:1])  # int8 scales by the range over all images of a run
+    monkeypatch.setattr(runtime, "SMALL", 1 << 20)
+    assert (strips != segmenter.masks(large[:1])).mean() <= MASK_PIXELS
+
+
+def test_large_images_with_a_crf(exported, monkeypatch, large):
+    segmenter = OnnxSegmenter(exported("sec"), CPU)
+    strips = segmenter.masks(large[:1])
+    monkeypatch.setattr(runtime, "SMALL", 1 << 20)
+    assert (strips != segmenter.masks(large[:1])).mean() <= 0.01
+
+
+@pytest.mark.parametrize(
+    ("crf", "needed", "said"),
+    [
+        (True, (100 + 17 * 21) * 1024 * 1500, "inference.crf=false takes"),
+        (False, 4 * 4 * 1280 * 1875, "GB available"),  # conv1's four channels at a scale of 1.25
+    ],
+)
+def test_what_a_large_image_takes_is_told_before_it_starts(exported, monkeypatch, crf, needed, said):
+    segmenter = OnnxSegmenter(exported("dsrg_final"), CPU, crf=crf)
+    monkeypatch.setattr(runtime, "mask_of_grids", lambda *arguments, **options: np.zeros((1, 1)))
+    monkeypatch.setattr(memory, "available_memory", lambda device: needed - 1)
+    with pytest.raises(InputError, match=rf"1 image of 1500x1024 pixels: at least .* GB .*{said}"):
+        segmenter.masks(np.zeros((1, 1024, 1500, 3), np.uint8))
 
 
 # --- agreement ----------------------------------------------------------------------------------------------

@@ -252,3 +252,51 @@ def test_a_mask_may_have_any_name_that_the_system_takes(tmp_path):
     for length in range(1, 256):
         write_mask(tmp_path / ("n" * length), np.zeros((2, 2), np.uint8))
     assert sys.getfilesystemencoding() == "utf-8"
+
+
+# --- usage errors -----------------------------------------------------------------------------------------
+
+HOSTILE = "x\x1b[2J\x1b]0;pwned\x07\nrepro: all is well\u202e"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [HOSTILE],
+        [f"--{HOSTILE}"],
+        ["--debug", f"--{HOSTILE}"],
+        ["inspect", f"--{HOSTILE}"],
+        ["inspect", "a", HOSTILE],
+        ["inspect", HOSTILE],
+        ["evaluate", "--rule", HOSTILE],
+        ["predict", "--device", HOSTILE, "--weights", HOSTILE, HOSTILE],
+        ["data", HOSTILE],
+        ["data", "fetch", "--from", HOSTILE, HOSTILE],
+        ["seeds", "from-cams", HOSTILE, "--background-below", HOSTILE],
+        ["train", "--config", HOSTILE, HOSTILE],
+        ["tables", HOSTILE, "--out", HOSTILE],
+    ],
+)
+def test_what_is_quoted_of_the_arguments_is_escaped(capsys, arguments):
+    assert run_command(arguments) == 2
+    shown = capsys.readouterr()
+    for text in (shown.out, shown.err):
+        assert all(character.isprintable() or character == "\n" for character in text)
+        assert not any(line.startswith("repro: all is well") for line in text.splitlines())
+    assert shown.err
+
+
+def test_usage_errors_say_how_the_verb_is_used(capsys):
+    assert run_command(["inspect", "--unknown"]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("Usage: repro inspect ")
+    assert shown.splitlines()[1] == "Try 'repro inspect --help' for help."
+    assert "--unknown" in shown.splitlines()[-1]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["data"], ["data", "--help"], ["--version"]])
+def test_help_is_as_it_was_written(capsys, arguments):
+    run_command(arguments)
+    shown = capsys.readouterr()
+    assert "\\n" not in shown.out + shown.err
+    assert "repro" in shown.out + shown.err

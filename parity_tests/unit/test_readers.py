@@ -320,6 +320,7 @@ def reopened(path, iteration, every=2):
         ("iteration,lr,loss\n" + "".join(ROWS[:4]) + "8,0", [0, 2, 4, 6], "from iteration 8 to 19 are lost"),
         ("", [], "are lost"),
         ("iteration,lr,loss\n" + "".join(ROWS).replace("4,0.1", "4,\xff", 1), None, "1 damaged rows"),
+        ("iteration,lr,loss\n" + "".join(ROWS).replace("\n4,0.1", "\n,0.1", 1), None, "1 damaged rows"),
         ("iterat", [], "are lost"),
     ],
 )

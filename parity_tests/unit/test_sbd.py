@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import struct
 import zlib
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from parity_tests.fuzz_structure import matlab
 from parity_tests.small_voc import (
     SBD_ONLY,
     TRAIN,
@@ -168,3 +170,17 @@ def test_number_types_of_matlab(tmp_path, dtype):
     mask = mask_of(SBD_ONLY[0], void=True)
     write_mat(tmp_path / "a.mat", mask.astype(dtype))
     np.testing.assert_array_equal(read_sbd_mask(tmp_path / "a.mat"), mask)
+
+
+def test_damage_that_crashes_the_library_is_told(tmp_path):
+    """Within the compressed part, where no check sum is in the way; SciPy's reader crashes on some of these."""
+    write_mat(tmp_path / "good.mat", np.eye(12, dtype=np.uint8))
+    good, said = (tmp_path / "good.mat").read_bytes(), set()
+    for seed in range(300):
+        (tmp_path / "a.mat").write_bytes(matlab(good, random.Random(seed)))
+        try:
+            read_sbd_mask(tmp_path / "a.mat")
+        except InputError as error:
+            said.add(str(error).partition("(")[2][:25])
+    assert "reading it crashes the li" in said
+    assert len(said) > 5

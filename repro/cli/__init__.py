@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from repro import distributed
 from repro.cli import (  # noqa: F401 - importing them registers their verbs
@@ -39,19 +41,38 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments[:1]
     with _terminable(), distributed.joined():
         try:
-            app(arguments, prog_name="repro")
-        except SystemExit as stop:  # how typer ends every command, usage errors with status 2 among them
-            status = int(stop.code or 0)
-            if status in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-                _complain("interrupted; the same command goes on from what is done")
-            return status
+            # not standalone, where typer prints usage errors itself, and what they quote as it is
+            result = app(arguments, prog_name="repro", standalone_mode=False)
+            return _ended(result if isinstance(result, int) else 0)
+        except SystemExit as stop:
+            return _ended(int(stop.code or 0))
         except Exception as error:
+            if hasattr(error, "format_message"):  # the base of typer's errors, which it gives no public name
+                _explain_usage(error)
+                return 2
             if debug:
                 traceback.print_exc()
             line, status = _told(error)
             _complain(line)
             return status
-    return 0
+
+
+def _ended(status: int) -> int:
+    if status in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        _complain("interrupted; the same command goes on from what is done")
+    return status
+
+
+def _explain_usage(error: Any) -> None:
+    """Say what is wrong with the arguments, as typer does but in one line, and how the verb is used."""
+    context = getattr(error, "ctx", None)
+    message = re.sub(r"\s*\n\s*", " ", error.format_message())  # a list of choices comes one a line
+    if context and error.format_message() == context.get_help():  # a verb alone asks for its help
+        error.show()
+        return
+    if context:
+        print(f"{context.get_usage()}\nTry '{context.command_path} --help' for help.\n", file=sys.stderr)
+    print(f"Error: {printable(message)}", file=sys.stderr)
 
 
 class _OneLine(logging.Formatter):

@@ -7,8 +7,11 @@ CRF works on them in place, and what comes back are the masks.
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,9 @@ import numpy as np
 import torch
 
 from repro.errors import InputError, damaged
-from repro.inference.memory import refuse_beyond, whole_probabilities
-from repro.inference.predict import PROTOCOLS, decide, refuse_beyond_memory
+from repro.export.head import Head
+from repro.inference.memory import SMALL, crf_memory, refuse_beyond
+from repro.inference.predict import PROTOCOLS, decide, mask_of_grids, refuse_beyond_memory
 
 try:
     import onnxruntime
@@ -38,8 +42,9 @@ def open_session(
     providers: Sequence[tuple[str, Mapping[str, Any]]] = (("CPUExecutionProvider", {}),),
     *,
     threads: int | None = None,
+    model: bytes | None = None,
 ) -> Any:
-    """onnxruntime's session of a file; on CUDA without TF32, unless the options say so.
+    """onnxruntime's session of a file, or of a ``model`` made of it; on CUDA without TF32, unless the options say so.
 
     Raises:
         InputError: no such file, or one that onnxruntime cannot load.
@@ -51,7 +56,7 @@ def open_session(
         raise InputError(f"{path}: no such model file")
     try:
         return onnxruntime.InferenceSession(
-            os.fspath(path),
+            model or os.fspath(path),
             options,
             providers=[name for name, _ in providers],
             provider_options=[
@@ -91,7 +96,8 @@ class OnnxSession:
         self.path = Path(path)
         chosen = [(item, {}) if isinstance(item, str) else (item[0], dict(item[1])) for item in providers]
         self.device = _device(chosen)
-        self._session = open_session(self.path, chosen, threads=threads)
+        self._open = partial(open_session, self.path, chosen, threads=threads)
+        self._session = self._open()
         active = self._session.get_providers()
         if inactive := [name for name, _ in chosen if name not in active]:
             raise InputError(
@@ -111,6 +117,10 @@ class OnnxSession:
             )
         self._name = outputs[0].name
 
+    def opened_as(self, model: bytes) -> Any:
+        """onnxruntime's session of another model that was made of this one, on the same providers."""
+        return self._open(model=model)
+
     def run(self, images: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
         """The model's result for ``images``, both on ``device``; no copy on the way.
 
@@ -123,7 +133,7 @@ class OnnxSession:
         """
         images = images.to(self.device).contiguous()
         place = (self.device.type, self.device.index or 0)
-        try:
+        with _images_named(self, images.shape):
             result = torch.empty(tuple(shape), dtype=torch.float32, device=self.device)
             binding = self._session.io_binding()
             dtype = np.uint8 if images.dtype == torch.uint8 else np.float32
@@ -133,10 +143,6 @@ class OnnxSession:
                 torch.cuda.current_stream(self.device).synchronize()
             self._session.run_with_iobinding(binding)
             binding.synchronize_outputs()
-        except Exception as error:  # onnxruntime's again
-            reason = " ".join(str(error).split())
-            size = "x".join(map(str, images.shape))
-            raise InputError(f"{self.path}: images of {size} on {self.device}: {reason[:300]}") from error
         return result
 
 
@@ -178,6 +184,9 @@ class OnnxSegmenter:
             )
         self.protocol = PROTOCOLS[protocol]
         self.num_classes = len(self.session.classes)
+        if not self.num_classes:
+            raise InputError(f"{path}: no classes in its metadata, their names expected; export it again")
+        self._head: Head | None = None  # for large images, made with the first of them
         if self.session.device.type == "cuda":
             self.warm_up(64, 64)
 
@@ -187,11 +196,7 @@ class OnnxSegmenter:
 
     def probs(self, images: np.ndarray | torch.Tensor) -> torch.Tensor:
         """Floored probabilities (N, C, H, W) float32, on the device, of images (N, H, W, 3) uint8 RGB."""
-        pictures = torch.as_tensor(images)
-        if pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3:
-            raise InputError(
-                f"images: expected uint8 (N, H, W, 3), found {pictures.dtype} {tuple(pictures.shape)}"
-            )
+        pictures = _checked(images)
         count, height, width, _ = pictures.shape
         return self.session.run(pictures, (count, self.num_classes, height, width))
 
@@ -201,13 +206,56 @@ class OnnxSegmenter:
         ``labels``: class ids of each image; where given, only they and background (0) can win.
         Raises InputError for other images, a label outside the classes, and more than fits into memory.
         """
-        # the graph zooms, adds and normalises all probabilities at once, also where no CRF follows
-        refuse_beyond(whole_probabilities(images.shape, self.num_classes), images.shape, self.session.device)
-        pictures = torch.from_numpy(np.ascontiguousarray(images)).to(self.session.device)
-        probs = self.probs(pictures)
+        pictures = _checked(np.ascontiguousarray(images)).to(self.session.device)
         as_read = pictures.flip(-1) if self.protocol.reads_bgr else pictures
-        with refuse_beyond_memory(images):
-            return decide(probs, as_read, crf=self.crf, labels=labels)
+        if math.prod(images.shape[1:3]) < SMALL:
+            probs = self.probs(pictures)
+            with refuse_beyond_memory(images):
+                return decide(probs, as_read, crf=self.crf, labels=labels)
+        return np.stack(
+            [
+                self._large_mask(image[None], picture, labels[index] if labels else None)
+                for index, (image, picture) in enumerate(zip(images, as_read, strict=True))
+            ]
+        )
+
+    def _large_mask(
+        self, image: np.ndarray, picture: torch.Tensor, labels: Sequence[int] | None
+    ) -> np.ndarray:
+        """A mask whose probabilities are made in strips, by PyTorch, of what the graph's net gives."""
+        if self._head is None:
+            self._head = Head.of(self.session.path, self.protocol)
+            self._head_session = self.session.opened_as(self._head.model)
+        height, width = image.shape[1:3]
+        zooms = self.protocol.zooms(height, width)
+        net = int(self._head.pixel_bytes * max(rows * columns for rows, columns in zooms) * height * width)
+        crf = crf_memory(image.shape, self.num_classes) if self.crf else 0
+        hint = f"; inference.crf=false takes {net / 1e9:.1f} GB or more" if crf > net else ""
+        refuse_beyond(max(net, crf), image.shape, self.session.device, hint)
+        with _images_named(self.session, image.shape):
+            found = self._head_session.run(self._head.names, {"images": image})
+        grids = [torch.from_numpy(grid[0]).to(picture.device) for grid in found]
+        with refuse_beyond_memory(image):
+            return mask_of_grids(grids, picture, self.protocol, crf=self.crf, labels=labels)
+
+
+def _checked(images: np.ndarray | torch.Tensor) -> torch.Tensor:
+    pictures = torch.as_tensor(images)
+    if pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3:
+        raise InputError(
+            f"images: expected uint8 (N, H, W, 3), found {pictures.dtype} {tuple(pictures.shape)}"
+        )
+    return pictures
+
+
+@contextmanager
+def _images_named(session: OnnxSession, shape: Sequence[int]) -> Iterator[None]:
+    """Turn what onnxruntime raises over images into an InputError that names the model and their shape."""
+    try:
+        yield
+    except Exception as error:  # onnxruntime's exceptions have no common base of their own
+        reason, size = " ".join(str(error).split())[:300], "x".join(map(str, shape))
+        raise InputError(f"{session.path}: images of {size} on {session.device}: {reason}") from error
 
 
 def _device(providers: Sequence[tuple[str, dict[str, Any]]]) -> torch.device:

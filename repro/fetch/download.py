@@ -7,7 +7,6 @@ starts every attempt from the first byte, and the two archives have 2 GB and 1.4
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import re
@@ -24,7 +23,6 @@ import urllib3
 from tqdm import tqdm
 
 from repro.errors import InputError
-from repro.files import write_json
 from weights_conversion.files import errors_named
 
 log = logging.getLogger(__name__)
@@ -72,9 +70,8 @@ def download(
 ) -> str:
     """Fetch ``target`` from the first of ``urls`` that gives it whole; returns that URL.
 
-    The file grows as ``<target>.part`` beside it and is renamed once ``check`` has accepted it. A later call goes
-    on with the part: with the hash known at any mirror, otherwise only where the server says that its file has not
-    changed since (ETag or Last-Modified).
+    The file grows as ``<target>.part`` beside it and is renamed once ``check`` has accepted it. Where the hash is
+    known, another attempt and a later call resume with the part, at any mirror; otherwise they begin anew.
 
     Args:
         urls: http or https, tried in this order.
@@ -109,7 +106,6 @@ class _Transfer:
         self.url, self.target, self.most, self.size = url, target, most, size
         self.hash_known, self.patience = hash_known, patience
         self.part = target.with_name(target.name + ".part")
-        self.note = target.with_name(target.name + ".part.json")  # what the part is a part of
         self.fruitless = 0
         self.furthest = 0
         self.resumed = False
@@ -133,7 +129,6 @@ class _Transfer:
                 self._discard()
                 raise
         self.part.replace(self.target)
-        self.note.unlink(missing_ok=True)
 
     def _attempts(self) -> None:
         attempts = tenacity.Retrying(
@@ -192,8 +187,6 @@ class _Transfer:
         headers = {"Accept-Encoding": "identity", "User-Agent": "sec-dsrg-repro"}
         if have:
             headers["Range"] = f"bytes={have}-"
-            if validator := self._noted().get("validator"):
-                headers["If-Range"] = validator
         with requests.Session() as session:
             session.max_redirects = self.patience.redirects
             with session.get(
@@ -205,9 +198,8 @@ class _Transfer:
         """Bytes of the part that can be gone on with; a part that cannot is removed."""
         if not self.part.exists():
             return 0
-        have, noted = self.part.stat().st_size, self._noted()
-        fits = self.hash_known or (noted.get("url") == self.url and noted.get("validator"))
-        if not fits or have > (self.size or self.most):
+        have = self.part.stat().st_size
+        if not self.hash_known or have > (self.size or self.most):
             self._discard()
             return 0
         return have
@@ -236,15 +228,13 @@ class _Transfer:
                 )
             self.resumed = True
         else:
-            have = 0  # ranges are not supported, or the file has changed: from the beginning
+            have = 0  # ranges are not supported: from the beginning
         length = response.headers.get("Content-Length", "")
         total = have + int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None
         limit = self.size or self.most
         if total is not None and (total > limit or (self.size and total != self.size)):
             raise InputError(f"announces {total} bytes, {'' if self.size else 'at most '}{limit} expected")
         require_space(self.target.parent, (total or self.size or 0) - have, self.target.name)
-        if status == 200:
-            self._write_note(response)
         self._copy(response, have, total or self.size, limit)
 
     def _copy(self, response: requests.Response, have: int, total: int | None, limit: int) -> None:
@@ -279,22 +269,8 @@ class _Transfer:
         if not self.hash_known and "https" in schemes and "http" in schemes[schemes.index("https") :]:
             raise InputError("redirects from https to http, and no hash is known to check the file with")
 
-    def _noted(self) -> dict[str, str]:
-        try:
-            noted = json.loads(self.note.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return noted if isinstance(noted, dict) else {}
-
-    def _write_note(self, response: requests.Response) -> None:
-        etag = response.headers.get("ETag", "")
-        validator = etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
-        self.part.unlink(missing_ok=True)  # never a part beside the note of another
-        write_json(self.note, {"url": self.url, "validator": validator})
-
     def _discard(self) -> None:
         self.part.unlink(missing_ok=True)
-        self.note.unlink(missing_ok=True)
 
 
 def require_space(folder: Path, size: int, what: str) -> None:

@@ -1,9 +1,9 @@
 """From nothing to a data folder: what the catalogue lists, checked, unpacked and in its place.
 
-For each source, in this order: what is in its place already stays; a copy of one's own (``own``) is taken; a
-finished download is used; otherwise it is downloaded. Files come to their place by one rename after every check, so
-that what is there is whole. Beside ``VOCdevkit``: ``downloads/`` while they last, ``fetch.lock.json`` with what
-each file turned out to be.
+For each source, in this order: what is in its place already stays; a copy of one's own (``own``) is taken; a file
+in ``downloads`` is used; otherwise it is downloaded. What was in ``downloads`` before stays there. Files come to their
+place by one rename after every check, so that what is there is whole. Beside ``VOCdevkit``: ``downloads/`` while they
+last, ``fetch.lock.json`` with what each file turned out to be.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class Fetcher:
         voc_root: …/VOCdevkit/VOC2012; need not be there.
         catalogue: path of one's own, instead of the packaged one.
         own: a folder with one's own copies under the catalogue's file names; with it nothing is downloaded.
-        keep_archives: leave downloaded archives in ``downloads`` once they are unpacked.
+        keep_archives: leave downloaded archives in ``downloads`` once they are unpacked. Those that were there before
+            the call always stay.
     """
 
     def __init__(
@@ -136,6 +137,7 @@ class Fetcher:
         if source.kind == "sbd":
             VocLayout.open(self.voc_root)  # before 1.4 GB are downloaded that cannot be used
         file, url = self._file(name, source, lock)
+        is_ours = self.own is None and url != str(file)  # downloaded by this call, not put there by the user
         sha256 = check_file(file, name, source, lock)
         try:
             if source.archive is not None:
@@ -143,10 +145,10 @@ class Fetcher:
             else:
                 _check_content(file, source)
         except InputError:
-            if file.parent == self.downloads and not (source.md5 or source.sha256):
+            if is_ours and not (source.md5 or source.sha256):
                 file.unlink()  # not what it should be, and nothing said so before
             raise
-        if source.archive is None and file.parent == self.downloads:
+        if source.archive is None and is_ours:
             file.replace(place)
         elif source.archive is None:
             with atomic_path(place) as temporary:
@@ -154,7 +156,7 @@ class Fetcher:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         size = (file if file.exists() else place).stat().st_size
         lock.pin(name, Pin(url=url, size=size, sha256=sha256, first_used=now))
-        if file.parent == self.downloads and not self.keep_archives:
+        if is_ours and not self.keep_archives:
             file.unlink(missing_ok=True)
             if not any(self.downloads.iterdir()):
                 self.downloads.rmdir()

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import scipy  # its parts are imported when they are first used: no verb waits for more than it needs
 
 from repro.constants import CLASS_NAMES, VOID
 from repro.data.image_list import list_line, read_id_list
 from repro.data.voc import VocLayout, read_mask, write_mask
 from repro.errors import InputError
 from repro.fetch.parallel import mapped
+from weights_conversion import guard
 from weights_conversion.files import make_folder, write_text
 
 TRAIN_AUG = 10582
@@ -99,8 +99,8 @@ def _convert(layout: VocLayout, paths: tuple[Path, Path]) -> None:
 def read_sbd_mask(path: str | os.PathLike[str]) -> np.ndarray:
     """The class indices of an SBD file, uint8 (H, W), 0 to 20; SBD marks no pixel void.
 
-    A .mat file of MATLAB 5 holds arrays and no code; SciPy's reader makes arrays of them. What can be claimed in one
-    is bounded before: the file to 16 MB, what its parts unpack to to 64 MB.
+    A .mat file of MATLAB 5 holds arrays and no code; SciPy's reader makes arrays of them, in a process of its own, as
+    damage can crash it. What can be claimed is bounded before: the file to 16 MB, what its parts unpack to to 64 MB.
 
     Raises InputError naming the file: missing, too large, damaged, of MATLAB 7.3, without ``GTcls.Segmentation``,
     or with anything but a 2-d array of whole numbers 0 to 20 or 255.
@@ -112,14 +112,17 @@ def read_sbd_mask(path: str | os.PathLike[str]) -> np.ndarray:
         raise InputError(f"{name}: {size} bytes, at most {_MOST_FILE} expected")
     try:
         _bound_unpacked(name)
-        content = scipy.io.loadmat(name, variable_names=["GTcls"])["GTcls"]
-        mask = np.asarray(content["Segmentation"].item())
     except InputError:
         raise
-    except MemoryError:
-        raise InputError(f"{name}: claims more than there is memory, a mask expected") from None
-    except Exception as error:  # damaged files make the reader raise almost anything
+    except (OSError, zlib.error, struct.error) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(
+            f"{name}: no SBD mask ({reason}), a struct GTcls with Segmentation expected"
+        ) from None
+    try:
+        mask = guard.read_matlab(name, "GTcls", "Segmentation")
+    except InputError as error:
+        reason = str(error).removeprefix(f"{name}: ")
         raise InputError(
             f"{name}: no SBD mask ({reason}), a struct GTcls with Segmentation expected"
         ) from None

@@ -33,7 +33,7 @@ from torch import nn
 from repro.config import Config, Mark, PredictConfig, shaping
 from repro.data import preprocess_zoomed
 from repro.errors import InputError
-from repro.inference.memory import SMALL, refuse_beyond, whole_probabilities
+from repro.inference.memory import SMALL, crf_memory, refuse_beyond
 from repro.layers import CRFParams, mean_field
 from repro.layers.resize import zoom_rows
 from repro.models import CaffeNet, build_model
@@ -105,7 +105,21 @@ def _as_read(model: CaffeNet, image_rgb: np.ndarray, protocol: str) -> torch.Ten
 
 def _probs(model: CaffeNet, picture: torch.Tensor, script: Protocol) -> torch.Tensor:
     height, width = picture.shape[:2]
-    return _zoomed(_grids(model, picture, script), script, height, width, slice(None))
+    return _whole(_grids(model, picture, script), script, height, width)
+
+
+def _strips(height: int, width: int) -> list[slice]:
+    """Rows of an image in strips: zooming takes 40 times the image's memory for 21 classes, and each row is its own."""
+    step = max(1, _STRIP // width)
+    return [slice(first, min(first + step, height)) for first in range(0, height, step)]
+
+
+def _whole(grids: list[torch.Tensor], script: Protocol, height: int, width: int) -> torch.Tensor:
+    """The probabilities (C, H, W) at image size, made in strips."""
+    probs = grids[0].new_empty(len(grids[0]), height, width)
+    for rows in _strips(height, width):
+        probs[:, rows] = _zoomed(grids, script, height, width, rows)
+    return probs
 
 
 def _zoomed(
@@ -161,17 +175,49 @@ def predict_mask(
     """
     # to the device once: a copy in between would wait there for the net, and the CRF's launches with it
     picture = _as_read(model, image_rgb, protocol)
-    script, of_image = PROTOCOLS[protocol], None if labels is None else [labels]
-    grids = _grids(model, picture, script)
+    script = PROTOCOLS[protocol]
+    return mask_of_grids(_grids(model, picture, script), picture, script, crf=crf, labels=labels)
+
+
+@torch.inference_mode()
+def mask_of_grids(
+    grids: list[torch.Tensor],
+    picture: torch.Tensor,
+    script: Protocol,
+    *,
+    crf: bool,
+    labels: Sequence[int] | None = None,
+) -> np.ndarray:
+    """What a test script does after its net: zoom, softmax, floor, dense CRF, argmax.
+
+    Args:
+        grids: of each scale the scores, or the probabilities where ``script`` zooms those, (C, h, w).
+        picture: (H, W, 3) uint8, its colours as the script holds them, on the device of ``grids``.
+        crf, labels: as for `predict_mask`.
+
+    Returns:
+        (H, W) uint8 class indices.
+
+    Raises:
+        InputError: a label outside the classes.
+    """
     height, width = picture.shape[:2]
-    # without a CRF a pixel's class depends on its own probabilities alone: all at once would take 20 times the image
-    step = height if crf else max(1, _STRIP // width)
-    strips = []
-    for first in range(0, height, step):
-        rows = slice(first, first + step)
-        probs = _zoomed(grids, script, height, width, rows)
-        strips.append(decide(probs[None], picture[None, rows], crf=crf, labels=of_image)[0])
-    return np.concatenate(strips)
+    of_image = None if labels is None else [labels]
+    if crf:
+        probs = _whole(grids, script, height, width)
+        return decide(probs[None], picture[None], crf=True, labels=of_image)[0]
+    # without a CRF a pixel's class depends on its own probabilities alone
+    return np.concatenate(
+        [
+            decide(
+                _zoomed(grids, script, height, width, rows)[None],
+                picture[None, rows],
+                crf=False,
+                labels=of_image,
+            )[0]
+            for rows in _strips(height, width)
+        ]
+    )
 
 
 @torch.inference_mode()
@@ -223,9 +269,9 @@ def refuse_beyond_memory(images: np.ndarray) -> Iterator[None]:
             raise
         count, height, width = images.shape[:3]
         raise InputError(
-            f"{count} image{'s' * (count > 1)} of {width}x{height} pixels: more memory needed than there is; with a "
-            f"CRF their probabilities take {count * height * width * 21 * 4 / 1e9:.1f} GB, several times over, for 21 "
-            "classes; inference.crf=false takes little more than the net"
+            f"{count} image{'s' * (count > 1)} of {width}x{height} pixels: more memory needed than there is; a CRF of "
+            f"21 classes takes {crf_memory(images.shape, 21) / 1e9:.1f} GB or more; inference.crf=false takes little "
+            "more than the net"
         ) from error
 
 
@@ -268,7 +314,7 @@ class TorchSegmenter:
             blobs += [math.prod(blob) // blob[0] for blob in shapes.values() if blob]
         net = parameter.element_size() * max(blobs)
         classes = self.model.shapes[self.model.scores_blob][1]
-        crf = whole_probabilities((1, *shape[1:]), classes) if self.settings.crf else 0
+        crf = crf_memory((1, *shape[1:]), classes) if self.settings.crf else 0
         hint = f"; inference.crf=false takes {net / 1e9:.1f} GB or more" if crf > net else ""
         refuse_beyond(max(net, crf), shape, parameter.device, hint)
 

@@ -69,7 +69,9 @@ class CsvLog:
 
     def _kept(self, path: Path, iteration: int, every: int) -> list[list[str]]:
         _, rows, damaged = _whole_rows(path, len(self.columns))
-        before = [row for row in rows if float(row[self.columns.index("iteration")]) < iteration]
+        numbered = [row for row in rows if row[self.columns.index("iteration")]]
+        damaged += len(rows) - len(numbered)
+        before = [row for row in numbered if float(row[self.columns.index("iteration")]) < iteration]
         last = [float(row[self.columns.index("iteration")]) for row in before[-2:]] or [-1.0]
         step = max(every, last[-1] - last[0])  # rows may have been further apart in an earlier call
         if every and last[-1] + step < iteration:
