@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+from collections import OrderedDict
+
 import numpy as np
 import pytest
+import torch
 
 from repro.cli import run_command
 from repro.data import CueFile
@@ -39,6 +43,20 @@ FORMS = {
     "class to map": {0: heat(3, 3), 5: heat(17, 17)},
     "NumPy keys": {np.int64(0): heat(3, 3), np.int64(5): heat(17, 17)},
     "keys and cam": {"keys": np.array([0, 5]), "cam": np.stack([heat(3, 3), heat(17, 17)])},
+    "tensors, as IRN writes them": {
+        "keys": torch.tensor([[0, 1], [5, 2]])[:, 0],
+        "cam": torch.zeros(2, 4, 4),
+        "high_res": np.stack([heat(3, 3, (81, 101)), heat(17, 17, (81, 101))]),
+    },
+    "tensors of other layouts": {
+        "keys": torch.tensor([0, 5], dtype=torch.uint8),
+        "cam": torch.from_numpy(np.stack([np.zeros(GRID, np.float32), heat(3, 3), heat(17, 17)], -1))
+        .double()
+        .permute(2, 0, 1)[1:]
+        .requires_grad_(),
+    },
+    "tensors as keys": {torch.tensor(0): heat(3, 3), torch.tensor([5]): torch.from_numpy(heat(17, 17))},
+    "parameters": {0: torch.nn.Parameter(torch.from_numpy(heat(3, 3))), 5: torch.from_numpy(heat(17, 17))},
     "high_res goes first": {
         "keys": np.array([0, 5]),
         "cam": np.zeros((2, 4, 4), np.float32),
@@ -78,6 +96,49 @@ def test_the_last_index_tells_that_background_counts(tmp_path):
     save(tmp_path / "cams" / "x.npy", {0: heat(0, 0), 6: heat(10, 10)})
     assert run(tmp_path) == 0
     assert CueFile.open(tmp_path / "out" / "cues.h5").labels(0).tolist() == [6]
+
+
+def with_storage(change):
+    """A dict of a tensor whose storage's bytes are changed."""
+
+    class Storage:
+        def __reduce__(self):
+            buffer = io.BytesIO()
+            torch.save(torch.ones(4, 4).storage(), buffer, _use_new_zipfile_serialization=False)
+            return torch.storage._load_from_bytes, (change(buffer.getvalue()),)
+
+    return lambda: tensor_of(Storage(), 0, (4, 4), (4, 1))
+
+
+def tensor_of(storage, offset, size, stride):
+    class Tensor:
+        def __reduce__(self):
+            return torch._utils._rebuild_tensor_v2, (storage, offset, size, stride, False, OrderedDict())
+
+    return Tensor()
+
+
+BAD_TENSORS = {
+    "a storage cut off": with_storage(lambda data: data[:-8]),
+    "a storage that claims more": with_storage(lambda data: data.replace(b"K\x10", b"K\xff")),
+    "a storage of another class": with_storage(
+        lambda data: data.replace(b"ctorch\nFloatStorage", b"cos\nsystem")
+    ),
+    "no storage": with_storage(lambda data: b"no storage at all"),
+    "a shape beyond the storage": lambda: tensor_of(torch.ones(4).storage(), 0, (5,), (1,)),
+    "strides beyond the storage": lambda: tensor_of(torch.ones(4).storage(), 0, (2, 2), (3, 1)),
+    "an offset before it": lambda: tensor_of(torch.ones(4).storage(), -1, (2,), (1,)),
+    "one value very often": lambda: tensor_of(torch.ones(4).storage(), 0, (1 << 20, 1 << 20), (0, 0)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+@pytest.mark.parametrize("kind", BAD_TENSORS)
+def test_tensors_that_are_none(tmp_path, capsys, kind):
+    save(tmp_path / "cams" / "x.npy", {2: BAD_TENSORS[kind]()})
+    assert run(tmp_path) == 2
+    assert "x.npy: damaged pickle (" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 class Evil:

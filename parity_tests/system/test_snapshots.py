@@ -130,7 +130,9 @@ def at_call(name: str, number: int, action):
 )
 def test_a_worker_that_dies(inputs, whole, tmp_path, monkeypatch, capfd, place, number, goes_on, is_reaped):
     """Wherever the main thread is: PyTorch tells it there, by an exception."""
-    others = set(multiprocessing.active_children())  # on a busy machine a finished run's workers outlive it a while
+    others = set(
+        multiprocessing.active_children()
+    )  # on a busy machine a finished run's workers outlive it a while
 
     def kill_worker():
         (worker,) = set(multiprocessing.active_children()) - others

@@ -5,6 +5,8 @@ Each image has a ``<name>.npy`` of one of these, as ``np.save`` writes a dict:
     class index -> map (h, w)
     keys -> class indices (K,), and high_res or cam -> maps (K, h, w); high_res is taken where both are there
 
+Maps and indices are NumPy arrays or, as IRN writes some of them, PyTorch's tensors.
+
 Maps may have any size; they are zoomed to the net's grid (order 1). Foreground is what exceeds a share of each map's
 maximum. Background are the cells where the strongest of the maps, each divided by its maximum, is lowest, or where it
 is below a threshold.

@@ -1,4 +1,4 @@
-"""Pickles of dicts of numbers: nothing is imported but stand-ins for NumPy's arrays."""
+"""Pickles of dicts of numbers: nothing is imported but stand-ins for NumPy's arrays and PyTorch's tensors."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from weights_conversion.guarded.answers import MIB, RefusedError, line_of, write_head
+from weights_conversion.guarded.tensors import load_storage, rebuild
 
 
 class _Dtype:
@@ -53,7 +54,10 @@ def _from_buffer(data: bytes | str, dtype: _Dtype, shape: tuple[int, ...], order
     if dtype.code.endswith("O8"):
         raise pickle.UnpicklingError("dtype 'O8'")
     raw = data.encode("latin1") if isinstance(data, str) else data  # Python 2 wrote the bytes as its str
-    array = np.frombuffer(raw, dtype.dtype).reshape(shape, order="F" if order == "F" else "C")
+    return _wrapped(np.frombuffer(raw, dtype.dtype).reshape(shape, order="F" if order == "F" else "C"))
+
+
+def _wrapped(array: np.ndarray) -> _Array:
     if array.dtype.kind in "iu" and array.size and -(2**15) <= array.min() <= array.max() < 2**15:
         array = array.astype(
             np.int16
@@ -83,6 +87,20 @@ def _no_bytes() -> bytes:
     return b""  # what Python 3 writes for no bytes at all is a call of bytes()
 
 
+def _storage(data: bytes) -> _Array:
+    return _wrapped(load_storage(data))
+
+
+def _tensor(
+    storage: _Array, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *gradient: Any
+) -> _Array:
+    return _wrapped(rebuild(storage.array, offset, size, stride))
+
+
+def _parameter(tensor: _Array, requires_gradient: bool, hooks: object) -> _Array:
+    return tensor
+
+
 _ADMITTED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Dtype,
@@ -95,6 +113,15 @@ for _core in ("numpy.core", "numpy._core"):  # NumPy 2 renamed it
     _ADMITTED[f"{_core}.multiarray", "_reconstruct"] = _reconstruct
     _ADMITTED[f"{_core}.multiarray", "scalar"] = _scalar
     _ADMITTED[f"{_core}.numeric", "_frombuffer"] = _from_buffer
+
+
+_ADMITTED |= {
+    ("torch.storage", "_load_from_bytes"): _storage,
+    ("torch._utils", "_rebuild_tensor"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("collections", "OrderedDict"): dict,  # a tensor's hooks, which are none
+}
 
 
 class _Unpickler(pickle.Unpickler):
@@ -152,6 +179,7 @@ def read_pickle(request: dict[str, Any], out: BinaryIO) -> None:
         content = content.wrapped
     if not isinstance(content, dict):
         raise RefusedError("", f"holds a {type(content).__name__}, {request['expected']} expected")
+    content = {_key(key): value for key, value in content.items()}
     if request["nested"]:
         content = _flattened(content)
     arrays: dict[str, np.ndarray] = {}
@@ -175,6 +203,12 @@ def _skip_npy_header(stream: BinaryIO) -> None:
     shape, _, dtype = reader(stream)
     if shape != () or dtype.kind != "O":
         raise RefusedError("", f"an array of {dtype} {shape}, a dict of names to labels (np.save) expected")
+
+
+def _key(key: Any) -> Any:
+    """A key as it is; of a tensor of one whole number that number."""
+    is_number = isinstance(key, _Array) and key.array.size == 1 and key.array.dtype.kind in "iu"
+    return key.array.item() if is_number else key
 
 
 def _flattened(content: dict[Any, Any]) -> dict[Any, Any]:
