@@ -16,7 +16,15 @@ from parity_tests.tolerances import MASK_PIXELS
 from repro.cli import run_command
 from repro.config import load_config
 from repro.constants import VOID
-from repro.data import COCO_CLASS_NAMES, AnnotationCOCO, CocoInstances, make_loader, read_mask, write_mask
+from repro.data import (
+    COCO_CLASS_NAMES,
+    AnnotationCOCO,
+    CocoInstances,
+    make_loader,
+    read_label_list,
+    read_mask,
+    write_mask,
+)
 from repro.data.experiment import open_experiment
 from repro.errors import InputError
 from repro.inference import predict_mask
@@ -39,7 +47,7 @@ def recorded_files(golden, tmp_path):
 
 
 def layer_of(folder, **options) -> AnnotationCOCO:
-    return AnnotationCOCO(folder, folder, folder / "list.txt", **options)
+    return AnnotationCOCO(folder, folder, read_label_list(folder / "list.txt"), **options)
 
 
 def test_annotation_layer(golden, recorded_files):

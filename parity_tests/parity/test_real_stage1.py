@@ -30,7 +30,7 @@ from parity_tests.tolerances import (
 )
 from repro.cli import run_command
 from repro.config import load_config
-from repro.data import ImageData, make_loader
+from repro.data import CueFile, ImageData, make_loader
 from repro.metrics import confusion_matrix, mean_iou
 from repro.models import build_model
 from repro.training.objectives import Stage1Objective
@@ -91,9 +91,8 @@ def test_iteration_0_in_detail(golden, shared, start):
     """Scores, softmax, CRF, grown cues, the scores' gradient and some parameters' at the recordings' start."""
     recorded = golden("real_stage1")["iteration0"]
     folder = shared / "golden" / "real_stage1"
-    dataset = ImageData(
-        folder / "images", folder / "list.txt", shared / "voc-sample" / "localization_cues.pickle.gz"
-    )
+    cues = CueFile.open(shared / "voc-sample" / "localization_cues.pickle.gz")
+    dataset = ImageData(folder / "images", cues.lines(folder / "list.txt"), cues)
     batch = next(iter(make_loader(dataset, 4, shuffle=False, seed=0)))
     mean = torch.tensor([104.0, 117.0, 123.0]).reshape(1, 3, 1, 1)
     pictures = (batch["images"] + mean).permute(0, 2, 3, 1)

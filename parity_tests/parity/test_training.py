@@ -28,7 +28,7 @@ from parity_tests.tolerances import (
 )
 from repro.cli import run_command
 from repro.config import load_config
-from repro.data import ImageData, ImageSegData, make_loader
+from repro.data import CueFile, ImageData, ImageSegData, make_loader, read_label_list
 from repro.layers import interp
 from repro.models import build_model
 from repro.precision import has_bfloat16
@@ -74,9 +74,8 @@ def stage1_run(tmp_path_factory, stage1_inputs) -> Path:
 
 def test_image_data_is_caffes(golden, stage1_inputs):
     recorded = golden("stage1")["image_data"]
-    dataset = ImageData(
-        stage1_inputs / "images", stage1_inputs / "list.txt", stage1_inputs / "localization_cues.pickle"
-    )
+    cues = CueFile.open(stage1_inputs / "localization_cues.pickle")
+    dataset = ImageData(stage1_inputs / "images", cues.lines(stage1_inputs / "list.txt"), cues)
     for number, batch in enumerate(make_loader(dataset, 3, shuffle=False, seed=0, iterations=2)):
         mean = torch.tensor([104.0, 117.0, 123.0]).reshape(1, 3, 1, 1)
         pictures = (batch["images"] + mean).permute(0, 2, 3, 1)
@@ -114,9 +113,8 @@ def test_first_iteration_in_detail(golden, stage1_inputs):
     recorded = golden("stage1")["iteration1"]
     model = build_model("vgg16_aspp", width_divisor=16, dropout=0)
     load_caffe_weights(model, CAFFE_FILES / "stage1_init.caffemodel")
-    dataset = ImageData(
-        stage1_inputs / "images", stage1_inputs / "list.txt", stage1_inputs / "localization_cues.pickle"
-    )
+    cues = CueFile.open(stage1_inputs / "localization_cues.pickle")
+    dataset = ImageData(stage1_inputs / "images", cues.lines(stage1_inputs / "list.txt"), cues)
     batch = next(iter(make_loader(dataset, 3, shuffle=False, seed=0)))
     assert_close(batch["cues"], recorded["cues"], 0, "cues")
     scores: list[torch.Tensor] = []
@@ -215,7 +213,7 @@ def test_retraining_in_float32_stays_with_the_recorded_curve(golden, retrain_inp
 
 def test_label_grid_is_interps(golden, retrain_inputs):
     root = retrain_inputs
-    dataset = ImageSegData(root / "images", root / "labels", root / "list.txt")
+    dataset = ImageSegData(root / "images", root / "labels", read_label_list(root / "list.txt"))
     batch = next(iter(make_loader(dataset, 2, shuffle=False, seed=0)))
     shrunk = interp(batch["label"].float(), shrink_factor=8)
     assert_close(shrunk, golden("retrain")["label_shrink0"], 0, "label_shrink")

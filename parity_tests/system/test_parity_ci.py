@@ -51,15 +51,3 @@ def test_the_example_passes_and_fails_where_the_page_says(project):
     assert result.returncode == 1, result.stdout
     assert failure in result.stdout
     assert re.search(r"^E +pool1 +Pooling +pool1 +1x4x7x7 +- +the shape is .*DIFFERS$", result.stdout, re.M)
-
-
-def test_the_pages_names_exist():
-    import repro.parity
-    from repro.parity import Difference
-
-    for name in re.findall(r"`repro\.parity\.(\w+)\(", PAGE):
-        assert callable(getattr(repro.parity, name))
-    listed = PAGE.partition("the difference, with ")[2].partition(".\n")[0]
-    names = re.findall(r"`(\w+)`", listed)
-    assert len(names) == 10
-    assert {*names} <= {*Difference.__dataclass_fields__}

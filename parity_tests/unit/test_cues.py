@@ -630,7 +630,8 @@ def test_training_reads_cues_by_name(tmp_path):
         Image.fromarray(np.full((8, 8, 3), n, np.uint8)).save(tmp_path / f"2007_00003{n}.png")
     (tmp_path / "list.txt").write_text("2007_000039\n2007_000032.png\n")
     path = dump(tmp_path / "cues.pickle", NAMED["nested"])
-    layer = ImageData(tmp_path, tmp_path / "list.txt", path, new_height=8, new_width=8)
+    cues = CueFile.open(path)
+    layer = ImageData(tmp_path, cues.lines(tmp_path / "list.txt"), cues, new_height=8, new_width=8)
     labels = [layer.item(i, np.random.default_rng(0))["labels"].nonzero().flatten().tolist() for i in (0, 1)]
     assert labels == [[0, 9], [0, 2]]
 

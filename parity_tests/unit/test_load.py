@@ -14,7 +14,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from repro.data import ImageData, ImageSegData, make_loader, write_cues, write_mask
+from repro.data import (
+    CueFile,
+    ImageData,
+    ImageSegData,
+    make_loader,
+    read_label_list,
+    write_cues,
+    write_mask,
+)
 from repro.data.coco import AnnotationCOCO
 from repro.training.train import labels_sha256
 
@@ -51,20 +59,21 @@ def many() -> Iterator[Path]:
 
 
 def start_stage1(folder: Path) -> None:
-    layer = ImageData(folder / "images", folder / "cues.txt", folder / "cues.h5")
+    cues = CueFile.open(folder / "cues.h5")
+    layer = ImageData(folder / "images", cues.lines(folder / "cues.txt"), cues)
     assert len(layer) == MANY
     next(iter(make_loader(layer, batch_size=2, shuffle=True, seed=0, workers=1)))
 
 
 def start_coco(folder: Path) -> None:
     labels_sha256(str(folder / "labels"), str(folder / "labels.txt"))
-    layer = AnnotationCOCO(folder / "images", folder / "labels", folder / "labels.txt")
+    layer = AnnotationCOCO(folder / "images", folder / "labels", read_label_list(folder / "labels.txt"))
     next(iter(make_loader(layer, batch_size=2, shuffle=True, seed=0, workers=1)))
 
 
 def start_stage2(folder: Path) -> None:
     labels_sha256(str(folder / "labels"), str(folder / "labels.txt"))
-    layer = ImageSegData(folder / "images", folder / "labels", folder / "labels.txt")
+    layer = ImageSegData(folder / "images", folder / "labels", read_label_list(folder / "labels.txt"))
     assert len(layer) == MANY
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from repro.data import read_image_rgb, write_cues
+from repro.data import CueFile, read_image_rgb, write_cues
+from repro.data.image_list import CueLine, Lines
 from repro.data.mini import build_mini
 
 HEIGHT, WIDTH = 375, 500  # of most of VOC's images
@@ -21,9 +22,11 @@ HEIGHT, WIDTH = 375, 500  # of most of VOC's images
 
 @dataclass(frozen=True)
 class Inputs:
-    """A folder with ``images/<i>.jpg``, ``list.txt`` and ``cues.h5``, and the pictures themselves, (H, W, 3) RGB."""
+    """A folder with ``images/<i>.jpg``, their list and cues, and the pictures themselves, (H, W, 3) RGB."""
 
     folder: Path
+    lines: Lines[CueLine]
+    cues: CueFile
     pictures: list[np.ndarray]
 
 
@@ -43,9 +46,8 @@ def inputs(count: int, num_classes: int, grid: tuple[int, int]) -> Iterator[Inpu
             classes = np.sort(rng.choice(np.arange(1, num_classes), min(2, num_classes - 1), replace=False))
             entries[index] = (classes, _cues(rng, [0, *classes.tolist()], grid))
         write_cues(folder / "cues.h5", entries, grid)
-        lines = "".join(f"{index}.jpg {index}\n" for index in range(count))
-        (folder / "list.txt").write_text(lines, encoding="utf-8")
-        yield Inputs(folder, pictures)
+        lines = Lines((CueLine(f"{index}.jpg", index, index + 1) for index in range(count)), "the pictures")
+        yield Inputs(folder, lines, CueFile.open(folder / "cues.h5"), pictures)
 
 
 def scores(count: int, num_classes: int, grid: tuple[int, int], device: torch.device) -> torch.Tensor:

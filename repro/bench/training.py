@@ -48,8 +48,8 @@ def training_rows(config: Config, inputs: Inputs, timer: Timer, references: bool
     grid = model.grid_size(data.new_height, data.new_width)
     dataset = ImageData(
         inputs.folder / "images",
-        inputs.folder / "list.txt",
-        inputs.folder / "cues.h5",
+        inputs.lines,
+        inputs.cues,
         num_classes=config.model.num_classes,
         background_label=data.background_label,
         grid=grid,

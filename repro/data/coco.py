@@ -20,7 +20,7 @@ from pycocotools import mask as coco_mask
 from repro.constants import MEAN_BGR, VOID
 from repro.data.cues import CellTruth
 from repro.data.datasets import Item, located_pairs, naming, tensor
-from repro.data.image_list import image_name, read_label_list
+from repro.data.image_list import LabelLine, Lines, image_name
 from repro.data.images import MAX_PIXELS, read_image_bgr, subtract_mean
 from repro.data.voc import read_mask, write_mask
 from repro.errors import InputError, damaged
@@ -51,7 +51,7 @@ class AnnotationCOCO:
 
     Args:
         image_root, cue_root: what the two paths of a line are appended to.
-        list_path: lines ``image cue-label``.
+        lines: image and PNG of its cues (`read_label_list`).
         grid: rows and columns of the cues.
         mirror: flip image and cues together, a coin an image.
         truth_root: as for `repro.data.datasets.ImageData`.
@@ -63,7 +63,7 @@ class AnnotationCOCO:
         self,
         image_root: PathLike,
         cue_root: PathLike,
-        list_path: PathLike,
+        lines: Lines[LabelLine],
         *,
         num_classes: int = len(COCO_CLASS_NAMES),
         grid: tuple[int, int] = (41, 41),
@@ -74,15 +74,14 @@ class AnnotationCOCO:
         truth_root: PathLike | None = None,
     ) -> None:
         self.truth = None if truth_root is None else CellTruth(truth_root, num_classes, grid)
-        self.lines = read_label_list(list_path)
+        self.lines = lines
         self.num_classes = num_classes
         self.grid = grid
         self.new_height = new_height
         self.new_width = new_width
         self.mirror = mirror
         self.mean = tuple(mean)
-        self._list = os.fspath(list_path)
-        self._paths = located_pairs(image_root, cue_root, self.lines, self._list)
+        self._paths = located_pairs(image_root, cue_root, lines)
 
     def image_paths(self) -> list[str]:
         """The image of each line."""
@@ -98,7 +97,7 @@ class AnnotationCOCO:
         ``rng`` decides the mirror. Raises InputError naming the line for a file that cannot be read, cues of another
         size than the grid or with a class out of range, and an image without any cue, which has no label then.
         """
-        where = f"{self._list}:{self.lines[index].line}"
+        where = self.lines.where(index)
         image_path, cue_path = self._paths[index]
         image = naming(where, read_image_bgr, image_path).astype(np.float32)
         label = naming(where, read_mask, cue_path, self.num_classes)

@@ -12,7 +12,7 @@ import logging
 import os
 import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 from numpy.typing import ArrayLike
 
-from repro.data.image_list import CueLine, image_name, read_image_list, read_pairs_list
+from repro.data.image_list import CueLine, Lines, ListLine, image_name, read_image_list, read_pairs_list
 from repro.data.voc import read_mask
 from repro.errors import InputError, damaged
 from weights_conversion import guard
@@ -149,20 +149,24 @@ class CueFile:
             )
         return {name: index for index, name in enumerate(self.names)}
 
-    def lines(self, list_path: str | os.PathLike[str]) -> list[CueLine]:
+    def lines(self, list_path: str | os.PathLike[str]) -> Lines[CueLine]:
         """The lines of a list with the index of each image; a file that names its images goes by their names, and the
         list may then have any form. Raises InputError as the lists' readers do, and for an image without cues."""
         if self.names is None:
             return read_pairs_list(list_path)
+        return self.named(read_image_list(list_path), list_path)
+
+    def named(self, lines: Iterable[ListLine | CueLine], source: str | os.PathLike[str]) -> Lines[CueLine]:
+        """The lines with the index that each image has in a file that names its images. Raises InputError for an image
+        without cues."""
         indices = self.images()
-        lines = []
-        for line in read_image_list(list_path):
-            if line.name not in indices:
-                raise InputError(
-                    f"{os.fspath(list_path)}:{line.line}: image {line.name} has no cues in {self.path}"
-                )
-            lines.append(CueLine(line.image, indices[line.name], line.line))
-        return lines
+        found: Lines[CueLine] = Lines([], source)
+        for line in lines:
+            name = image_name(line.image)
+            if name not in indices:
+                raise InputError(f"{found.source}:{line.line}: image {name} has no cues in {self.path}")
+            found.append(CueLine(line.image, indices[name], line.line))
+        return found
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -19,7 +19,7 @@ import torch
 from repro.constants import CLASS_NAMES, MEAN_BGR, VOID
 from repro.data.cues import CellTruth, CueFile
 from repro.data.image_cache import KeptImages
-from repro.data.image_list import LabelLine, image_name, read_label_list
+from repro.data.image_list import CueLine, LabelLine, Lines, image_name
 from repro.data.images import IMAGE_SUFFIXES, read_image_bgr, read_image_rgb, subtract_mean
 from repro.data.voc import read_mask
 from repro.errors import InputError
@@ -37,8 +37,8 @@ class ImageData:
 
     Args:
         image_root: what the names of the list are appended to.
-        list_path: lines ``image index``; of any form where the cue file names its images.
-        cues: a `CueFile` or the path of one.
+        lines: image and index of its cues, of a list (`CueFile.lines`) or put together.
+        cues: their cue file.
         background_label: mark class 0 present in ``labels`` (DSRG does, SEC does not).
         grid: rows and columns of the cues.
         mirror: flip image and cues together, a coin an image.
@@ -53,8 +53,8 @@ class ImageData:
     def __init__(
         self,
         image_root: PathLike,
-        list_path: PathLike,
-        cues: CueFile | PathLike,
+        lines: Lines[CueLine],
+        cues: CueFile,
         *,
         num_classes: int = len(CLASS_NAMES),
         background_label: bool = True,
@@ -66,8 +66,8 @@ class ImageData:
         truth_root: PathLike | None = None,
     ) -> None:
         self.truth = None if truth_root is None else CellTruth(truth_root, num_classes, grid)
-        self.cues = cues if isinstance(cues, CueFile) else CueFile.open(cues)
-        self.lines = self.cues.lines(list_path)
+        self.cues = cues
+        self.lines = lines
         self.num_classes = num_classes
         self.background_label = background_label
         self.grid = grid
@@ -75,13 +75,12 @@ class ImageData:
         self.new_width = new_width
         self.mirror = mirror
         self.mean = tuple(mean)
-        self._list = os.fspath(list_path)
-        numbers = [line.line for line in self.lines]
-        self._paths = located(image_root, (line.image for line in self.lines), self._list, numbers)
+        numbers = [line.line for line in lines]
+        self._paths = located(image_root, (line.image for line in lines), lines.source, numbers)
         self.cues.check_grid(*grid)
         if not self.cues.all_usable([line.cue_index for line in self.lines], num_classes, *grid):
-            for line in self.lines:
-                naming(f"{self._list}:{line.line}", self.cues.check, line.cue_index, num_classes, *grid)
+            for index, line in enumerate(lines):
+                naming(lines.where(index), self.cues.check, line.cue_index, num_classes, *grid)
         self._kept = KeptImages(0, (new_height, new_width, 3), 0)
 
     def image_paths(self) -> list[str]:
@@ -109,7 +108,7 @@ class ImageData:
             "index": line.cue_index,
         }
         if self.truth is not None:
-            where = f"{self._list}:{line.line}"
+            where = self.lines.where(index)
             item["truth"] = tensor(naming(where, self.truth.counts, image_name(line.image))[:, :, ::flip])
         return item
 
@@ -118,8 +117,7 @@ class ImageData:
         self._kept = KeptImages(len(self.lines), (self.new_height, self.new_width, 3), limit)
 
     def _resized(self, index: int) -> np.ndarray:
-        where = f"{self._list}:{self.lines[index].line}"
-        image = naming(where, read_image_bgr, self._paths[index])
+        image = naming(self.lines.where(index), read_image_bgr, self._paths[index])
         return resize_bilinear_u8(image, self.new_height, self.new_width)
 
 
@@ -131,8 +129,7 @@ class ImageSegData:
 
     Args:
         image_root, label_root: what the two paths of a line are appended to.
-        list_path: lines ``image label``, or ``image`` alone, whose label is ``<name>.png``; the labels are PNGs of
-            class indices, 255 = ignore.
+        lines: image and label map (`read_label_list`), PNGs of class indices, 255 = ignore.
         crop_size: rows and columns of the result.
         rgb: swap the channels, as `repro.data.coco.AnnotationCOCO` does; the mean's order stays.
 
@@ -143,7 +140,7 @@ class ImageSegData:
         self,
         image_root: PathLike,
         label_root: PathLike,
-        list_path: PathLike,
+        lines: Lines[LabelLine],
         *,
         num_classes: int = len(CLASS_NAMES),
         crop_size: tuple[int, int] = (321, 321),
@@ -151,14 +148,13 @@ class ImageSegData:
         rgb: bool = False,
         mean: Sequence[float] = MEAN_BGR,
     ) -> None:
-        self.lines = read_label_list(list_path)
+        self.lines = lines
         self.num_classes = num_classes
         self.crop_size = crop_size
         self.mirror = mirror
         self.rgb = rgb
         self.mean = tuple(mean)
-        self._list = os.fspath(list_path)
-        self._paths = located_pairs(image_root, label_root, self.lines, self._list)
+        self._paths = located_pairs(image_root, label_root, lines)
 
     def image_paths(self) -> list[str]:
         """The image of each line."""
@@ -178,7 +174,7 @@ class ImageSegData:
         ``rng`` decides place and mirror. Raises InputError naming the line for a file that cannot be read, a
         class out of range, or a label map of another size than its image.
         """
-        where = f"{self._list}:{self.lines[index].line}"
+        where = self.lines.where(index)
         image_path, label_path = self._paths[index]
         image = naming(where, read_image_rgb if self.rgb else read_image_bgr, image_path)
         label = naming(where, read_mask, label_path, self.num_classes)
@@ -232,12 +228,12 @@ def located(root: PathLike, names: Iterable[str], list_path: str, lines: Iterabl
 
 
 def located_pairs(
-    image_root: PathLike, label_root: PathLike, lines: Sequence[LabelLine], list_path: str
+    image_root: PathLike, label_root: PathLike, lines: Lines[LabelLine]
 ) -> list[tuple[str, str]]:
     """`located` for both paths of each line."""
     numbers = [line.line for line in lines]
-    images = located(image_root, (line.image for line in lines), list_path, numbers)
-    labels = located(label_root, (line.label for line in lines), list_path, numbers)
+    images = located(image_root, (line.image for line in lines), lines.source, numbers)
+    labels = located(label_root, (line.label for line in lines), lines.source, numbers)
     return list(zip(images, labels, strict=True))
 
 

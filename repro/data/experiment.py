@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from repro.config import Config, Stage0Config
 from repro.constants import VOID
 from repro.data import CueFile, VocLayout, find_images, read_id_list, read_mask
-from repro.data.image_list import read_cue_indices
+from repro.data.image_list import CueLine, LabelLine, Lines, read_cue_indices
 from repro.data.images import IMAGE_SUFFIXES
 from repro.data.labels import Labels, labels_of, read_labels
 from repro.data.mask_set import check_masks
@@ -41,7 +42,7 @@ class Experiment:
     """The resolved data set of an experiment. Images are ``<id>.jpg``, ground-truth masks ``<id>.png``.
 
     Attributes:
-        train: id -> what stands after the image in stage 1's list: the index of its cues (VOC) or their PNG (COCO).
+        train: id -> the index of its cues in their file (VOC) or their PNG (COCO); ``""`` where they are not made yet.
         val: ids. Both in list order.
         train_root, val_root: folders of the images.
         truth_root: folder of the validation masks.
@@ -51,7 +52,7 @@ class Experiment:
         num_classes: of the masks and cues, background included.
     """
 
-    train: dict[str, str]
+    train: Mapping[str, int | str]
     val: list[str]
     train_root: Path
     val_root: Path
@@ -65,6 +66,21 @@ class Experiment:
         """The image of a training or validation id."""
         return (self.train_root if name in self.train else self.val_root) / f"{name}.jpg"
 
+    def cue_lines(self, names: Iterable[str] = ()) -> Lines[Any]:
+        """The list of stage 1, of all training images or some: of an image and the index or the PNG of its cues."""
+        kind: Any = LabelLine if self.cues.is_dir() else CueLine
+        given = enumerate(names or self.train, start=1)
+        return Lines((kind(f"{name}.jpg", self.train[name], line) for line, name in given), self._source)
+
+    def mask_lines(self) -> Lines[LabelLine]:
+        """The list of stage 2: each training image and its pseudo label, ``<id>.png``."""
+        given = enumerate(self.train, start=1)
+        return Lines((LabelLine(f"{name}.jpg", f"{name}.png", line) for line, name in given), self._source)
+
+    @property
+    def _source(self) -> str:
+        return f"the training images of {self.train_root}"
+
     def truth(self, name: str) -> Path:
         """The ground-truth mask of a validation id."""
         return self.truth_root / f"{name}.png"
@@ -74,7 +90,7 @@ class Experiment:
         if self.cues.is_dir():
             return lambda name: [
                 int(label)
-                for label in np.unique(read_mask(self.cues / self.train[name], self.num_classes))
+                for label in np.unique(read_mask(self.cues / str(self.train[name]), self.num_classes))
                 if label != VOID
             ]
         file = CueFile.open(self.cues)
@@ -200,25 +216,24 @@ def _open_voc(config: Config, build: bool) -> Experiment:
         found = read_cue_indices(input_list)
     else:
         input_list, found = cues, named.images()
-    indices = {name: str(index) for name, index in found.items()}
     train_list = layout.image_set(dataset.train)
     if train_list.is_file():
         names = read_id_list(train_list)
-        if unknown := [name for name in names if name not in indices]:
+        if unknown := [name for name in names if name not in found]:
             raise InputError(f"{train_list}: {unknown[0]} is not in {input_list}, so it has no cues")
     elif (
         dataset.train != "train_aug"
     ):  # VOC's own archive has no train_aug list: its images are those with cues
         raise InputError(f"dataset.train {dataset.train!r}: no such list: {train_list}")
     else:
-        log.info("%s is not there: training on all %d images of %s", train_list, len(indices), input_list)
-        names = list(indices)
-    return _voc_experiment(
-        config, layout, {name: indices[name] for name in names[: dataset.train_limit]}, cues
-    )
+        log.info("%s is not there: training on all %d images of %s", train_list, len(found), input_list)
+        names = list(found)
+    return _voc_experiment(config, layout, {name: found[name] for name in names[: dataset.train_limit]}, cues)
 
 
-def _voc_experiment(config: Config, layout: VocLayout, train: dict[str, str], cues: Path) -> Experiment:
+def _voc_experiment(
+    config: Config, layout: VocLayout, train: Mapping[str, int | str], cues: Path
+) -> Experiment:
     dataset = config.dataset
     return Experiment(
         train=train,

@@ -16,10 +16,10 @@ import codecs
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from repro.data.images import IMAGE_SUFFIXES
 from repro.errors import InputError
@@ -27,6 +27,9 @@ from repro.errors import InputError
 PathLike = str | os.PathLike[str]
 
 _FORMS = "'<image>', '<image> <cue index>' or '<image> <mask>.png'"
+
+
+Line = TypeVar("Line", bound="CueLine | LabelLine")
 
 
 class ListLine(NamedTuple):
@@ -56,6 +59,22 @@ class LabelLine(NamedTuple):
     image: str
     label: str
     line: int
+
+
+class Lines(list[Line]):
+    """The lines of a list in its order, whichever way they came; ``source`` is what messages call it, a file's path."""
+
+    def __init__(self, lines: Iterable[Line], source: PathLike) -> None:
+        super().__init__(lines)
+        self.source = os.fspath(source)
+
+    def where(self, index: int) -> str:
+        """Source and number of the line at ``index`` (from 0)."""
+        return f"{self.source}:{self[index].line}"
+
+    def text(self) -> str:
+        """The list as a file holds it."""
+        return "".join(list_line(*line[:-1]) for line in self)
 
 
 def image_name(path: str) -> str:
@@ -113,7 +132,7 @@ def read_id_list(path: PathLike) -> list[str]:
     return list(seen)
 
 
-def read_pairs_list(path: PathLike) -> list[CueLine]:
+def read_pairs_list(path: PathLike) -> Lines[CueLine]:
     """Read a stage-1 list, ``image index`` a line, as ``ImageData`` does.
 
     Blank lines are skipped; an image that stands there twice is drawn twice a pass.
@@ -122,7 +141,7 @@ def read_pairs_list(path: PathLike) -> list[CueLine]:
     with a part ``..``.
     """
     expected = "'<image> <cue index>'"
-    lines = []
+    lines: Lines[CueLine] = Lines([], path)
     for number, (image, index) in _lines(path, expected, 2):
         if not re.fullmatch(r"[0-9]{1,18}", index):
             raise InputError(
@@ -137,12 +156,12 @@ def read_cue_indices(path: PathLike) -> dict[str, int]:
     return {image_name(line.image): line.cue_index for line in read_pairs_list(path)}
 
 
-def read_label_list(path: PathLike) -> list[LabelLine]:
+def read_label_list(path: PathLike) -> Lines[LabelLine]:
     """Read a retraining list, ``image label`` a line, both paths; the label of an image alone is ``<name>.png``.
 
     For the rest as `read_pairs_list`.
     """
-    lines = []
+    lines: Lines[LabelLine] = Lines([], path)
     for line in read_image_list(path):
         if line.beside is not None and line.beside.isdigit():
             raise _wrong(path, line.line, f"{line.image} {line.beside}", "'<image> <label>.png'")

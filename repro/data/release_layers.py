@@ -21,7 +21,7 @@ from repro.data.coco import COCO_CLASS_NAMES, AnnotationCOCO
 from repro.data.cues import CellTruth, CueFile
 from repro.data.data_layers import ListedImages
 from repro.data.datasets import ImageSegData, naming, tensor
-from repro.data.image_list import image_name
+from repro.data.image_list import image_name, read_label_list
 from repro.data.image_survey import survey_images
 from repro.data.mask_set import check_masks
 from repro.data.sampler import item_rng, order
@@ -236,7 +236,7 @@ class AnnotationLayerCOCO(_Items):
         return AnnotationCOCO(
             root,
             self.given.get("cues", root),
-            self.needed("source"),
+            read_label_list(self.needed("source")),
             num_classes=self.classes,
             grid=self.grid,
             new_height=self.size[0],
@@ -300,7 +300,7 @@ class ImageSegDataLayer(_Items):
         return ImageSegData(
             root,
             self.given.get("label_root", root),
-            self.needed("source"),
+            read_label_list(self.needed("source")),
             num_classes=self.classes,
             crop_size=self.crop,
             mirror=bool(self.given.get("mirror", False)),

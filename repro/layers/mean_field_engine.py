@@ -115,7 +115,7 @@ def spatial_lattice(height: int, width: int, sd_xy: float, device: torch.device)
     host = torch.device("cpu")
     any_picture = torch.zeros(height * width, 1, 3, dtype=torch.uint8)
     lattice = permutohedral_torch.build(geometry(height, width, sd_xy, None, host), any_picture, trim=True)
-    return TorchLattice(*(part.to(device) if isinstance(part, torch.Tensor) else part for part in lattice))
+    return TorchLattice._make(part.to(device) if isinstance(part, torch.Tensor) else part for part in lattice)
 
 
 @lru_cache(2 * LATTICES_KEPT)

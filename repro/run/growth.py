@@ -15,14 +15,12 @@ import torch
 from repro import distributed
 from repro.config import Config
 from repro.constants import VOID
-from repro.data import ImageData, write_mask
+from repro.data import CueFile, ImageData, write_mask
 from repro.data.experiment import Experiment
-from repro.data.image_list import list_line
 from repro.errors import InputError
 from repro.inference.predict import load_model
 from repro.layers import caffe_softmax, grow_seeds, refine
 from repro.run_folder import Run
-from weights_conversion.files import write_text
 
 IMAGES = 4
 STEP = "growth"
@@ -57,14 +55,15 @@ def draw_growth(run: Run, config: Config, experiment: Experiment, stage1: Path) 
         if step.done or not distributed.is_first():
             return
         step.begin()
-        lines = step.folder / "list.txt"
-        write_text(lines, "".join(list_line(f"{name}.jpg", experiment.train[name]) for name in names))
+        file, lines = CueFile.open(cues), experiment.cue_lines(names)
+        if file.names is not None:
+            lines = file.named(lines, lines.source)
         for iteration, weights in sorted(snapshots.items()):
             model = load_model(config, weights, run.device)
             layer = ImageData(
                 experiment.train_root,
                 lines,
-                cues,
+                file,
                 num_classes=config.model.num_classes,
                 background_label=data.background_label,
                 grid=model.grid_size(data.new_height, data.new_width),

@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
-import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,7 +24,7 @@ from repro.config import PredictConfig, Stage1Data, Stage2Data
 from repro.cues.generate import make_cues
 from repro.cues.train_classifier import SEED_CLASSIFIERS, train_classifier
 from repro.data.experiment import Experiment, open_experiment, stage0_of
-from repro.data.image_list import list_line, read_cue_indices
+from repro.data.image_list import read_cue_indices
 from repro.errors import InputError
 from repro.files import write_json
 from repro.inference.batch_predict import predict_folder
@@ -92,7 +90,7 @@ def _with_made_cues(planned: PlannedRun, experiment: Experiment) -> Experiment:
     assert made is not None
     train = experiment.train
     if not made.cues.is_dir():
-        train = {name: str(index) for name, index in read_cue_indices(made.input_list).items()}
+        train = read_cue_indices(made.input_list)
     return dataclasses.replace(experiment, train=train, cues=made.cues)
 
 
@@ -101,7 +99,6 @@ class _Steps:
 
     def __init__(self, planned: PlannedRun, experiment: Experiment) -> None:
         self.planned, self.config, self.experiment = planned, planned.config, experiment
-        self._lists = tempfile.TemporaryDirectory()
         self.run = Run(planned.config, resolve_device(planned.config.device), planned.folder)
 
     def run_all(self) -> None:
@@ -120,16 +117,14 @@ class _Steps:
 
     def train_stage1(self) -> Path:
         section, experiment = self.config.stage1, self.experiment
-        lines = (list_line(f"{name}.jpg", cues) for name, cues in experiment.train.items())
         data = _filled(
             section.data,
             image_root=lambda: str(experiment.train_root),
-            list=lambda: self._list(lines),
             cues=lambda: str(experiment.cues),
             truth_root=lambda: str(experiment.train_truth_root) if experiment.train_truth_root else None,
         )
         config = self.config.model_copy(update={"stage1": section.model_copy(update={"data": data})})
-        return train(config, 1, self.run)
+        return train(config, 1, self.run, None if data.list else experiment.cue_lines())
 
     def train_stage2(self, weights: Path) -> Path:
         section, experiment = self.config.stage2, self.experiment
@@ -147,7 +142,6 @@ class _Steps:
             section.data,
             image_root=lambda: str(experiment.train_root),
             label_root=lambda: str(masks),
-            list=lambda: self._list(list_line(f"{name}.jpg", f"{name}.png") for name in experiment.train),
         )
         init = (
             section.init
@@ -157,7 +151,7 @@ class _Steps:
         config = self.config.model_copy(
             update={"stage2": section.model_copy(update={"data": data, "init": init})}
         )
-        return train(config, 2, self.run)
+        return train(config, 2, self.run, None if data.list else experiment.mask_lines())
 
     def predict_and_score(self, stage: str, weights: Path) -> None:
         """Masks of the validation images in ``predictions/<stage>``, and their scores."""
@@ -217,12 +211,6 @@ class _Steps:
                         + "; ".join(list(result.failures.values())[:3])
                     )
             return step.folder
-
-    def _list(self, lines: Iterable[str]) -> str:
-        """A list file for a stage, in a temporary place: the stage keeps a copy once it begins."""
-        path = Path(self._lists.name) / f"{len(os.listdir(self._lists.name))}.txt"
-        path.write_text("".join(lines), encoding="utf-8")
-        return str(path)
 
 
 def _filled(data: DataT, **defaults: Callable[[], str | None]) -> DataT:

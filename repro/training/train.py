@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ import torch
 
 from repro import distributed
 from repro.config import Config, InitConfig, Mark, Stage1Config, Stage2Config, shaping
-from repro.data import AnnotationCOCO, ImageData, ImageSegData, read_label_list
-from repro.data.image_list import image_name
+from repro.data import AnnotationCOCO, CueFile, ImageData, ImageSegData, read_label_list
+from repro.data.image_list import CueLine, LabelLine, Lines, image_name
 from repro.data.image_survey import survey_images
 from repro.data.mask_set import check_masks
 from repro.errors import InputError
@@ -44,13 +45,14 @@ IMAGENET_WEIGHTS = {
 }
 
 
-def train(config: Config, stage: int, run: Run) -> Path:
+def train(config: Config, stage: int, run: Run, lines: Lines[Any] | None = None) -> Path:
     """Train a stage in ``<run>/stage<n>``, going on from its newest snapshot if there is one.
 
     Args:
         config: the whole run; ``config.stage1`` or ``config.stage2`` is trained.
         stage: 1 (SEC, DSRG on cues) or 2 (retraining on pseudo labels).
         run: the run's folder and device.
+        lines: the images, in place of the list that the stage's ``data`` names.
 
     Returns:
         The final weights, ``iter_<max_iter>.safetensors``.
@@ -63,11 +65,15 @@ def train(config: Config, stage: int, run: Run) -> Path:
         raise InputError(f"stage {stage}: the profile {config.name} has no section stage{stage}")
     if section.solver.max_iter < 1:
         raise InputError(f"stage{stage}.solver.max_iter: expected at least 1 iteration")
-    files = _files(section, stage)
-    with run.step(f"stage{stage}", _settings(config, stage, section, _hashes(section, files))) as step:
+    files = _files(section, stage, needs_list=lines is None)
+    content = Path(files["list"]).read_bytes() if lines is None else lines.text().encode()
+    if lines is None and _reads_pairs(section):
+        lines = read_label_list(files["list"])
+    hashes = _hashes(section, files, lines, content)
+    with run.step(f"stage{stage}", _settings(config, stage, section, hashes)) as step:
         if not step.done:
             net, missing = _initial_net(config, section)
-            dataset = _dataset(section, stage, files, config.model.num_classes, net)
+            dataset = _dataset(section, stage, files, lines, config.model.num_classes, net)
             batches = Batches.of(dataset, section, config.seed)
             objective, watchers = _objective(section, batches, config.model.num_classes)
             to_device(net, config, run.device)
@@ -76,17 +82,17 @@ def train(config: Config, stage: int, run: Run) -> Path:
             solver = build_solver(net, section.solver)
             if section.init.solverstate:
                 take_over(solver, section.init.solverstate)
-            hooks = stage_hooks(step, Path(files["list"]).read_bytes(), watchers)
+            hooks = stage_hooks(step, content, watchers)
             SolverLoop(net, solver, objective, batches, step.folder, hooks).run()
         return step.folder / f"iter_{section.solver.max_iter}.safetensors"
 
 
-def _files(section: Stage1Config | Stage2Config, stage: int) -> dict[str, str]:
+def _files(section: Stage1Config | Stage2Config, stage: int, *, needs_list: bool) -> dict[str, str]:
     """The files and folders that the stage reads, by key. Raises InputError for one not given or not there."""
     data, init = section.data.model_dump(), section.init
     files: dict[str, str] = {}
     for key in ("image_root", "label_root", "list", "cues"):
-        if key in data:
+        if key in data and (needs_list or key != "list"):
             if data[key] is None:
                 raise InputError(f"stage{stage}.data.{key}: not given; add data.{key}=PATH")
             files[key] = data[key]
@@ -125,15 +131,26 @@ def _cues_are_pngs(section: Stage1Config | Stage2Config) -> bool:
     return isinstance(section, Stage1Config) and section.data.layer == "AnnotationCOCO"
 
 
+def _reads_pairs(section: Stage1Config | Stage2Config) -> bool:
+    """Whether the list names an image and a PNG a line."""
+    return isinstance(section, Stage2Config) or _cues_are_pngs(section)
+
+
 def _dataset(
-    section: Stage1Config | Stage2Config, stage: int, files: dict[str, str], num_classes: int, net: CaffeNet
+    section: Stage1Config | Stage2Config,
+    stage: int,
+    files: dict[str, str],
+    lines: Lines[Any] | None,
+    num_classes: int,
+    net: CaffeNet,
 ) -> ImageData | AnnotationCOCO | ImageSegData:
     """The stage's data layer, its files looked at as far as that takes no more than seconds."""
     dataset: ImageData | AnnotationCOCO | ImageSegData
     if isinstance(section, Stage1Config):
-        dataset = _cued_images(section, files, num_classes, net)
+        dataset = _cued_images(section, files, lines, num_classes, net)
     else:
-        dataset = _labelled_images(section, stage, files, num_classes, net)
+        assert lines is not None
+        dataset = _labelled_images(section, stage, files, lines, num_classes, net)
     survey_images(dataset.image_paths())
     if isinstance(section, Stage1Config) and section.data.truth_root is not None:
         root = Path(section.data.truth_root)
@@ -143,7 +160,7 @@ def _dataset(
 
 
 def _cued_images(
-    section: Stage1Config, files: dict[str, str], num_classes: int, net: CaffeNet
+    section: Stage1Config, files: dict[str, str], lines: Lines[Any] | None, num_classes: int, net: CaffeNet
 ) -> ImageData | AnnotationCOCO:
     data = section.data
     options: dict[str, Any] = {
@@ -154,10 +171,20 @@ def _cued_images(
         "mirror": data.mirror,
         "truth_root": data.truth_root,
     }
+    if lines and isinstance(lines[0], CueLine) == (data.layer == "AnnotationCOCO"):
+        raise InputError(
+            f"{lines.source}: stage1.data.layer={data.layer} does not read their cues; give data.list, too"
+        )
     if data.layer == "AnnotationCOCO":
-        return AnnotationCOCO(files["image_root"], files["cues"], files["list"], **options)
+        assert lines is not None
+        return AnnotationCOCO(files["image_root"], files["cues"], lines, **options)
     options["background_label"] = data.background_label
-    dataset = ImageData(files["image_root"], files["list"], files["cues"], **options)
+    cues = CueFile.open(files["cues"])
+    if lines is None:
+        lines = cues.lines(files["list"])
+    elif cues.names is not None:
+        lines = cues.named(lines, lines.source)
+    dataset = ImageData(files["image_root"], lines, cues, **options)
     if section.solver.max_iter * section.solver.iter_size * data.batch_size > len(dataset):
         dataset.keep(int(data.keep_gb * 1e9))
     if section.loss.seed == "seed":
@@ -171,7 +198,12 @@ def _cued_images(
 
 
 def _labelled_images(
-    section: Stage2Config, stage: int, files: dict[str, str], num_classes: int, net: CaffeNet
+    section: Stage2Config,
+    stage: int,
+    files: dict[str, str],
+    lines: Lines[LabelLine],
+    num_classes: int,
+    net: CaffeNet,
 ) -> ImageSegData:
     crop, shrink = section.data.crop_size, section.data.label_shrink
     grid = net.grid_size(crop, crop)[0]
@@ -183,7 +215,7 @@ def _labelled_images(
     dataset = ImageSegData(
         files["image_root"],
         files["label_root"],
-        files["list"],
+        lines,
         num_classes=num_classes,
         crop_size=(crop, crop),
         mirror=section.data.mirror,
@@ -258,10 +290,10 @@ def take_over(solver: CaffeSolver, path: str) -> None:
         )
 
 
-def labels_sha256(root: str, list_path: str) -> str:
-    """One hash over the label files that a list names, in its order; a missing one counts as empty."""
+def labels_sha256(root: str, lines: Iterable[LabelLine]) -> str:
+    """One hash over the label files of a list, in its order; a missing one counts as empty."""
     digest = hashlib.sha256()
-    for line in read_label_list(list_path):
+    for line in lines:
         try:
             with open(os.path.join(root, line.label.lstrip("/")), "rb", buffering=0) as file:
                 digest.update(hashlib.sha256(file.read()).hexdigest().encode())
@@ -270,11 +302,14 @@ def labels_sha256(root: str, list_path: str) -> str:
     return digest.hexdigest()
 
 
-def _hashes(section: Stage1Config | Stage2Config, files: dict[str, str]) -> dict[str, str]:
-    """Of the contents of the files that the stage reads, and of the labels that its list names."""
+def _hashes(
+    section: Stage1Config | Stage2Config, files: dict[str, str], lines: Lines[Any] | None, content: bytes
+) -> dict[str, str]:
+    """Of the contents of the files that the stage reads, of its list's ``content`` and the labels that this names."""
     hashes = {key: file_sha256(path) for key, path in files.items() if Path(path).is_file()}
-    if folder := files.get("label_root") or (files["cues"] if _cues_are_pngs(section) else None):
-        hashes["labels"] = labels_sha256(folder, files["list"])
+    hashes["list"] = hashlib.sha256(content).hexdigest()
+    if lines is not None and _reads_pairs(section):
+        hashes["labels"] = labels_sha256(files["cues" if _cues_are_pngs(section) else "label_root"], lines)
     return hashes
 
 

@@ -19,6 +19,7 @@ import torch
 
 from repro import distributed
 from repro.config import Mark, shaping
+from repro.data.image_list import read_label_list
 from repro.data.release_layers import AnnotationLayer, AnnotationLayerCOCO
 from repro.data.sampler import load_made
 from repro.errors import InputError
@@ -278,7 +279,7 @@ def _settings(files: SolverRun) -> dict[str, Any]:
     hashes = {key: file_sha256(path) for key, path in files.inputs.items() if Path(path).is_file()}
     root = files.inputs.get("label_root") or (files.inputs.get("image_root") if files.stage == 2 else None)
     if root and files.stage == 2 and Path(files.inputs.get("list", "")).is_file():
-        hashes["labels"] = labels_sha256(root, files.inputs["list"])
+        hashes["labels"] = labels_sha256(root, read_label_list(files.inputs["list"]))
     hashes |= {f"weights {i}": file_sha256(path) for i, path in enumerate(_weights(files))}
     if config.init.solverstate:
         hashes["solverstate"] = file_sha256(config.init.solverstate)
