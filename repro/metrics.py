@@ -120,7 +120,7 @@ def seed_quality(gt: npt.ArrayLike, seeds: npt.ArrayLike, num_classes: int) -> d
     >>> round(quality["precision"], 3), round(quality["recall"], 3), quality["iou"]
     (0.667, 0.333, 0.5)
     """
-    return _released_figures(_count(gt, seeds, num_classes, num_classes + 1))
+    return _released_metrics(_count(gt, seeds, num_classes, num_classes + 1))
 
 
 def seed_matrix(truth: torch.Tensor, cues: torch.Tensor) -> torch.Tensor:
@@ -145,7 +145,7 @@ def seed_matrix(truth: torch.Tensor, cues: torch.Tensor) -> torch.Tensor:
     return torch.einsum("nchw,nshw->cs", truth.double(), columns.double())
 
 
-def seed_figures(matrix: npt.ArrayLike) -> dict[str, Any]:
+def seed_metrics(matrix: npt.ArrayLike) -> dict[str, Any]:
     """Quality of seeds as Fig. 4 of the DSRG paper has it, from a (C, C + 1) matrix of ``seed_matrix``.
 
     Returns:
@@ -157,7 +157,7 @@ def seed_figures(matrix: npt.ArrayLike) -> dict[str, Any]:
     Raises:
         InputError: a matrix without a pixel.
 
-    >>> found = seed_figures([[4, 0, 1], [0, 0, 3]])
+    >>> found = seed_metrics([[4, 0, 1], [0, 0, 3]])
     >>> found["labelled"], found["precision"], found["recall"]
     (0.5, 0.5, 0.4)
     """
@@ -167,24 +167,24 @@ def seed_figures(matrix: npt.ArrayLike) -> dict[str, Any]:
     if not occurring.any():
         raise InputError("quality of seeds: all void, expected pixels to score")
     correct, seeded = np.diagonal(counts), counts.sum(0)[:classes]
-    figures = {
+    metrics = {
         "precision": np.nan_to_num(_fraction(correct, seeded)),
         "recall": np.nan_to_num(_fraction(correct, counts.sum(1))),
         "iou": np.nan_to_num(_fraction(correct, seeded + counts.sum(1) - correct)),
     }
-    released = _released_figures(counts)
+    released = _released_metrics(counts)
     return {
         "labelled": float(seeded.sum() / counts.sum()),
-        **{name: float(values[occurring].mean()) for name, values in figures.items()},
-        "released": {name: released[name] for name in figures},
+        **{name: float(values[occurring].mean()) for name, values in metrics.items()},
+        "released": {name: released[name] for name in metrics},
         "per_class": [
-            {name: float(values[index]) for name, values in figures.items()} if occurring[index] else None
+            {name: float(values[index]) for name, values in metrics.items()} if occurring[index] else None
             for index in range(classes)
         ],
     }
 
 
-def _released_figures(counts: npt.NDArray[np.int64]) -> dict[str, Any]:
+def _released_metrics(counts: npt.NDArray[np.int64]) -> dict[str, Any]:
     num_classes = len(counts)
     counts = np.vstack([counts, np.zeros((1, num_classes + 1), np.int64)])
     correct = np.diagonal(counts)

@@ -13,9 +13,9 @@ from PIL import Image
 from repro.constants import MEAN_BGR
 from repro.data import (
     CaffeBatchSampler,
+    CueDataset,
     CueFile,
-    ImageData,
-    ImageSegData,
+    LabelMapDataset,
     item_rng,
     make_loader,
     read_image_bgr,
@@ -52,10 +52,10 @@ def stage1(golden, tmp_path_factory):
     )
     (folder / "list.txt").write_text("".join(f"{i}.png {i}\n" for i in range(6)))
 
-    def make(**options) -> ImageData:
+    def make(**options) -> CueDataset:
         cues = CueFile.open(options.pop("cues", folder / "cues.pickle"))
         lines = cues.lines(options.pop("list_path", folder / "list.txt"))
-        return ImageData(options.pop("image_root", folder / "images"), lines, cues, **options)
+        return CueDataset(options.pop("image_root", folder / "images"), lines, cues, **options)
 
     make.folder = folder
     return make
@@ -192,7 +192,7 @@ def test_stage1_on_the_sample(voc_sample, tmp_path):
     lines = (voc_sample / "input_list.txt").read_text().splitlines()
     (tmp_path / "list.txt").write_text("\n".join(line for line in lines if line.split()[0] in present))
     cues = CueFile.open(voc_sample / "localization_cues.pickle.gz")
-    layer = ImageData(voc / "JPEGImages", cues.lines(tmp_path / "list.txt"), cues, mirror=True)
+    layer = CueDataset(voc / "JPEGImages", cues.lines(tmp_path / "list.txt"), cues, mirror=True)
     assert len(layer) == 180
     batch = next(iter(make_loader(layer, batch_size=8, shuffle=True, seed=3)))
     assert batch["images"].shape == (8, 3, 321, 321)
@@ -213,9 +213,9 @@ def retrain(golden, tmp_path_factory):
         Image.fromarray(inputs[f"label_{i}"][()]).save(folder / f"label_{i}.png")
     (folder / "list.txt").write_text("".join(f"/{i}.png /label_{i}.png\n" for i in range(8)))
 
-    def make(**options) -> ImageSegData:
+    def make(**options) -> LabelMapDataset:
         lines = read_label_list(options.pop("list_path", folder / "list.txt"))
-        return ImageSegData(**({"image_root": folder, "label_root": folder, "lines": lines} | options))
+        return LabelMapDataset(**({"image_root": folder, "label_root": folder, "lines": lines} | options))
 
     make.folder = folder
     return make
@@ -251,7 +251,7 @@ def test_crop_and_mirror_keep_image_and_label_together(tmp_path):
     Image.fromarray(((rows + 2 * columns) % 21).astype(np.uint8)).save(tmp_path / "y.png")
     (tmp_path / "list.txt").write_text("x.png y.png\n")
     lines = read_label_list(tmp_path / "list.txt")
-    layer = ImageSegData(tmp_path, tmp_path, lines, crop_size=(32, 70), mirror=True, mean=(0, 0, 0))
+    layer = LabelMapDataset(tmp_path, tmp_path, lines, crop_size=(32, 70), mirror=True, mean=(0, 0, 0))
     tops, mirrored = set(), set()
     for position in range(200):
         item = layer.item(0, item_rng(5, position))
@@ -293,7 +293,7 @@ def test_retraining_refuses(tmp_path, label, reason):
         Image.fromarray(label).save(tmp_path / "y.png")
     (tmp_path / "list.txt").write_text("\nx.png y.png\n")
     with pytest.raises(InputError, match=reason) as caught:
-        ImageSegData(tmp_path, tmp_path, read_label_list(tmp_path / "list.txt")).item(0, item_rng(0, 0))
+        LabelMapDataset(tmp_path, tmp_path, read_label_list(tmp_path / "list.txt")).item(0, item_rng(0, 0))
     assert str(caught.value).startswith(f"{tmp_path / 'list.txt'}:2: ")
     assert str(tmp_path / "y.png") in str(caught.value)
     assert "\n" not in str(caught.value)

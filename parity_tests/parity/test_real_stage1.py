@@ -30,7 +30,7 @@ from parity_tests.tolerances import (
 )
 from repro.cli import run_command
 from repro.config import load_config
-from repro.data import CueFile, ImageData, make_loader
+from repro.data import CueDataset, CueFile, make_loader
 from repro.metrics import confusion_matrix, mean_iou
 from repro.models import build_model
 from repro.training.objectives import Stage1Objective
@@ -92,7 +92,7 @@ def test_iteration_0_in_detail(golden, shared, start):
     recorded = golden("real_stage1")["iteration0"]
     folder = shared / "golden" / "real_stage1"
     cues = CueFile.open(shared / "voc-sample" / "localization_cues.pickle.gz")
-    dataset = ImageData(folder / "images", cues.lines(folder / "list.txt"), cues)
+    dataset = CueDataset(folder / "images", cues.lines(folder / "list.txt"), cues)
     batch = next(iter(make_loader(dataset, 4, shuffle=False, seed=0)))
     mean = torch.tensor([104.0, 117.0, 123.0]).reshape(1, 3, 1, 1)
     pictures = (batch["images"] + mean).permute(0, 2, 3, 1)

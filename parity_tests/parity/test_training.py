@@ -28,7 +28,7 @@ from parity_tests.tolerances import (
 )
 from repro.cli import run_command
 from repro.config import load_config
-from repro.data import CueFile, ImageData, ImageSegData, make_loader, read_label_list
+from repro.data import CueDataset, CueFile, LabelMapDataset, make_loader, read_label_list
 from repro.layers import interp
 from repro.models import build_model
 from repro.precision import has_bfloat16
@@ -75,7 +75,7 @@ def stage1_run(tmp_path_factory, stage1_inputs) -> Path:
 def test_image_data_is_caffes(golden, stage1_inputs):
     recorded = golden("stage1")["image_data"]
     cues = CueFile.open(stage1_inputs / "localization_cues.pickle")
-    dataset = ImageData(stage1_inputs / "images", cues.lines(stage1_inputs / "list.txt"), cues)
+    dataset = CueDataset(stage1_inputs / "images", cues.lines(stage1_inputs / "list.txt"), cues)
     for number, batch in enumerate(make_loader(dataset, 3, shuffle=False, seed=0, iterations=2)):
         mean = torch.tensor([104.0, 117.0, 123.0]).reshape(1, 3, 1, 1)
         pictures = (batch["images"] + mean).permute(0, 2, 3, 1)
@@ -114,7 +114,7 @@ def test_first_iteration_in_detail(golden, stage1_inputs):
     model = build_model("vgg16_aspp", width_divisor=16, dropout=0)
     load_caffe_weights(model, CAFFE_FILES / "stage1_init.caffemodel")
     cues = CueFile.open(stage1_inputs / "localization_cues.pickle")
-    dataset = ImageData(stage1_inputs / "images", cues.lines(stage1_inputs / "list.txt"), cues)
+    dataset = CueDataset(stage1_inputs / "images", cues.lines(stage1_inputs / "list.txt"), cues)
     batch = next(iter(make_loader(dataset, 3, shuffle=False, seed=0)))
     assert_close(batch["cues"], recorded["cues"], 0, "cues")
     scores: list[torch.Tensor] = []
@@ -128,7 +128,7 @@ def test_first_iteration_in_detail(golden, stage1_inputs):
     outcome.total.backward()
     assert_close(scores[0], recorded["fc8"], LAYER, "fc8-SEC", relative_to_max=True)
     assert_close(scores[0].grad, recorded["fc8_grad"], LAYER, "fc8-SEC gradient", relative_to_max=True)
-    assert outcome.figures["seeds"] == recorded["cues_new"][()].sum()
+    assert outcome.metrics["seeds"] == recorded["cues_new"][()].sum()
     # Caffe's diff blobs were read after the update, which had turned them into rate·lr_mult·(gradient + decay·w)
     solver = CaffeSGD(model, {"base_lr": 1e-5, "lr_policy": "fixed", "momentum": 0.9, "weight_decay": 5e-4})
     solver.step()
@@ -213,7 +213,7 @@ def test_retraining_in_float32_stays_with_the_recorded_curve(golden, retrain_inp
 
 def test_label_grid_is_interps(golden, retrain_inputs):
     root = retrain_inputs
-    dataset = ImageSegData(root / "images", root / "labels", read_label_list(root / "list.txt"))
+    dataset = LabelMapDataset(root / "images", root / "labels", read_label_list(root / "list.txt"))
     batch = next(iter(make_loader(dataset, 2, shuffle=False, seed=0)))
     shrunk = interp(batch["label"].float(), shrink_factor=8)
     assert_close(shrunk, golden("retrain")["label_shrink0"], 0, "label_shrink")

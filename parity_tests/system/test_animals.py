@@ -176,9 +176,9 @@ def test_costs_of_every_profile(tmp_path):
         "batch_size": 20,
         "model": {"name": "vgg16_aspp", "num_classes": 21, "width_divisor": 1, "dropout": 0.5},
         "rows": [
-            {"part": "network, forward", "seconds": 1.0, "figures": {"TFLOP/s": 2.0}},
-            {"part": "network, backward", "seconds": 1.0, "figures": {"TFLOP/s": 4.0}},
-            {"part": "whole iteration", "seconds": 3.6, "figures": None},
+            {"part": "network, forward", "seconds": 1.0, "metrics": {"TFLOP/s": 2.0}},
+            {"part": "network, backward", "seconds": 1.0, "metrics": {"TFLOP/s": 4.0}},
+            {"part": "whole iteration", "seconds": 3.6, "metrics": None},
         ],
     }
     (tmp_path / "gpu.json").write_text(json.dumps(bench))

@@ -55,10 +55,10 @@ def test_bench_writes_every_part_and_a_table(tmp_path, capsys, monkeypatch):
         "500x375 bytes to mask, batch 1, ONNX Runtime CPU fp32, PyTorch fast",
     ]
     assert all(row["seconds"] > 0 for row in rows.values())
-    assert rows["network, forward"]["figures"]["of the matmul rate"] > 0
-    assert 0 < rows["whole prediction, dsrg_final"]["figures"]["CRF share"] < 1.5
+    assert rows["network, forward"]["metrics"]["of the matmul rate"] > 0
+    assert 0 < rows["whole prediction, dsrg_final"]["metrics"]["CRF share"] < 1.5
     for part in (part for part in rows if "ONNX Runtime" in part):
-        assert rows[part]["figures"]["images/s"] == pytest.approx(1 / rows[part]["seconds"])
+        assert rows[part]["metrics"]["images/s"] == pytest.approx(1 / rows[part]["seconds"])
         assert rows[part]["ratio"] > 0
     for part in ("CRF, 2 x 13x13", "growing", "CRF, 375x500"):
         if find_spec("pydensecrf"):

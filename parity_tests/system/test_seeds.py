@@ -411,9 +411,9 @@ def test_score_of_the_given_cues(mini, tmp_path, capsys):
     assert run_command([str(a) for a in (*base, *given)]) == 0
     out = capsys.readouterr().out
     assert f"{TRAIN} images" in out
-    figures = json.loads((tmp_path / "s.json").read_text())
-    assert figures["precision"] > 0.97  # drawn inside their objects
-    assert 0.05 < figures["recall"] < 0.4
+    metrics = json.loads((tmp_path / "s.json").read_text())
+    assert metrics["precision"] > 0.97  # drawn inside their objects
+    assert 0.05 < metrics["recall"] < 0.4
     # the same as PNGs on the grid
     cues = CueFile.open(mini / "localization_cues.pickle")
     for line in read_pairs_list(mini / "input_list.txt"):
@@ -422,7 +422,7 @@ def test_score_of_the_given_cues(mini, tmp_path, capsys):
         label[rows, columns] = c
         write_mask(tmp_path / "png" / f"{Path(line.image).stem}.png", label)
     assert run_command([str(a) for a in (*base, "--cues", tmp_path / "png")]) == 0
-    assert json.loads((tmp_path / "s.json").read_text()) == figures
+    assert json.loads((tmp_path / "s.json").read_text()) == metrics
     (tmp_path / "ids.txt").write_text("mini_train_0001\n")
     assert run_command([str(a) for a in (*base, *given, "--ids", tmp_path / "ids.txt")]) == 0
     assert json.loads((tmp_path / "s.json").read_text())["images"] == 1
@@ -460,17 +460,17 @@ def test_score_of_secs_cues_is_a_direct_count(voc_sample, tmp_path):
         *("--ids", ids, "--out", tmp_path / "scores.json"),
     ]
     assert run_command([str(argument) for argument in arguments]) == 0
-    figures = json.loads((tmp_path / "scores.json").read_text())
-    assert figures["images"] == 180
-    assert figures["labelled"] == pytest.approx(seeded.sum() / pixels, abs=1e-12)
+    metrics = json.loads((tmp_path / "scores.json").read_text())
+    assert metrics["images"] == 180
+    assert metrics["labelled"] == pytest.approx(seeded.sum() / pixels, abs=1e-12)
     occurring = actual > 0
     for key, want in (
         ("precision", right / np.maximum(seeded, 1)),
         ("recall", right / np.maximum(actual, 1)),
         ("iou", right / np.maximum(seeded + actual - right, 1)),
     ):
-        assert figures[key] == pytest.approx(want[occurring].mean(), abs=1e-12)
-        got = [None if entry is None else entry[key] for entry in figures["per_class"]]
+        assert metrics[key] == pytest.approx(want[occurring].mean(), abs=1e-12)
+        got = [None if entry is None else entry[key] for entry in metrics["per_class"]]
         assert got == pytest.approx(
             [w if o else None for w, o in zip(want, occurring, strict=True)], abs=1e-12
         )
@@ -645,16 +645,16 @@ def test_quality_of_the_grown_seeds_is_logged_each_pass(mini, tmp_path, caplog):
     ]
     given = ["--cues", f"{mini}/localization_cues.pickle", "--list", f"{mini}/input_list.txt"]
     assert run_command([*score, *given]) == 0
-    figures = json.loads((tmp_path / "s.json").read_text())
+    metrics = json.loads((tmp_path / "s.json").read_text())
     for name in ("precision", "recall", "iou", "labelled"):
-        assert float(rows[0][name]) == pytest.approx(figures[name], rel=1e-8)
+        assert float(rows[0][name]) == pytest.approx(metrics[name], rel=1e-8)
     assert float(rows[1]["labelled"]) > float(rows[0]["labelled"])  # low thresholds: much grows
 
     # seeds that do not grow keep their quality, mirrored or not
     assert run_command(stage1_arguments(mini, tmp_path / "b", truth, "loss.cues=fixed", "rows=[+BSL]")) == 0
     still = list(csv.DictReader((tmp_path / "b" / "stage1" / "seed_quality.csv").open()))
     for row in still:
-        assert float(row["iou"]) == pytest.approx(figures["iou"], rel=1e-8)
+        assert float(row["iou"]) == pytest.approx(metrics["iou"], rel=1e-8)
 
 
 def test_looking_at_the_seeds_changes_nothing_and_survives_an_interruption(mini, tmp_path):

@@ -30,8 +30,8 @@ def told(caplog, seed, constrain, winners, *, classes: int = 21, terms: int = 2)
     watch = CollapseWatch(classes, terms)
     loop = SimpleNamespace(folder=Path("run/stage1"))
     for number, (a, b, c) in enumerate(np.broadcast(seed, constrain, winners)):
-        figures = {"loss": a + b, "loss-Seed": float(a), "loss-Constrain": float(b), "winners": float(c)}
-        watch.after_row(loop, Row(number, 1e-3, figures, 0.0))
+        metrics = {"loss": a + b, "loss-Seed": float(a), "loss-Constrain": float(b), "winners": float(c)}
+        watch.after_row(loop, Row(number, 1e-3, metrics, 0.0))
     return list(caplog.messages)
 
 
@@ -95,7 +95,7 @@ def test_winners_are_the_classes_that_win_a_cell():
         "cues": torch.zeros(2, 21, 5, 5),
     }
     batch["cues"][:, 0, 0, 0] = 1
-    assert objective(lambda images: scores, batch).figures["winners"] == 3
+    assert objective(lambda images: scores, batch).metrics["winners"] == 3
 
 
 def test_a_saturated_net_is_told_in_training(golden, tmp_path, caplog):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from repro.data import ImageData
+from repro.data import CueDataset
 from repro.data import cues as cues_module
 from repro.data.cues import CueFile, convert_cues, write_cues
 from repro.errors import InputError
@@ -631,7 +631,7 @@ def test_training_reads_cues_by_name(tmp_path):
     (tmp_path / "list.txt").write_text("2007_000039\n2007_000032.png\n")
     path = dump(tmp_path / "cues.pickle", NAMED["nested"])
     cues = CueFile.open(path)
-    layer = ImageData(tmp_path, cues.lines(tmp_path / "list.txt"), cues, new_height=8, new_width=8)
+    layer = CueDataset(tmp_path, cues.lines(tmp_path / "list.txt"), cues, new_height=8, new_width=8)
     labels = [layer.item(i, np.random.default_rng(0))["labels"].nonzero().flatten().tolist() for i in (0, 1)]
     assert labels == [[0, 9], [0, 2]]
 

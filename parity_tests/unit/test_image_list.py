@@ -11,7 +11,7 @@ from PIL import Image
 from repro.cli import run_command
 from repro.cli.shared import images_of
 from repro.constants import VOID
-from repro.data import ImageSegData, write_mask
+from repro.data import LabelMapDataset, write_mask
 from repro.data.image_list import CueLine, LabelLine, read_id_list, read_label_list, read_pairs_list
 from repro.errors import InputError
 
@@ -133,7 +133,7 @@ def tree(tmp_path):
 def test_one_list_serves_training_prediction_and_evaluation(tree, list_of, capsys, form):
     path = list_of(FORMS[form])
     assert read_id_list(path) == ["x", "my y"]
-    layer = ImageSegData(tree, tree, read_label_list(path), crop_size=(9, 9))
+    layer = LabelMapDataset(tree, tree, read_label_list(path), crop_size=(9, 9))
     assert [Path(image).stem for image in layer.image_paths()] == ["x", "my y"]
     assert set(np.unique(layer.item(1, np.random.default_rng(0))["label"])) == {0, 1, VOID}
     assert list(images_of(tree / "JPEGImages", path)) == ["x", "my y"]
@@ -144,4 +144,4 @@ def test_one_list_serves_training_prediction_and_evaluation(tree, list_of, capsy
 
 def test_a_name_without_suffix_that_has_no_image_is_named(tree, list_of):
     with pytest.raises(InputError, match=r"list\.txt:2: no such file: .*/z$"):
-        ImageSegData(tree, tree, read_label_list(list_of("x\nz\n")))
+        LabelMapDataset(tree, tree, read_label_list(list_of("x\nz\n")))

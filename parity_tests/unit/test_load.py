@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from repro.data import (
+    CueDataset,
     CueFile,
-    ImageData,
-    ImageSegData,
+    LabelMapDataset,
     make_loader,
     read_label_list,
     write_cues,
@@ -60,7 +60,7 @@ def many() -> Iterator[Path]:
 
 def start_stage1(folder: Path) -> None:
     cues = CueFile.open(folder / "cues.h5")
-    layer = ImageData(folder / "images", cues.lines(folder / "cues.txt"), cues)
+    layer = CueDataset(folder / "images", cues.lines(folder / "cues.txt"), cues)
     assert len(layer) == MANY
     next(iter(make_loader(layer, batch_size=2, shuffle=True, seed=0, workers=1)))
 
@@ -73,7 +73,7 @@ def start_coco(folder: Path) -> None:
 
 def start_stage2(folder: Path) -> None:
     labels_sha256(str(folder / "labels"), layer.lines)
-    layer = ImageSegData(folder / "images", folder / "labels", read_label_list(folder / "labels.txt"))
+    layer = LabelMapDataset(folder / "images", folder / "labels", read_label_list(folder / "labels.txt"))
     assert len(layer) == MANY
 
 

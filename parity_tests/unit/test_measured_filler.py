@@ -15,7 +15,7 @@ from parity_tests.conftest import CAFFE_FILES
 from parity_tests.processes import run_processes
 from parity_tests.recorded_files import write_stage1_inputs
 from repro.cli import run_command
-from repro.data import CueFile, ImageData, make_loader
+from repro.data import CueDataset, CueFile, make_loader
 from repro.errors import InputError
 from repro.models import build_model
 from repro.training.batches import Batches
@@ -74,7 +74,7 @@ def test_new_layers_get_outputs_of_size_one_and_all_others_stay(inputs):
     assert needs_measuring(net, missing) == HIDDEN
     before = {name: value.clone() for name, value in net.state_dict().items()}
     cues = CueFile.open(inputs / "localization_cues.pickle")
-    dataset = ImageData(inputs / "images", cues.lines(inputs / "list.txt"), cues)
+    dataset = CueDataset(inputs / "images", cues.lines(inputs / "list.txt"), cues)
     net.train()
     measured = fill_by_first_batch(net, missing, Batches(dataset, 3, True, 3, workers=0, iter_size=1))
     assert net.training

@@ -174,12 +174,12 @@ def test_an_iteration_waits_for_no_value(name, monkeypatch):
             "labels": torch.empty(2, 21, dtype=torch.uint8),
             "cues": torch.empty(2, 21, 13, 13, dtype=torch.uint8),
         }
-    figures = update(
+    metrics = update(
         model, CaffeSGD(model, config.stage1.solver), Stage1Objective(config.stage1.loss), iter([batch])
     )
-    assert {"loss", "loss-Seed", "loss-Constrain"} <= figures.keys()
+    assert {"loss", "loss-Seed", "loss-Constrain"} <= metrics.keys()
     assert ("spread" in launched) == (config.stage1.loss.cues == "grown")
-    assert all(value.device.type == "meta" and value.ndim == 0 for value in figures.values())
+    assert all(value.device.type == "meta" and value.ndim == 0 for value in metrics.values())
 
 
 def test_an_iteration_of_retraining_waits_for_no_value():
@@ -187,5 +187,5 @@ def test_an_iteration_of_retraining_waits_for_no_value():
         model = build_model("vgg16_aspp", width_divisor=16)
         batch = {"images": torch.empty(2, 3, 97, 97), "label": torch.empty(2, 1, 97, 97, dtype=torch.uint8)}
     solver = CaffeSGD(model, {"base_lr": 1e-3, "lr_policy": "poly", "power": 0.9, "max_iter": 10})
-    figures = update(model, solver, Stage2Objective(8), iter([batch]))
-    assert figures.keys() == {"loss", "accuracy", "accuracy-recall", "accuracy-jaccard"}
+    metrics = update(model, solver, Stage2Objective(8), iter([batch]))
+    assert metrics.keys() == {"loss", "accuracy", "accuracy-recall", "accuracy-jaccard"}

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from repro.bench.inputs import Inputs
-from repro.bench.timing import Row, Timer
+from repro.bench.timing import Timer, Timing
 from repro.config import Config, PredictConfig
 from repro.inference.predict import TorchSegmenter
 from repro.models import CaffeNet, build_model
@@ -28,7 +28,7 @@ CUDA_BATCH = 8
 SINGLE_SCALE = PredictConfig(protocol="sec", crf=False)  # the script with one scale
 
 
-def inference_rows(config: Config, inputs: Inputs, timer: Timer) -> Iterator[Row]:
+def inference_rows(config: Config, inputs: Inputs, timer: Timer) -> Iterator[Timing]:
     """Rows for the CPU and, where ``timer`` has one, for CUDA; each with PyTorch's time as reference.
 
     ``config`` gives the net; what is compared does not depend on its precision. There are no rows where onnx or
@@ -80,7 +80,7 @@ class _DeviceBench:
             export_onnx(self.net, path, graph=graph, protocol=SINGLE_SCALE.protocol, precision=precision)  # type: ignore[arg-type]
         return path
 
-    def network(self, batch: int) -> Iterator[Row]:
+    def network(self, batch: int) -> Iterator[Timing]:
         """Scores of ``batch`` blobs of 321x321 that are on the device."""
         from repro.export.runtime import OnnxSession, providers_for
 
@@ -109,7 +109,7 @@ class _DeviceBench:
         precision = self.fast_precision
         yield self._row(what, batch, precision, ours(precision), "PyTorch fast", fast)
 
-    def masks(self, pictures: np.ndarray) -> Iterator[Row]:
+    def masks(self, pictures: np.ndarray) -> Iterator[Timing]:
         """Bytes to masks at one scale of 321x321, without the CRF."""
         from repro.export.runtime import OnnxSegmenter, providers_for
 
@@ -139,13 +139,13 @@ class _DeviceBench:
         work: Callable[[], object],
         reference: str,
         reference_work: Callable[[], object],
-    ) -> Row:
+    ) -> Timing:
         part = f"{what}, batch {batch}, ONNX Runtime {self.where} {precision}, {reference}"
         row = self.timer.against(part, work, reference, reference_work)
         assert row.reference_seconds is not None
         return replace(
             row,
-            figures={
+            metrics={
                 "images/s": batch / row.seconds,
                 "images/s of the reference": batch / row.reference_seconds,
             },

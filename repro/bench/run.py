@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from repro.bench.inference import inference_rows
 from repro.bench.inputs import inputs
-from repro.bench.timing import Row, Timer
+from repro.bench.timing import Timer, Timing
 from repro.bench.training import prediction_rows, training_rows
 from repro.config import Config
 from repro.errors import InputError
@@ -49,7 +49,7 @@ def bench(config: Config, out: Path, *, seconds: float = 2.0) -> tuple[Path, Pat
     data, fields = config.stage1.data, config.model
     grid = build_model(fields.name, width_divisor=64).grid_size(data.new_height, data.new_width)
     references = find_spec("pydensecrf") is not None
-    rows: list[Row] = []
+    rows: list[Timing] = []
     with inputs(max(PICTURES, data.batch_size), fields.num_classes, grid) as given:
         for part in (training_rows, prediction_rows):
             bar = tqdm(part(config, given, timer, references), desc="bench", unit="part", disable=None)
@@ -107,11 +107,11 @@ def _section(result: dict[str, Any]) -> str:
         "|-|-|-|-|-|-|",
     ]
     for row in result["rows"]:
-        figures = ", ".join(f"{_short(value)} {name}" for name, value in (row["figures"] or {}).items())
+        metrics = ", ".join(f"{_short(value)} {name}" for name, value in (row["metrics"] or {}).items())
         compared = ["", "", ""]
         if row["reference"]:
             compared = [row["reference"], _short(1e3 * row["reference_seconds"]), f"{row['ratio']:.2f}"]
-        cells = [row["part"], _short(1e3 * row["seconds"]), *compared, figures]
+        cells = [row["part"], _short(1e3 * row["seconds"]), *compared, metrics]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -17,7 +17,7 @@ Work = Callable[[], object]
 
 
 @dataclass(frozen=True)
-class Row:
+class Timing:
     """One line of the benchmark.
 
     Attributes:
@@ -25,7 +25,7 @@ class Row:
         seconds: best time of one run.
         reference, reference_seconds: what it was compared with in turns, and that one's best time.
         ratio: median of reference time over own time; above 1 we are faster.
-        figures: anything else worth a column, such as ``images/s``.
+        metrics: anything else worth a column, such as ``images/s``.
     """
 
     part: str
@@ -33,7 +33,7 @@ class Row:
     reference: str | None = None
     reference_seconds: float | None = None
     ratio: float | None = None
-    figures: dict[str, float] | None = None
+    metrics: dict[str, float] | None = None
 
 
 class Timer:
@@ -53,13 +53,13 @@ class Timer:
         self._wait()
         return time.perf_counter() - start
 
-    def row(self, part: str, work: Work, **figures: float) -> Row:
+    def row(self, part: str, work: Work, **metrics: float) -> Timing:
         """Time ``work`` alone."""
         work()
         times = [self.once(work)]
         for _ in range(self._more(times[0])):
             times.append(self.once(work))
-        return Row(part, min(times), figures=figures or None)
+        return Timing(part, min(times), metrics=metrics or None)
 
     def steps(self, steps: Mapping[str, Work]) -> dict[str, float]:
         """Best time of each of several steps that need each other and run in their order."""
@@ -70,7 +70,7 @@ class Timer:
             rounds.append([self.once(work) for work in steps.values()])
         return dict(zip(steps, map(min, zip(*rounds, strict=True)), strict=True))
 
-    def against(self, part: str, work: Work, reference: str, reference_work: Work | None) -> Row:
+    def against(self, part: str, work: Work, reference: str, reference_work: Work | None) -> Timing:
         """Time ``work`` and its reference in turns; without a reference, ``work`` alone."""
         if reference_work is None:
             return self.row(part, work)
@@ -81,7 +81,7 @@ class Timer:
             pairs.append((self.once(work), self.once(reference_work)))
         ratio = statistics.median(theirs / ours for ours, theirs in pairs)
         best, best_reference = (min(times) for times in zip(*pairs, strict=True))
-        return Row(part, best, reference, best_reference, ratio)
+        return Timing(part, best, reference, best_reference, ratio)
 
     def _more(self, first: float) -> int:
         return max(1, min(20, int(self.seconds / first)))

@@ -10,9 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from repro.bench.inputs import HEIGHT, WIDTH, Inputs, scores
 from repro.bench.reference import grow_seeds_in_python
-from repro.bench.timing import Row, Timer, matmul_rate
+from repro.bench.timing import Timer, Timing, matmul_rate
 from repro.config import Config
-from repro.data import ImageData, make_loader
+from repro.data import CueDataset, make_loader
 from repro.inference.predict import FLOOR, predict_mask
 from repro.layers import (
     CRFParams,
@@ -35,7 +35,7 @@ PYDENSECRF = "pydensecrf, one thread"
 PYTHON = "plain Python"
 
 
-def training_rows(config: Config, inputs: Inputs, timer: Timer, references: bool) -> Iterator[Row]:
+def training_rows(config: Config, inputs: Inputs, timer: Timer, references: bool) -> Iterator[Timing]:
     """The parts of a stage-1 iteration of ``config``, then the iteration as a whole.
 
     Args:
@@ -46,7 +46,7 @@ def training_rows(config: Config, inputs: Inputs, timer: Timer, references: bool
     solver = build_solver(model, section.solver)
     data = section.data
     grid = model.grid_size(data.new_height, data.new_width)
-    dataset = ImageData(
+    dataset = CueDataset(
         inputs.folder / "images",
         inputs.lines,
         inputs.cues,
@@ -106,17 +106,17 @@ def training_rows(config: Config, inputs: Inputs, timer: Timer, references: bool
     leaf = example.clone().requires_grad_()
     between = timer.row("between scores and their gradient", lambda: _objective(objective, leaf, batch))
     yield between
-    yield Row("all but the network", loading.seconds + between.seconds + solving.seconds)
+    yield Timing("all but the network", loading.seconds + between.seconds + solving.seconds)
     whole = timer.row("whole iteration", lambda: update(model, solver, objective, kept))
-    figures = {
+    metrics = {
         "images/s": data.batch_size / whole.seconds,
         "in the network": sum(row.seconds for row in network) / whole.seconds,
         f"min for {section.solver.max_iter}": whole.seconds * section.solver.max_iter / 60,
     }
-    yield Row(whole.part, whole.seconds, figures=figures)
+    yield Timing(whole.part, whole.seconds, metrics=metrics)
 
 
-def prediction_rows(config: Config, inputs: Inputs, timer: Timer, references: bool) -> Iterator[Row]:
+def prediction_rows(config: Config, inputs: Inputs, timer: Timer, references: bool) -> Iterator[Timing]:
     """The full-size CRF, and a whole prediction by ``config.inference`` with its share of it."""
     device = timer.device
     picture = inputs.pictures[0]
@@ -135,8 +135,8 @@ def prediction_rows(config: Config, inputs: Inputs, timer: Timer, references: bo
     whole = timer.row(
         f"whole prediction, {protocol}", partial(predict_mask, model, picture, protocol=protocol)
     )
-    figures = {"images/s": 1 / whole.seconds, "CRF share": crf.seconds / whole.seconds}
-    yield Row(whole.part, whole.seconds, figures=figures)
+    metrics = {"images/s": 1 / whole.seconds, "CRF share": crf.seconds / whole.seconds}
+    yield Timing(whole.part, whole.seconds, metrics=metrics)
 
 
 def _model(config: Config, device: torch.device) -> CaffeNet:
@@ -151,7 +151,7 @@ def _model(config: Config, device: torch.device) -> CaffeNet:
     return to_device(model, config, device)
 
 
-def _network(config: Config, model: CaffeNet, images: torch.Tensor, timer: Timer) -> list[Row]:
+def _network(config: Config, model: CaffeNet, images: torch.Tensor, timer: Timer) -> list[Timing]:
     """Forward and backward pass, and which part of the device's matrix-product rate they reach."""
     top_diff = torch.randn_like(model(images))
     tops: list[torch.Tensor] = []
@@ -164,10 +164,10 @@ def _network(config: Config, model: CaffeNet, images: torch.Tensor, timer: Timer
     rate = matmul_rate(timer, dtype, 8192 if timer.device.type == "cuda" else 2048)
     flops = _flops(config, tuple(images.shape))
     return [
-        Row(
+        Timing(
             f"network, {name}",
             seconds,
-            figures={
+            metrics={
                 "TFLOP/s": flops[name] / seconds / 1e12,
                 "of the matmul rate": flops[name] / seconds / rate,
             },
@@ -202,5 +202,5 @@ def _objective(objective: Stage1Objective, leaf: torch.Tensor, batch: Batch) -> 
     objective(lambda images: leaf, batch).total.backward()
 
 
-def _per_image(row: Row, batch_size: int) -> Row:
-    return Row(row.part, row.seconds, figures={"images/s": batch_size / row.seconds})
+def _per_image(row: Timing, batch_size: int) -> Timing:
+    return Timing(row.part, row.seconds, metrics={"images/s": batch_size / row.seconds})

@@ -138,7 +138,7 @@ def seeds_score(
         Path | None, typer.Option("--list", help="The cue file's list, lines 'image index'.")
     ] = None,
     ids: Annotated[Path | None, typer.Option(help="Only the images of this list.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the figures as JSON, too.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the metrics as JSON, too.")] = None,
 ) -> None:
     """Precision, recall and IoU of cues against masks, and the share of the pixels they label."""
     from repro.cues.generate import score_seeds
@@ -146,12 +146,12 @@ def seeds_score(
 
     settings = load(config, overrides, None, None, stages=())
     names = read_id_list(ids) if ids else None
-    figures = score_seeds(settings, cues, masks, input_list=input_list, ids=names)
+    metrics = score_seeds(settings, cues, masks, input_list=input_list, ids=names)
     say(f"{'':<24}{'precision':>10}{'recall':>10}{'IoU':>10}")
-    rows = [("mean", figures), ("mean, released script", figures["released"])]
-    for name, row in [*rows, *zip(settings.dataset.classes, figures["per_class"], strict=True)]:
+    rows = [("mean", metrics), ("mean, released script", metrics["released"])]
+    for name, row in [*rows, *zip(settings.dataset.classes, metrics["per_class"], strict=True)]:
         cells = ("-" if row is None else f"{100 * row[key]:.2f}" for key in ("precision", "recall", "iou"))
         say(f"{name:<24}" + "".join(f"{cell:>10}" for cell in cells))
-    say(f"{figures['images']} images, {100 * figures['labelled']:.1f} % of the pixels labelled")
+    say(f"{metrics['images']} images, {100 * metrics['labelled']:.1f} % of the pixels labelled")
     if out:
-        write_json(out, figures)
+        write_json(out, metrics)

@@ -53,7 +53,7 @@ from repro.layers import (
     merge_cells,
 )
 from repro.layers.resize import zoom_to
-from repro.metrics import seed_figures, seed_matrix
+from repro.metrics import seed_matrix, seed_metrics
 from repro.models import CaffeNet, build_model
 from repro.precision import LAYOUT, to_device
 from repro.run_folder import check_settings
@@ -385,7 +385,7 @@ def score_seeds(
         ids: the images to score; by default all that have cues.
 
     Returns:
-        ``images`` and what ``seed_figures`` gives.
+        ``images`` and what ``seed_metrics`` gives.
 
     Raises:
         InputError: an image without cues or without a mask, and whatever is wrong with the files.
@@ -420,4 +420,4 @@ def score_seeds(
         counts = cell_counts(truth.read(masks / f"{name}.png"), classes, *grid)
         matrix += seed_matrix(torch.from_numpy(counts)[None], torch.from_numpy(blob(name))[None])
     truth.check()
-    return {"images": len(names), **seed_figures(matrix)}
+    return {"images": len(names), **seed_metrics(matrix)}

@@ -3,10 +3,10 @@
 from repro.constants import CLASS_NAMES
 from repro.data.coco import COCO_CLASS_NAMES, AnnotationCOCO, CocoInstances
 from repro.data.cues import CueFile, convert_cues, write_cues
-from repro.data.datasets import ImageData, ImageSegData
+from repro.data.datasets import CueDataset, LabelMapDataset
 from repro.data.image_list import read_id_list, read_label_list, read_pairs_list
 from repro.data.images import find_images, preprocess_zoomed, read_image_bgr, read_image_rgb, subtract_mean
-from repro.data.sampler import CaffeBatchSampler, DataLayer, item_rng, make_loader
+from repro.data.sampler import CaffeBatchSampler, ItemSource, item_rng, make_loader
 from repro.data.voc import VocLayout, colour_palette, read_mask, write_mask
 from repro.layers.resize import resize_bilinear_u8, zoom_linear
 
@@ -16,10 +16,10 @@ __all__ = [
     "AnnotationCOCO",
     "CaffeBatchSampler",
     "CocoInstances",
+    "CueDataset",
     "CueFile",
-    "DataLayer",
-    "ImageData",
-    "ImageSegData",
+    "ItemSource",
+    "LabelMapDataset",
     "VocLayout",
     "colour_palette",
     "convert_cues",

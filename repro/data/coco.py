@@ -54,7 +54,7 @@ class AnnotationCOCO:
         lines: image and PNG of its cues (`read_label_list`).
         grid: rows and columns of the cues.
         mirror: flip image and cues together, a coin an image.
-        truth_root: as for `repro.data.datasets.ImageData`.
+        truth_root: as for `repro.data.datasets.CueDataset`.
 
     Raises InputError naming the list's line when a file is missing.
     """

@@ -1,7 +1,7 @@
 """The data layers of both stages: one list line to one item.
 
-`ImageData` is Caffe's layer of that name (``images_origin``, ``image_ids``) together with the Python layer
-``Annotation`` that follows it in ``train-s.prototxt``; `ImageSegData` is the Python layer ``ImageSegDataLayer``
+`CueDataset` is Caffe's layer ``ImageData`` (``images_origin``, ``image_ids``) together with the Python layer
+``Annotation`` that follows it in ``train-s.prototxt``; `LabelMapDataset` is the Python layer ``ImageSegDataLayer``
 that feeds the retraining. A layer holds no state of its own: which line comes when, and the generator its
 random draws come from, are the loader's (`repro.data.sampler`).
 """
@@ -32,7 +32,7 @@ T = TypeVar("T")
 PathLike = str | os.PathLike[str]
 
 
-class ImageData:
+class CueDataset:
     """Stage 1: images resized to one size, their labels and cues.
 
     Args:
@@ -121,7 +121,7 @@ class ImageData:
         return resize_bilinear_u8(image, self.new_height, self.new_width)
 
 
-class ImageSegData:
+class LabelMapDataset:
     """Stage 2: a crop of each image and of its label map, never resized.
 
     Image and label map are padded at the bottom and the right to ``crop_size`` (the image with 0 after the mean

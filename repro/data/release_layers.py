@@ -20,7 +20,7 @@ from repro.constants import MEAN_BGR
 from repro.data.coco import COCO_CLASS_NAMES, AnnotationCOCO
 from repro.data.cues import CellTruth, CueFile
 from repro.data.data_layers import ListedImages
-from repro.data.datasets import ImageSegData, naming, tensor
+from repro.data.datasets import LabelMapDataset, naming, tensor
 from repro.data.image_list import image_name, read_label_list
 from repro.data.image_survey import survey_images
 from repro.data.mask_set import check_masks
@@ -131,7 +131,7 @@ class AnnotationLayer(_Settings):
         return (meta(labels), meta(cues), *(meta(images.shape) for images in bottoms[1:]))
 
     def make(self, *bottoms: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Mirrored as :class:`repro.data.datasets.ImageData` does."""
+        """Mirrored as :class:`repro.data.datasets.CueDataset` does."""
         indices = [int(index) for index in bottoms[0].tolist()]
         labels = [self.cues.labels_blob(index, self.classes, not self.is_sec) for index in indices]
         cues = [self.cues.cues_blob(index, self.classes, *self.grid) for index in indices]
@@ -178,7 +178,7 @@ class _Items(_Settings):
     shuffle = True
 
     @cached_property
-    def dataset(self) -> AnnotationCOCO | ImageSegData:
+    def dataset(self) -> AnnotationCOCO | LabelMapDataset:
         raise NotImplementedError
 
     def make(self, *bottoms: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -260,7 +260,7 @@ class AnnotationLayerCOCO(_Items):
 
 @register("layer.ImageSegDataLayer")
 class ImageSegDataLayer(_Items):
-    """Crops of images and of their label maps, (N, 3, H, W) and (N, 1, H, W); see :class:`ImageSegData`.
+    """Crops of images and of their label maps, (N, 3, H, W) and (N, 1, H, W); see :class:`LabelMapDataset`.
 
     The release's reads its list in order.
     """
@@ -295,9 +295,9 @@ class ImageSegDataLayer(_Items):
         self.mean()
 
     @cached_property
-    def dataset(self) -> ImageSegData:
+    def dataset(self) -> LabelMapDataset:
         root = self.given.get("root_folder", "")
-        return ImageSegData(
+        return LabelMapDataset(
             root,
             self.given.get("label_root", root),
             read_label_list(self.needed("source")),

@@ -29,7 +29,7 @@ from repro.errors import InputError, StoppedError
 _ITEM_STREAM, _ORDER_STREAM = 0, 1
 
 
-class DataLayer(Protocol):
+class ItemSource(Protocol):
     """What `make_loader` takes: `repro.data.datasets` has them."""
 
     def __len__(self) -> int: ...
@@ -120,7 +120,7 @@ class CaffeBatchSampler(Sampler[list[tuple[int, int]]]):
 class _Stream(Dataset[Any]):
     """A data layer behind the sampler's pairs. Runs in the workers."""
 
-    def __init__(self, layer: DataLayer, seed: int) -> None:
+    def __init__(self, layer: ItemSource, seed: int) -> None:
         self.layer = layer
         self.seed = seed
 
@@ -242,7 +242,7 @@ def load_made(
 
 
 def make_loader(
-    layer: DataLayer,
+    layer: ItemSource,
     batch_size: int,
     shuffle: bool,
     seed: int,

@@ -27,7 +27,7 @@ Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Difference:
+class OutputDifference:
     """How far an output is from the net's, relative to its largest value, for inputs of these shapes."""
 
     output: str
@@ -68,7 +68,7 @@ def _read(net: CaffeNet, path: Path) -> Arrays:
 
 def compare(
     net: CaffeNet, run: Callable[[Arrays], Sequence[np.ndarray]], inputs: Sequence[Arrays], where: str
-) -> list[Difference]:
+) -> list[OutputDifference]:
     """Run both on the same inputs.
 
     Args:
@@ -86,7 +86,7 @@ def compare(
                 wanted = net.forward_some({n: torch.from_numpy(a) for n, a in arrays.items()}, *net.outputs)
             shapes = ", ".join("x".join(map(str, array.shape)) for array in arrays.values())
             for name, want, got in zip(net.outputs, wanted, run(arrays), strict=True):
-                found.append(Difference(name, shapes, _relative(want.numpy(), got, name, where)))
+                found.append(OutputDifference(name, shapes, _relative(want.numpy(), got, name, where)))
     finally:
         net.train(training)
     return found
@@ -115,7 +115,7 @@ def write_onnx(
     *,
     weights: str | os.PathLike[str] | None = None,
     inputs: Sequence[Arrays] | None = None,
-) -> list[Difference]:
+) -> list[OutputDifference]:
     """Write ``net`` as an ONNX file that onnxruntime runs as PyTorch does; ``inputs`` as of ``check_inputs``.
 
     Raises:
@@ -124,7 +124,7 @@ def write_onnx(
     from repro.export.onnx import export_onnx  # onnx and onnxruntime are extras
     from repro.export.runtime import open_session
 
-    found: list[Difference] = []
+    found: list[OutputDifference] = []
 
     def verify(temporary: Path) -> dict[str, str]:
         session = open_session(temporary)
@@ -144,7 +144,7 @@ def write_onnx(
 
 def write_module(
     net: CaffeNet, path: Path, *, inputs: Sequence[Arrays] | None = None
-) -> tuple[Path, list[Difference]]:
+) -> tuple[Path, list[OutputDifference]]:
     """Write ``net`` as a Python file that needs PyTorch and safetensors alone, and its weights beside it.
 
     Returns the path of the weights, and the differences from the net, in whose place the file was run.
@@ -191,7 +191,7 @@ def write_net(
     return [*report(net, found), str(beside)]
 
 
-def report(net: CaffeNet, differences: Sequence[Difference]) -> list[str]:
+def report(net: CaffeNet, differences: Sequence[OutputDifference]) -> list[str]:
     """What is open of the inputs' sizes, and a line an output with its differences."""
     batch, size = net.free_sizes()
     open_ = " and ".join([*["batch"] * batch, *["height and width"] * size]) or "nothing"

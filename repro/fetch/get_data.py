@@ -33,7 +33,7 @@ State = Literal["there", "fetched", "taken", "missing"]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SourceReport:
     """What became of a source: its place, and for ``missing`` the reason."""
 
     name: str
@@ -88,7 +88,7 @@ class Fetcher:
         base, _, rest = source.to.partition("/")
         return {"VOC_ROOT": self.voc_root, "DATA": self.data}[base] / rest
 
-    def fetch(self, names: Sequence[str] = ()) -> Iterator[Outcome]:
+    def fetch(self, names: Sequence[str] = ()) -> Iterator[SourceReport]:
         """Bring each source to its place; yields what became of it.
 
         Raises InputError before anything is downloaded when disk space is short, and in place of the outcome of a
@@ -107,7 +107,7 @@ class Fetcher:
             try:
                 yield self._bring(name, source, lock)
             except InputError as error:
-                yield Outcome(name, "missing", self.place(source), str(error))
+                yield SourceReport(name, "missing", self.place(source), str(error))
                 if not source.optional:
                     failed.append(name)
         if failed:
@@ -125,13 +125,13 @@ class Fetcher:
             return self.place(source).is_dir() and VocLayout(self.voc_root).image_set("train_aug").is_file()
         return self.place(source).exists()
 
-    def _bring(self, name: str, source: Source, lock: LockFile) -> Outcome:
+    def _bring(self, name: str, source: Source, lock: LockFile) -> SourceReport:
         place = self.place(source)
         if self.is_there(source):
             if source.archive is None:
                 check_file(place, name, source, lock)
-                return Outcome(name, "there", place)
-            return Outcome(
+                return SourceReport(name, "there", place)
+            return SourceReport(
                 name, "there", place, "" if source.kind == "sbd" else _short_of(place, source.archive)
             )
         if source.kind == "sbd":
@@ -160,7 +160,7 @@ class Fetcher:
             file.unlink(missing_ok=True)
             if not any(self.downloads.iterdir()):
                 self.downloads.rmdir()
-        return Outcome(name, "taken" if self.own else "fetched", place, url)
+        return SourceReport(name, "taken" if self.own else "fetched", place, url)
 
     def _file(self, name: str, source: Source, lock: LockFile) -> tuple[Path, str]:
         """The source's file and where it is from."""

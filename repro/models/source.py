@@ -28,7 +28,7 @@ _RESERVED = {"self", "torch", "nn", "F", "Path", "load_file", "Net", "load", "bl
 _OF_MODULES = {*dir(nn.Module())}
 
 
-class Source:
+class ModuleSource:
     """A module's text in the making; ``module``, ``blob``, ``call``, ``function`` and ``line`` are for layers."""
 
     def __init__(self, taken: Sequence[str] = ()) -> None:
@@ -124,9 +124,9 @@ def net_source(net: CaffeNet, weights_name: str) -> str:
     Raises:
         InputError: a layer that has no form here.
     """
-    source = _walk(net, Source())
+    source = _walk(net, ModuleSource())
     helpers = _Copied(list(source.functions.values()))
-    source = _walk(net, Source([*helpers.statements]))
+    source = _walk(net, ModuleSource([*helpers.statements]))
     inputs, outputs = list(net.inputs), net.outputs
     if not inputs:
         raise InputError(f"{net.path or net.name}: the net has no input blob")
@@ -177,7 +177,7 @@ def _in_docstring(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"')
 
 
-def _walk(net: CaffeNet, source: Source) -> Source:
+def _walk(net: CaffeNet, source: ModuleSource) -> ModuleSource:
     for name in net.inputs:
         source.variable(name)
     for place in net.layers:
@@ -185,7 +185,7 @@ def _walk(net: CaffeNet, source: Source) -> Source:
     return source
 
 
-def _shared(net: CaffeNet, source: Source) -> list[str]:
+def _shared(net: CaffeNet, source: ModuleSource) -> list[str]:
     """Lines that make parameters which layers share one object."""
     names = {caffe: name for name, caffe in source.renamed.items()}
     first: dict[int, str] = {}

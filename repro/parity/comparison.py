@@ -14,7 +14,7 @@ from repro.constants import TOLERANCE
 
 
 @dataclass(frozen=True)
-class Row:
+class BlobComparison:
     """How a blob compares.
 
     ``layer`` makes the blob, ``type`` is its Caffe type, ``shape`` that of our blob (None where there is none).
@@ -38,7 +38,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Difference(Row):
+class Difference(BlobComparison):
     """The first row that differs, the tolerance, and the ``table`` of all rows as text. ``str()`` is one line."""
 
     tolerance: float = TOLERANCE
@@ -64,7 +64,7 @@ class Difference(Row):
 class Comparison:
     """All rows, in the net's order. ``beside`` names what the net was compared with, ``note`` how, if that matters."""
 
-    rows: list[Row]
+    rows: list[BlobComparison]
     tolerance: float
     beside: str
     note: str = ""
@@ -144,7 +144,7 @@ def compare_blob(
     expected: torch.Tensor | np.ndarray,
     tolerance: float,
     in_place: tuple[str, ...] = (),
-) -> Row:
+) -> BlobComparison:
     """The row of one blob. NaN on either side is a difference, equal infinities are none.
 
     >>> row = compare_blob("conv1", "Convolution", "conv1", np.array([1.0, 2.5]), np.array([1.0, 2.0]), 1e-5)
@@ -161,21 +161,21 @@ def compare_blob(
     }
     if got.shape != want.shape:
         note = f"the shape is {_shown(got.shape)}, expected {_shown(want.shape)}"
-        return Row(**head, note=note, differs=True)
+        return BlobComparison(**head, note=note, differs=True)
     with np.errstate(invalid="ignore"):
         difference = np.where(got == want, 0.0, np.abs(got - want))
     largest = float(np.abs(want[np.isfinite(want)]).max(initial=0.0))
     wrong = ~(difference <= tolerance * largest)
     absolute = float(difference.max(initial=0.0))  # NaN where one is
     relative = absolute / largest if largest else absolute and math.inf
-    found = Row(**head, absolute=absolute, relative=relative)
+    found = BlobComparison(**head, absolute=absolute, relative=relative)
     if not wrong.any():
         return found
     first = tuple(int(i) for i in np.argwhere(wrong)[0])
     sides = [
         name for name, side in (("our values", got), ("the expected values", want)) if np.isnan(side).any()
     ]
-    return Row(
+    return BlobComparison(
         **head,
         absolute=absolute,
         relative=relative,
@@ -192,7 +192,7 @@ def _shown(shape: tuple[int, ...]) -> str:
 
 
 @dataclass
-class Step:
+class BlobStep:
     """A blob in the order in which a net makes them: its layer, the layer's type, and who changes it in-place later."""
 
     layer: str
@@ -204,20 +204,20 @@ class Step:
 
 def steps(
     inputs: Iterable[str], layers: Iterable[tuple[str, str, Sequence[str], Sequence[str | None]]]
-) -> list[Step]:
+) -> list[BlobStep]:
     """The blobs of a net in the order in which its layers make them.
 
     Of each layer: name, type, the blobs that it writes, and Caffe's names for the copies of blobs that it reads.
     """
-    found = {name: Step("input", "Input", name, optional=True) for name in inputs}
+    found = {name: BlobStep("input", "Input", name, optional=True) for name in inputs}
     for name, type_, writes, copies in layers:
         for copy in filter(None, copies):
             found.setdefault(
-                copy, Step(copy.rpartition("_split_")[0] + "_split", "Split", copy, optional=True)
+                copy, BlobStep(copy.rpartition("_split_")[0] + "_split", "Split", copy, optional=True)
             )
         for blob in writes:
             if blob in found:
                 found[blob].in_place += (name,)
             else:
-                found[blob] = Step(name, type_, blob, optional=type_ == "Input")
+                found[blob] = BlobStep(name, type_, blob, optional=type_ == "Input")
     return [*found.values()]

@@ -23,7 +23,7 @@ from repro.data.images import read_image_bgr, subtract_mean
 from repro.errors import InputError
 from repro.layers.resize import resize_bilinear_u8
 from repro.models.net import CaffeNet, NetLayer, read_net
-from repro.parity.comparison import Comparison, Row, compare_blob, steps
+from repro.parity.comparison import BlobComparison, Comparison, compare_blob, steps
 from repro.parity.recorded import blobs_of
 from weights_conversion.caffe_pb2 import BlobShape, LayerParameter, NetParameter
 from weights_conversion.caffemodel import write_caffemodel
@@ -73,7 +73,7 @@ def beside_opencv(
             theirs = _whole(cv2, net, inputs, caffemodel)
         except cv2.error as error:
             note = f"OpenCV cannot import the net as a whole ({_reason(error)})"
-    rows: list[Row] = []
+    rows: list[BlobComparison] = []
     if note:
         note += ": each layer is compared alone, on the blobs that ours reads"
         for layer in net.layers:
@@ -84,7 +84,7 @@ def beside_opencv(
             if step.blob in theirs:
                 rows.append(_compared(*place, blobs[step.blob], theirs[step.blob], tolerance, step.in_place))
             else:
-                rows.append(Row(*place, note="OpenCV has no layer that gives it"))
+                rows.append(BlobComparison(*place, note="OpenCV has no layer that gives it"))
     if not any(row.shape is not None for row in rows):
         reason = rows[0].note if rows else "it has none with a top"
         raise InputError(f"{net.path or net.name}: OpenCV can run no layer of this net: {reason}")
@@ -209,13 +209,13 @@ def _alone(
     bottoms: tuple[torch.Tensor, ...],
     tops: tuple[torch.Tensor, ...],
     tolerance: float,
-) -> Iterator[Row]:
+) -> Iterator[BlobComparison]:
     """A layer by itself, with its weights, on what ours read."""
     places = [(layer.name, layer.type, top) for top in layer.tops]
     if not places:
         return
     if note := _ignored(net, layer):
-        yield from (Row(*place, note=note) for place in places)
+        yield from (BlobComparison(*place, note=note) for place in places)
         return
     inputs = {name: bottom.cpu().numpy() for name, bottom in zip(layer.bottoms, bottoms, strict=True)}
     parameter = NetParameter(
@@ -238,11 +238,11 @@ def _alone(
         reason = _reason(error)
         missing = reason.startswith("Can't create layer")
         note = f"OpenCV has no importer for {layer.type}" if missing else f"OpenCV cannot run it: {reason}"
-        yield from (Row(*place, note=note) for place in places)
+        yield from (BlobComparison(*place, note=note) for place in places)
         return
     for place, ours, found in zip(places, tops, theirs, strict=False):
         yield _compared(*place, ours, found, tolerance)
-    yield from (Row(*place, note="OpenCV does not give it") for place in places[len(theirs) :])
+    yield from (BlobComparison(*place, note="OpenCV does not give it") for place in places[len(theirs) :])
 
 
 def _prototxt(net: CaffeNet) -> bytes:
@@ -300,7 +300,7 @@ def _compared(
     theirs: np.ndarray,
     tolerance: float,
     in_place: tuple[str, ...] = (),
-) -> Row:
+) -> BlobComparison:
     """OpenCV has no blobs of fewer than two axes."""
     if ours.ndim < 2 and ours.numel() == theirs.size:
         theirs = theirs.reshape(tuple(ours.shape))

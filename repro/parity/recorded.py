@@ -14,7 +14,7 @@ from torch import nn
 from repro.constants import TOLERANCE
 from repro.errors import InputError
 from repro.models.net import CaffeNet, filtered
-from repro.parity.comparison import Comparison, Difference, Row, Step, compare_blob, steps
+from repro.parity.comparison import BlobComparison, BlobStep, Comparison, Difference, compare_blob, steps
 from repro.parity.recording import Recording, read_recording
 from weights_conversion.caffe_pb2 import NetParameter
 from weights_conversion.lift import lift
@@ -75,7 +75,7 @@ def compare(
             raise InputError(f"the net gave a {type(blobs).__name__}, expected its blobs by Caffe's names")
     known = {step.blob for step in order}
     order += [
-        Step("?", "?", name, optional="_split_" in name) for name in recorded.blobs if name not in known
+        BlobStep("?", "?", name, optional="_split_" in name) for name in recorded.blobs if name not in known
     ]
     rows = []
     for step in order:
@@ -84,7 +84,7 @@ def compare(
         if ours is not None and theirs is not None:
             rows.append(compare_blob(*place, ours, theirs, tolerance, step.in_place))
         elif not (partial or step.optional):
-            rows.append(Row(*place, note=_absence(ours is None, theirs is None), differs=True))
+            rows.append(BlobComparison(*place, note=_absence(ours is None, theirs is None), differs=True))
     if not any(row.shape is not None for row in rows):
         raise InputError(
             f"{recorded.path}: none of its blobs ({', '.join([*recorded.blobs][:5])}) is in the net"
@@ -211,7 +211,7 @@ def _gradients(
         yield layer_name, type_, what, gradient, values
 
 
-def _recorded_order(recorded: Recording) -> list[Step]:
+def _recorded_order(recorded: Recording) -> list[BlobStep]:
     """The order of the recorded net's blobs, from its prototxt; none without one."""
     if not recorded.prototxt:
         return []

@@ -194,7 +194,7 @@ def _bench_machine(bench: dict[str, Any]) -> Machine:
     """The rate that the network reached, and the whole iteration and prediction as measured."""
     rows = {row["part"]: row for row in bench["rows"]}
     network = [rows[f"network, {way}"] for way in ("forward", "backward")]
-    flops = sum(1e12 * row["figures"]["TFLOP/s"] * row["seconds"] for row in network)
+    flops = sum(1e12 * row["metrics"]["TFLOP/s"] * row["seconds"] for row in network)
     seconds = {}
     for part, row in rows.items():
         what, _, protocol = part.partition(", ")

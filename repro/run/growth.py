@@ -15,7 +15,7 @@ import torch
 from repro import distributed
 from repro.config import Config
 from repro.constants import VOID
-from repro.data import CueFile, ImageData, write_mask
+from repro.data import CueDataset, CueFile, write_mask
 from repro.data.experiment import Experiment
 from repro.errors import InputError
 from repro.inference.predict import load_model
@@ -60,7 +60,7 @@ def draw_growth(run: Run, config: Config, experiment: Experiment, stage1: Path) 
             lines = file.named(lines, lines.source)
         for iteration, weights in sorted(snapshots.items()):
             model = load_model(config, weights, run.device)
-            layer = ImageData(
+            layer = CueDataset(
                 experiment.train_root,
                 lines,
                 file,

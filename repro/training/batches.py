@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from repro import distributed
 from repro.config import Stage0Config, Stage1Config, Stage2Config
-from repro.data import DataLayer, make_loader
+from repro.data import ItemSource, make_loader
 from repro.errors import InputError
 from repro.training.objectives import Batch
 
@@ -19,7 +19,7 @@ class Batches:
     Of several ranks each gets its part of every mini-batch.
     """
 
-    layer: DataLayer
+    layer: ItemSource
     batch_size: int
     shuffle: bool
     seed: int
@@ -27,7 +27,7 @@ class Batches:
     iter_size: int
 
     @classmethod
-    def of(cls, layer: DataLayer, section: Stage0Config | Stage1Config | Stage2Config, seed: int) -> Batches:
+    def of(cls, layer: ItemSource, section: Stage0Config | Stage1Config | Stage2Config, seed: int) -> Batches:
         """As a stage's section of the config says."""
         data = section.data
         return cls(layer, data.batch_size, data.shuffle, seed, data.workers, section.solver.iter_size)

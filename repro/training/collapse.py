@@ -1,6 +1,6 @@
 """A watch on collapse: a net whose softmax is saturated, or that gives every cell the same class, learns nothing more.
 
-Both show in figures that the log reads anyway, so that nothing waits for the device:
+Both show in metrics that the log reads anyway, so that nothing waits for the device:
 
 - The seed loss stands at the floor. The softmax gives each class at least m / (1 + C·m), m = 1e-4, so that −log p is at
   most 9.21. In a saturated net that is what the seeds of all other classes cost: once, or, in both terms of the
@@ -49,12 +49,12 @@ class CollapseWatch(Hook):
         self._told = False
 
     def after_row(self, loop: SolverLoop, row: Row) -> None:
-        self._at_floor = self._at_floor + 1 if self._is_at_floor(row.figures) else 0
-        self._one_class = self._one_class + 1 if row.figures["winners"] == 1 else 0
+        self._at_floor = self._at_floor + 1 if self._is_at_floor(row.metrics) else 0
+        self._one_class = self._one_class + 1 if row.metrics["winners"] == 1 else 0
         if self._told:
             return
         if self._at_floor == AT_FLOOR:
-            rows, what = AT_FLOOR, f"the seed loss stands at {row.figures['loss-Seed']:.3g}, its floor"
+            rows, what = AT_FLOOR, f"the seed loss stands at {row.metrics['loss-Seed']:.3g}, its floor"
         elif self._one_class == ONE_CLASS:
             rows, what = ONE_CLASS, "one class fills every map"
         else:
@@ -69,7 +69,7 @@ class CollapseWatch(Hook):
             what,
         )
 
-    def _is_at_floor(self, figures: dict[str, float]) -> bool:
-        loss = figures.get("loss-Seed", 0.0)
+    def _is_at_floor(self, metrics: dict[str, float]) -> bool:
+        loss = metrics.get("loss-Seed", 0.0)
         near = any(abs(loss - floor) <= _NEAR_FLOOR * floor for floor in self.floors)
-        return near and figures.get("loss-Constrain", 0.0) <= _NEAR_ZERO
+        return near and metrics.get("loss-Constrain", 0.0) <= _NEAR_ZERO

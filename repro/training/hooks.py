@@ -79,7 +79,7 @@ class FiniteCheck(Hook):
         )
 
     def after_row(self, loop: SolverLoop, row: Row) -> None:
-        self._check_loss(loop, row.iteration, row.figures)
+        self._check_loss(loop, row.iteration, row.metrics)
 
     def before_snapshot(self, loop: SolverLoop, sums: Sums) -> None:
         done = loop.solver.iteration
@@ -87,16 +87,16 @@ class FiniteCheck(Hook):
         if not all_finite([*loop.net.parameters(), *loop.solver.history]):
             raise InputError(f"{loop.folder}: weights that are no numbers after {done} iterations")
 
-    def _check_loss(self, loop: SolverLoop, iteration: int, figures: dict[str, float]) -> None:
-        if not math.isfinite(figures["loss"]):
+    def _check_loss(self, loop: SolverLoop, iteration: int, metrics: dict[str, float]) -> None:
+        if not math.isfinite(metrics["loss"]):
             raise InputError(
-                f"{loop.folder}: the loss is {figures['loss']:g} at iteration {iteration} ({_listed(figures)}); "
+                f"{loop.folder}: the loss is {metrics['loss']:g} at iteration {iteration} ({_listed(metrics)}); "
                 "a lower base_lr may help; CUDA_LAUNCH_BLOCKING=1 tells the layer"
             )
 
 
-def _listed(figures: dict[str, torch.Tensor] | dict[str, float]) -> str:
-    return ", ".join(f"{name} {float(value):g}" for name, value in figures.items() if name != "loss")
+def _listed(metrics: dict[str, torch.Tensor] | dict[str, float]) -> str:
+    return ", ".join(f"{name} {float(value):g}" for name, value in metrics.items() if name != "loss")
 
 
 class LogRows(Hook):
@@ -112,7 +112,7 @@ class LogRows(Hook):
 
     def after_row(self, loop: SolverLoop, row: Row) -> None:
         if self.file:
-            self.file.write({"iteration": row.iteration, "lr": row.rate, **row.figures})
+            self.file.write({"iteration": row.iteration, "lr": row.rate, **row.metrics})
 
     def before_snapshot(self, loop: SolverLoop, sums: Sums) -> None:
         if self.file:
@@ -132,7 +132,7 @@ class LogRows(Hook):
 
 
 class Progress(Hook):
-    """A bar on a terminal; the figures beside it are those of the log, the loss is smoothed as Caffe's is."""
+    """A bar on a terminal; the metrics beside it are those of the log, the loss is smoothed as Caffe's is."""
 
     bar: tqdm | None = None
 
@@ -150,7 +150,7 @@ class Progress(Hook):
         assert self.bar is not None
         images = loop.batches.images * (self.bar.format_dict["rate"] or 0)
         columns = loop.objective.columns
-        parts = {name: f"{value:.4g}" for name, value in row.figures.items() if name in columns}
+        parts = {name: f"{value:.4g}" for name, value in row.metrics.items() if name in columns}
         self.bar.set_postfix(
             {"lr": f"{row.rate:.2g}", "loss": f"{row.smoothed:.4g}", **parts, "images/s": f"{images:.1f}"}
         )

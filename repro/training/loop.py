@@ -208,12 +208,12 @@ def update(
         check: called with the result before the step; where it raises, weights and history stay as they were.
 
     Returns:
-        The loss, each part of it and the objective's figures, means over the mini-batches, on the device.
+        The loss, each part of it and the objective's metrics, means over the mini-batches, on the device.
     """
     parameter = next(net.parameters())
     solver.zero_grad()
     losses: Sums = {}
-    figures: Sums = {}
+    metrics: Sums = {}
     for number in range(solver.config.iter_size):
         batch = on_device(next(batches), parameter)
         is_last = number == solver.config.iter_size - 1
@@ -223,15 +223,15 @@ def update(
             total = outcome.total
             # DistributedDataParallel divides the summed gradients by the number of ranks
             (total * distributed.size() if distributed.size() > 1 else total).backward()
-        for sums, values in ((losses, {"loss": total, **outcome.losses}), (figures, outcome.figures)):
+        for sums, values in ((losses, {"loss": total, **outcome.losses}), (metrics, outcome.metrics)):
             for name, value in values.items():
                 sums[name] = sums.get(name, 0) + value.detach() / solver.config.iter_size
     if distributed.size() > 1:
         losses = dict(zip(losses, distributed.add_up(torch.stack(list(losses.values()))), strict=True))
     if check:
-        check({**losses, **figures})
+        check({**losses, **metrics})
     solver.step()
-    return {**losses, **figures}
+    return {**losses, **metrics}
 
 
 def on_device(batch: Batch, parameter: torch.Tensor) -> Batch:

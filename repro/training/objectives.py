@@ -5,11 +5,11 @@ Stage 1, DSRG     balanced seed on the grown cues + constrain; the CRF refines t
 Stage 2           softmax loss against pseudo labels sampled every 8th pixel, void ignored, mean over valid cells.
 
 An objective takes the net and a batch and returns named scalars: the losses by their Caffe layer names, which
-are summed (``loss_weight: 1``), and figures that are only reported: those among its ``columns`` in the log, others to
+are summed (``loss_weight: 1``), and metrics that are only reported: those among its ``columns`` in the log, others to
 hooks. ``winners`` is how many classes win at least one cell of stage 1's mini-batch.
 
 With several ranks the batch is this rank's part of the mini-batch. Then the losses are what this part adds to the
-mini-batch's, so that their sum over the ranks, and that of the gradients, is what one process has; the figures are
+mini-batch's, so that their sum over the ranks, and that of the gradients, is what one process has; the metrics are
 the whole mini-batch's.
 """
 
@@ -35,15 +35,15 @@ from weights_conversion.caffe_pb2 import LayerParameter, NetParameter
 
 Batch = dict[str, torch.Tensor]
 Net = Callable[..., Any]  # a CaffeNet, or what shares it out over processes
-_OWN = ("iteration", "lr", "loss", "seeds", "winners")  # columns and figures with a meaning of their own
+_OWN = ("iteration", "lr", "loss", "seeds", "winners")  # columns and metrics with a meaning of their own
 
 
 @dataclass
 class Outcome:
-    """One mini-batch's losses (scalars with a graph, summed for the backward pass) and reported figures."""
+    """One mini-batch's losses (scalars with a graph, summed for the backward pass) and reported metrics."""
 
     losses: dict[str, torch.Tensor]
-    figures: dict[str, torch.Tensor] = field(default_factory=dict)
+    metrics: dict[str, torch.Tensor] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)  # loss_weight of those that have another than 1
 
     @property
@@ -113,12 +113,12 @@ class Stage1Objective:
         scores = net(images)
         labels, cues = (batch[name].to(images.dtype) for name in ("labels", "cues"))
         losses, blobs = self.tail({"scores": scores, "images": images, "labels": labels, "cues": cues})
-        figures = {"winners": _winners(scores.detach())}
+        metrics = {"winners": _winners(scores.detach())}
         if "seeds" in self.columns:
-            figures["seeds"] = distributed.add_up(blobs["cues-new"].sum())
+            metrics["seeds"] = distributed.add_up(blobs["cues-new"].sum())
         if self.watch:
             self.watch(batch, blobs.get("cues-new", cues))
-        return Outcome(_shares(losses, len(images), self.batch_size), figures)
+        return Outcome(_shares(losses, len(images), self.batch_size), metrics)
 
 
 class ClassifierObjective:
@@ -172,7 +172,7 @@ class NetObjective:
         self.names = {
             top: _free(top, alone=len(self.losses) == 1 and self.losses[0][2] == 1) for top in losses
         }
-        self.figures = {
+        self.metrics = {
             top: _columns(top, sizes[top], self.modules[layer.name]) for layer, top in self.reports
         }
         self.grown = next((lay.top for lay in net.layers if isinstance(net[lay.name], DSRGLayer)), None)
@@ -184,7 +184,7 @@ class NetObjective:
             (lay.bottoms[0] for lay in net.layers if isinstance(net[lay.name], SoftmaxLayer)), None
         )
         columns = [self.names[top] for _, top, _ in self.losses] + [
-            c for cs in self.figures.values() for c in cs
+            c for cs in self.metrics.values() for c in cs
         ]
         self.columns = tuple(dict.fromkeys(c for c in columns if c != "loss")) + (
             ("seeds",) if self.grown else ()
@@ -194,7 +194,7 @@ class NetObjective:
             counted = [layer for layer, _, _ in self.losses] + [layer for layer, _ in self.reports]
             extra += [bottom for layer in counted for bottom in layer.bottoms]
             self._refuse_shared()
-        self.wanted = list(dict.fromkeys([*losses, *self.figures, *(name for name in extra if name)]))
+        self.wanted = list(dict.fromkeys([*losses, *self.metrics, *(name for name in extra if name)]))
 
     def _refuse_shared(self) -> None:
         for module in self.modules.values():
@@ -218,20 +218,20 @@ class NetObjective:
             losses[name] = blobs[top].sum() * self._share(layer, batch | blobs)
             if weight != 1:
                 weights[name] = weight
-        figures: dict[str, torch.Tensor] = {}
+        metrics: dict[str, torch.Tensor] = {}
         for layer, top in self.reports:
             values = blobs[top].detach()
             if distributed.size() > 1 and not self.modules[layer.name].columns:
                 values = distributed.add_up(values * self._share(layer, batch | blobs))
-            figures |= dict(zip(self.figures[top], values.flatten(), strict=True))
+            metrics |= dict(zip(self.metrics[top], values.flatten(), strict=True))
         if self.scores:
-            figures["winners"] = _winners(blobs[self.scores].detach())
+            metrics["winners"] = _winners(blobs[self.scores].detach())
         if self.grown:
-            figures["seeds"] = distributed.add_up(blobs[self.grown].sum())
+            metrics["seeds"] = distributed.add_up(blobs[self.grown].sum())
         if self.watch and self.given_cues:
             given = batch[self.given_cues]
             self.watch({**extras, "cues": given}, blobs[self.grown] if self.grown else given)
-        return Outcome(losses, figures, weights)
+        return Outcome(losses, metrics, weights)
 
     def _share(self, layer: NetLayer, blobs: Batch) -> torch.Tensor | float:
         """This process's part of the mean over the whole mini-batch."""
@@ -275,7 +275,7 @@ class Stage2Objective:
     """``SoftmaxWithLoss`` (ignore 255, mean over valid cells) on labels shrunk by ``Interp``, and ``SegAccuracy``.
 
     The batch holds ``images`` (N, 3, S, S) and ``label`` (N, 1, S, S), class ids or 255. With several ranks the
-    loss is a mean over the valid cells of all of them, and the figures are the whole mini-batch's.
+    loss is a mean over the valid cells of all of them, and the metrics are the whole mini-batch's.
     """
 
     columns: tuple[str, ...] = ("accuracy", "accuracy-recall", "accuracy-jaccard")

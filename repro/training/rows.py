@@ -1,4 +1,4 @@
-"""The way of an iteration's figures from the device to the host."""
+"""The way of an iteration's metrics from the device to the host."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 
 
 class Row(NamedTuple):
-    """One iteration's figures; ``smoothed`` is Caffe's mean loss over the last ``average_loss`` iterations."""
+    """One iteration's metrics; ``smoothed`` is Caffe's mean loss over the last ``average_loss`` iterations."""
 
     iteration: int
     rate: float
-    figures: dict[str, float]
+    metrics: dict[str, float]
     smoothed: float
 
 
@@ -33,16 +33,16 @@ class Rows:
         self._waiting: _OnItsWay | None = None
 
     def send(
-        self, iteration: int, rate: float, figures: dict[str, torch.Tensor], smoothed: torch.Tensor
+        self, iteration: int, rate: float, metrics: dict[str, torch.Tensor], smoothed: torch.Tensor
     ) -> Iterator[Row]:
         """Start the copy of a row of scalars; gives those that have arrived."""
         yield from self.rest()
-        values = torch.stack([value.double() for value in (*figures.values(), smoothed)])
+        values = torch.stack([value.double() for value in (*metrics.values(), smoothed)])
         copied = torch.cuda.Event() if values.is_cuda else None
         values = values.to("cpu", non_blocking=True)
         if copied:
             copied.record()
-        self._waiting = _OnItsWay(iteration, rate, list(figures), values, copied)
+        self._waiting = _OnItsWay(iteration, rate, list(metrics), values, copied)
         if not copied:
             yield from self.rest()
 

@@ -11,7 +11,7 @@ import torch
 from repro import distributed
 from repro.data import make_loader
 from repro.data.labels import LabelledImages
-from repro.metrics import seed_figures, seed_matrix
+from repro.metrics import seed_matrix, seed_metrics
 from repro.models import CaffeNet
 from repro.precision import LAYOUT
 from repro.training.csv_log import CsvLog
@@ -23,7 +23,7 @@ class SeedQuality(Hook):
     """``seed_quality.csv``: precision, recall and IoU of the seeds that stage 1 trains on, and the share of the pixels
     that they label, after each pass through the images (Fig. 4 of the DSRG paper).
 
-    A pass's figures are over the seeds that each of its batches was trained on, so over the growth of the whole pass.
+    A pass's metrics are over the seeds that each of its batches was trained on, so over the growth of the whole pass.
     Epoch 0 is the cues as they are given. Counts are added up on the device; the host asks for them once a pass.
 
     Args:
@@ -72,8 +72,8 @@ class SeedQuality(Hook):
         self._counts = dict(state)
 
     def _write(self, epoch: int, iteration: int, counts: torch.Tensor) -> None:
-        figures = seed_figures(counts.cpu())
-        named = {name: figures[name] for name in self.columns[2:]}
+        metrics = seed_metrics(counts.cpu())
+        named = {name: metrics[name] for name in self.columns[2:]}
         self._log.write({"epoch": epoch, "iteration": iteration, **named})
 
 

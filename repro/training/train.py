@@ -16,7 +16,7 @@ import torch
 
 from repro import distributed
 from repro.config import Config, InitConfig, Mark, Stage1Config, Stage2Config, shaping
-from repro.data import AnnotationCOCO, CueFile, ImageData, ImageSegData, read_label_list
+from repro.data import AnnotationCOCO, CueDataset, CueFile, LabelMapDataset, read_label_list
 from repro.data.image_list import CueLine, LabelLine, Lines, image_name
 from repro.data.image_survey import survey_images
 from repro.data.mask_set import check_masks
@@ -143,9 +143,9 @@ def _dataset(
     lines: Lines[Any] | None,
     num_classes: int,
     net: CaffeNet,
-) -> ImageData | AnnotationCOCO | ImageSegData:
+) -> CueDataset | AnnotationCOCO | LabelMapDataset:
     """The stage's data layer, its files looked at as far as that takes no more than seconds."""
-    dataset: ImageData | AnnotationCOCO | ImageSegData
+    dataset: CueDataset | AnnotationCOCO | LabelMapDataset
     if isinstance(section, Stage1Config):
         dataset = _cued_images(section, files, lines, num_classes, net)
     else:
@@ -161,7 +161,7 @@ def _dataset(
 
 def _cued_images(
     section: Stage1Config, files: dict[str, str], lines: Lines[Any] | None, num_classes: int, net: CaffeNet
-) -> ImageData | AnnotationCOCO:
+) -> CueDataset | AnnotationCOCO:
     data = section.data
     options: dict[str, Any] = {
         "num_classes": num_classes,
@@ -184,7 +184,7 @@ def _cued_images(
         lines = cues.lines(files["list"])
     elif cues.names is not None:
         lines = cues.named(lines, lines.source)
-    dataset = ImageData(files["image_root"], lines, cues, **options)
+    dataset = CueDataset(files["image_root"], lines, cues, **options)
     if section.solver.max_iter * section.solver.iter_size * data.batch_size > len(dataset):
         dataset.keep(int(data.keep_gb * 1e9))
     if section.loss.seed == "seed":
@@ -204,7 +204,7 @@ def _labelled_images(
     lines: Lines[LabelLine],
     num_classes: int,
     net: CaffeNet,
-) -> ImageSegData:
+) -> LabelMapDataset:
     crop, shrink = section.data.crop_size, section.data.label_shrink
     grid = net.grid_size(crop, crop)[0]
     if (crop - 1) % shrink or (crop - 1) // shrink + 1 != grid:
@@ -212,7 +212,7 @@ def _labelled_images(
             f"stage{stage}.data.crop_size {crop}: expected a multiple of 8 plus 1 with label_shrink 8, so that the "
             f"shrunk labels are sampled on the net's {grid}x{grid} grid"
         )
-    dataset = ImageSegData(
+    dataset = LabelMapDataset(
         files["image_root"],
         files["label_root"],
         lines,
