@@ -66,14 +66,14 @@ def start_stage1(folder: Path) -> None:
 
 
 def start_coco(folder: Path) -> None:
-    labels_sha256(str(folder / "labels"), layer.lines)
     layer = AnnotationCOCO(folder / "images", folder / "labels", read_label_list(folder / "labels.txt"))
+    labels_sha256(str(folder / "labels"), layer.lines)
     next(iter(make_loader(layer, batch_size=2, shuffle=True, seed=0, workers=1)))
 
 
 def start_stage2(folder: Path) -> None:
-    labels_sha256(str(folder / "labels"), layer.lines)
     layer = LabelMapDataset(folder / "images", folder / "labels", read_label_list(folder / "labels.txt"))
+    labels_sha256(str(folder / "labels"), layer.lines)
     assert len(layer) == MANY
 
 
