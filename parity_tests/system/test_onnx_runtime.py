@@ -139,7 +139,8 @@ def test_a_missing_provider_is_no_reason_to_run_on_the_cpu(exported):
     if "CUDAExecutionProvider" in ort.get_available_providers():
         pytest.skip("this onnxruntime has CUDA")
     with pytest.raises(
-        InputError, match=r"provider CUDAExecutionProvider: this onnxruntime has .*pip install onnxruntime-gpu"
+        InputError,
+        match=r"provider CUDAExecutionProvider: this onnxruntime has .*pip install onnxruntime-gpu",
     ):
         OnnxSegmenter(exported("sec"), ["CUDAExecutionProvider", "CPUExecutionProvider"])
     with pytest.raises(InputError, match="providers: none given"):

@@ -25,8 +25,8 @@ from repro.report import formats
 from repro.report.drawing import Drawing
 from repro.report.manifest import commands, manifest
 from repro.report.page import render, render_index, write_growing, write_pictures
+from repro.report.page_summary import Summary, summarise
 from repro.report.pictures import Album, growing, open_album
-from repro.report.summary import Summary, summarise
 from repro.report.tables import Table, all_tables
 from repro.report.verdict import Verdict, judge
 from repro.run.plan import PlannedRun, family, results_dir, settings_sha256

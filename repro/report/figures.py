@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from repro.report.curve_figures import curves, supervision
 from repro.report.drawing import Drawing
 from repro.report.image_figures import growth, qualitative
+from repro.report.page_summary import is_generated
 from repro.report.pictures import Album
 from repro.report.score_figures import classes, confusion, thresholds
-from repro.report.summary import is_generated
 from repro.run.scores import Scores
 from weights_conversion.files import atomic_path
 

@@ -23,8 +23,8 @@ from repro.report import formats
 from repro.report.drawing import Drawing
 from repro.report.manifest import commands
 from repro.report.manifest import summary as steps_of
+from repro.report.page_summary import Summary
 from repro.report.pictures import Album, Growing, labelled, shrunk
-from repro.report.summary import Summary
 from repro.report.tables import Column, Table
 from repro.report.verdict import Verdict
 from repro.run.scores import Estimate

@@ -16,7 +16,7 @@ from repro.data import colour_palette, read_image_rgb, read_mask
 from repro.data.experiment import Experiment, open_experiment
 from repro.errors import InputError
 from repro.metrics import confusion_matrix, per_class_iou
-from repro.report.summary import headline
+from repro.report.page_summary import headline
 from repro.run.scores import TRAINED, Entry, Scores
 
 log = logging.getLogger(__name__)
