@@ -167,6 +167,26 @@ def test_hdf5_data_reads_file_after_file(files):
     np.testing.assert_allclose(second["t"], rows[[4, 0, 1, 2]].sum((1, 2)), rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        'type: "ImageData" top: "x" image_data_param { source: "list.txt" batch_size: 2 }',
+        'type: "ImageSegData" top: "x" top: "l" image_data_param { source: "pairs.txt" batch_size: 2 '
+        "label_type: PIXEL }",
+        'type: "HDF5Data" top: "x" hdf5_data_param { source: "h5.txt" batch_size: 2 }',
+    ],
+    ids=["ImageData", "ImageSegData", "HDF5Data"],
+)
+def test_batches_begin_where_pytorchs_own_tensors_do(files, layer):
+    """MKL's products differ in their last bits with the place of their operands."""
+    with h5py.File(files / "a.h5", "w") as file:
+        file["x"] = np.ones((3, 5), np.float32)
+    (files / "h5.txt").write_text("a.h5\n")
+    net = build(files, layer)
+    kept = [net.forward_blobs(None)["x"] for _ in range(12)]
+    assert {batch.data_ptr() % 64 for batch in kept} == {torch.empty(9).data_ptr() % 64}
+
+
 def test_dummy_and_memory_data(files):
     net = build(
         files,

@@ -18,7 +18,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from repro.data.datasets import located, naming
+from repro.data.datasets import located, naming, stacked
 from repro.data.image_list import read_text
 from repro.data.image_survey import survey_images
 from repro.data.images import read_image_bgr
@@ -216,7 +216,7 @@ class ImageData(ListedImages):
                     "new_width, or batch_size: 1"
                 )
             labels.append(int(line.rest) if len(self.layer.top) > 1 else 0)
-        tops = torch.from_numpy(np.stack(images)), torch.tensor(labels, dtype=torch.float32)
+        tops = stacked(images), torch.tensor(labels, dtype=torch.float32)
         return tops[: len(self.layer.top)]
 
     def _item(self, path: str, rng: np.random.Generator) -> np.ndarray:
@@ -266,7 +266,7 @@ class ImageSegData(ListedImages):
                 raise InputError(
                     f"{where}: an image of another size in the batch; set crop_size, or batch_size: 1"
                 )
-        tops = tuple(torch.from_numpy(np.stack(arrays)) for arrays in zip(*items, strict=True))
+        tops = tuple(stacked(arrays) for arrays in zip(*items, strict=True))
         return tops[: len(self.layer.top)]
 
     def _item(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -340,7 +340,7 @@ class HDF5Data(DataLayer):
 
     def make(self) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
         rows = [self._row(position) for position in self.positions()]
-        return tuple(torch.from_numpy(np.stack(values)) for values in zip(*rows, strict=True))
+        return tuple(stacked(values) for values in zip(*rows, strict=True))
 
     def _row(self, position: int) -> list[np.ndarray]:
         """Files in the order of the pass, each one's rows in an order of their own."""

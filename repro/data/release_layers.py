@@ -20,7 +20,7 @@ from repro.constants import MEAN_BGR
 from repro.data.coco import COCO_CLASS_NAMES, AnnotationCOCO
 from repro.data.cues import CellTruth, CueFile
 from repro.data.data_layers import ListedImages
-from repro.data.datasets import LabelMapDataset, naming, tensor
+from repro.data.datasets import LabelMapDataset, naming, stacked
 from repro.data.image_list import image_name, read_label_list
 from repro.data.image_survey import survey_images
 from repro.data.mask_set import check_masks
@@ -144,10 +144,10 @@ class AnnotationLayer(_Settings):
                 naming(f"{self.images.list_path}:{line.number}", self.truth.counts, image_name(line.path))
                 for line in lines
             ]
-            self._extras["truth"] = _stacked(counts, flips)
-        labels_blob = torch.from_numpy(np.stack(labels)).float().reshape(len(labels), 1, 1, self.classes)
-        images = [_stacked(list(blob.numpy()), flips) for blob in bottoms[1:]]
-        return (labels_blob, _stacked(cues, flips).float(), *images)
+            self._extras["truth"] = _flipped(counts, flips)
+        labels_blob = stacked(labels).float().reshape(len(labels), 1, 1, self.classes)
+        images = [_flipped(list(blob.numpy()), flips) for blob in bottoms[1:]]
+        return (labels_blob, _flipped(cues, flips).float(), *images)
 
     def extras(self) -> dict[str, torch.Tensor]:
         return self._extras
@@ -167,8 +167,8 @@ class AnnotationLayer(_Settings):
         return next((f"image {i} ({line.path})" for line, i in lines if not self.cues.cues(i).size), None)
 
 
-def _stacked(arrays: list[np.ndarray], flips: list[int]) -> torch.Tensor:
-    return tensor(np.stack([array[:, :, ::flip] for array, flip in zip(arrays, flips, strict=True)]))
+def _flipped(arrays: list[np.ndarray], flips: list[int]) -> torch.Tensor:
+    return stacked([array[:, :, ::flip] for array, flip in zip(arrays, flips, strict=True)])
 
 
 class _Items(_Settings):
