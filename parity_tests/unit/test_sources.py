@@ -311,13 +311,13 @@ def test_convert_keeps_the_provenance(tmp_path, capsys, caffe_net):
         assert text in out, text
 
 
-def test_convert_spreads_unless_told_not_to(tmp_path, capsys, caffe_net):
+def test_convert_spreads_where_told_to(tmp_path, capsys, caffe_net):
     torch.save(ssd_file(caffe_net), tmp_path / "vgg16_reducedfc.pth")
     command = ["convert", str(tmp_path / "vgg16_reducedfc.pth"), str(tmp_path / "x.safetensors")]
     command += ["--to", "vgg16_aspp", "--width-divisor", "16"]
-    assert run_command(command) == 0
+    assert run_command([*command, "--spread-branches"]) == 0
     assert "spread fc6 -> fc6_1" in capsys.readouterr().out
-    assert run_command([*command, "--no-spread-branches"]) == 0
+    assert run_command(command) == 0
     assert "not in the model, ignored: fc6, fc7" in capsys.readouterr().out
 
 
