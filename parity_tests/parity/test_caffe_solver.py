@@ -19,7 +19,7 @@ from repro.config import load_config
 from repro.data.release_layers import SEC_CUES
 from repro.errors import InputError
 from repro.models import build_model
-from repro.models.zoo import stage1_losses
+from repro.models.loss_tails import stage1_losses
 from repro.solver import CaffeSGD
 from repro.training.caffe_solver import SolverRun, load_solver
 from repro.training.prototxts import deploy_prototxt, train_prototxt

@@ -33,7 +33,7 @@ from repro.config import load_config
 from repro.data import CueDataset, CueFile, make_loader
 from repro.metrics import confusion_matrix, mean_iou
 from repro.models import build_model
-from repro.training.objectives import Stage1Objective
+from repro.training.objectives import stage1_objective
 from weights_conversion import load_weights, read_caffemodel
 
 
@@ -112,7 +112,7 @@ def test_iteration_0_in_detail(golden, shared, start):
     grown: list[torch.Tensor] = []
     model.register_forward_hook(keep)
     loss = load_config("dsrg_vgg16_voc").stage1.loss
-    outcome = Stage1Objective(loss, watch=lambda batch, cues: grown.append(cues))(model, batch)
+    outcome = stage1_objective(loss, watch=lambda batch, cues: grown.append(cues))(model, batch)
     outcome.total.backward()
     assert_close(scores[0], recorded["fc8"], LAYER, "fc8-SEC", relative_to_max=True)
     assert_close(grown[0], recorded["cues_new"], 0, "grown cues")

@@ -33,7 +33,7 @@ from repro.layers import interp
 from repro.models import build_model
 from repro.precision import has_bfloat16
 from repro.solver import CaffeSGD
-from repro.training.objectives import Stage1Objective
+from repro.training.objectives import stage1_objective
 from weights_conversion import load_caffe_weights, read_caffemodel, read_solverstate
 
 NARROW = ["model.width_divisor=16", "model.dropout=0"]
@@ -124,7 +124,7 @@ def test_first_iteration_in_detail(golden, stage1_inputs):
         scores.append(output)
 
     model.register_forward_hook(keep)
-    outcome = Stage1Objective(load_config("dsrg_vgg16_voc").stage1.loss)(model, batch)
+    outcome = stage1_objective(load_config("dsrg_vgg16_voc").stage1.loss)(model, batch)
     outcome.total.backward()
     assert_close(scores[0], recorded["fc8"], LAYER, "fc8-SEC", relative_to_max=True)
     assert_close(scores[0].grad, recorded["fc8_grad"], LAYER, "fc8-SEC gradient", relative_to_max=True)

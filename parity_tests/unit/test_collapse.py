@@ -19,7 +19,7 @@ from repro.config import load_config
 from repro.layers import caffe_softmax
 from repro.models import build_model
 from repro.training.collapse import AT_FLOOR, ONE_CLASS, CollapseWatch, loss_floor
-from repro.training.objectives import Stage1Objective
+from repro.training.objectives import stage1_objective
 from repro.training.rows import Row
 from weights_conversion import load_weights
 
@@ -85,7 +85,7 @@ def test_no_alarm_on_the_outcome_recording(shared, caplog):
 
 
 def test_winners_are_the_classes_that_win_a_cell():
-    objective = Stage1Objective(load_config("dsrg_vgg16_voc").stage1.loss)
+    objective = stage1_objective(load_config("dsrg_vgg16_voc").stage1.loss)
     scores = torch.zeros(2, 21, 5, 5, requires_grad=True)
     with torch.no_grad():
         scores[0, 4], scores[1, 7], scores[1, 2, 3, 3] = 1, 1, 2

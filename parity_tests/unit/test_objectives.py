@@ -23,7 +23,7 @@ from repro.layers import (
 from repro.models import build_model
 from repro.solver import CaffeSGD
 from repro.training.loop import update
-from repro.training.objectives import Stage1Objective, Stage2Objective
+from repro.training.objectives import stage1_objective, stage2_objective
 
 
 class Scores(torch.nn.Module):
@@ -76,7 +76,7 @@ def by_hand(row: str, model: Scores, batch: dict) -> dict:
 @pytest.mark.parametrize("row", ROWS)
 def test_rows(batch, row):
     model, twin = Scores(2, 4, 11, 11), Scores(2, 4, 11, 11)
-    outcome = Stage1Objective(ROWS[row])(model, batch)
+    outcome = stage1_objective(ROWS[row])(model, batch)
     outcome.total.backward()
     expected = by_hand(row, twin, batch)
     sum(expected.values()).backward()
@@ -103,8 +103,8 @@ ABLATIONS = [
 def test_what_the_ablations_of_sec_minimise(batch, config):
     """Each of its three losses is there as in SEC itself, or not at all; the pooling is the expand loss's alone."""
     model = Scores(2, 4, 11, 11)
-    whole = Stage1Objective(ROWS["SEC"])(model, batch).losses
-    objective = Stage1Objective(config)
+    whole = stage1_objective(ROWS["SEC"])(model, batch).losses
+    objective = stage1_objective(config)
     losses = objective(model, batch).losses
     wanted = {
         "loss-Seed": config.seed == "seed",
@@ -133,9 +133,9 @@ def test_the_crf_runs_once_an_iteration_and_only_where_needed(batch, monkeypatch
     monkeypatch.setattr(
         dense_crf, "mean_field", lambda *args, **more: calls.append(1) or original(*args, **more)
     )
-    Stage1Objective(ROWS["+DSRG"])(Scores(2, 4, 11, 11), batch)
+    stage1_objective(ROWS["+DSRG"])(Scores(2, 4, 11, 11), batch)
     assert len(calls) == 1
-    Stage1Objective(LossConfig(cues="fixed", constrain=False))(Scores(2, 4, 11, 11), batch)
+    stage1_objective(LossConfig(cues="fixed", constrain=False))(Scores(2, 4, 11, 11), batch)
     assert len(calls) == 1
 
 
@@ -143,7 +143,7 @@ def test_retraining_ignores_void_and_averages_over_valid_cells():
     model = Scores(1, 5, 3, 3)
     label = torch.full((1, 1, 17, 17), 255.0)
     label[0, 0, 0, 0], label[0, 0, 8, 16] = 2, 4  # cells (0, 0) and (1, 2) of the 3x3 grid
-    outcome = Stage2Objective(8)(model, {"images": torch.zeros(1, 3, 17, 17), "label": label})
+    outcome = stage2_objective(8)(model, {"images": torch.zeros(1, 3, 17, 17), "label": label})
     picked = torch.stack([model.scores[0, :, 0, 0], model.scores[0, :, 1, 2]])
     assert_close(outcome.losses["loss"], F.cross_entropy(picked, torch.tensor([2, 4])), 1e-6, "loss")
 
@@ -151,7 +151,7 @@ def test_retraining_ignores_void_and_averages_over_valid_cells():
 def test_a_batch_of_void_costs_nothing():
     model = Scores(1, 5, 3, 3)
     label = torch.full((1, 1, 17, 17), 255.0)
-    outcome = Stage2Objective(8)(model, {"images": torch.zeros(1, 3, 17, 17), "label": label})
+    outcome = stage2_objective(8)(model, {"images": torch.zeros(1, 3, 17, 17), "label": label})
     outcome.total.backward()
     assert outcome.losses["loss"] == 0
     assert not model.scores.grad.any()
@@ -175,7 +175,7 @@ def test_an_iteration_waits_for_no_value(name, monkeypatch):
             "cues": torch.empty(2, 21, 13, 13, dtype=torch.uint8),
         }
     metrics = update(
-        model, CaffeSGD(model, config.stage1.solver), Stage1Objective(config.stage1.loss), iter([batch])
+        model, CaffeSGD(model, config.stage1.solver), stage1_objective(config.stage1.loss), iter([batch])
     )
     assert {"loss", "loss-Seed", "loss-Constrain"} <= metrics.keys()
     assert ("spread" in launched) == (config.stage1.loss.cues == "grown")
@@ -187,5 +187,5 @@ def test_an_iteration_of_retraining_waits_for_no_value():
         model = build_model("vgg16_aspp", width_divisor=16)
         batch = {"images": torch.empty(2, 3, 97, 97), "label": torch.empty(2, 1, 97, 97, dtype=torch.uint8)}
     solver = CaffeSGD(model, {"base_lr": 1e-3, "lr_policy": "poly", "power": 0.9, "max_iter": 10})
-    metrics = update(model, solver, Stage2Objective(8), iter([batch]))
+    metrics = update(model, solver, stage2_objective(8), iter([batch]))
     assert metrics.keys() == {"loss", "accuracy", "accuracy-recall", "accuracy-jaccard"}

@@ -29,7 +29,7 @@ from repro.models import CaffeNet, build_model
 from repro.precision import LAYOUT, to_device
 from repro.solver import build_solver
 from repro.training.loop import update
-from repro.training.objectives import Batch, Stage1Objective
+from repro.training.objectives import Batch, Objective, stage1_objective
 
 PYDENSECRF = "pydensecrf, one thread"
 PYTHON = "plain Python"
@@ -102,7 +102,7 @@ def training_rows(config: Config, inputs: Inputs, timer: Timer, references: bool
     solving = timer.row("solver", solver.step)
     yield solving
 
-    objective = Stage1Objective(section.loss)
+    objective = stage1_objective(section.loss)
     leaf = example.clone().requires_grad_()
     between = timer.row("between scores and their gradient", lambda: _objective(objective, leaf, batch))
     yield between
@@ -197,7 +197,7 @@ def _losses(scores: torch.Tensor, images: torch.Tensor, refined: torch.Tensor, c
     (balanced_seed_loss(probs, cues) + constrain_loss(probs, log_result, clip=True)).backward()
 
 
-def _objective(objective: Stage1Objective, leaf: torch.Tensor, batch: Batch) -> None:
+def _objective(objective: Objective, leaf: torch.Tensor, batch: Batch) -> None:
     leaf.grad = None
     objective(lambda images: leaf, batch).total.backward()
 

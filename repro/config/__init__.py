@@ -13,7 +13,6 @@ from repro.config.load import (
 from repro.config.marks import Mark, shaping
 from repro.config.schema import (
     MAX_SEED,
-    ROW_LOSSES,
     Config,
     CuesConfig,
     FileConfig,
@@ -35,7 +34,6 @@ from repro.config.validation import validated
 
 __all__ = [
     "MAX_SEED",
-    "ROW_LOSSES",
     "Config",
     "CuesConfig",
     "FileConfig",

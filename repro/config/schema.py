@@ -18,6 +18,7 @@ from repro.layers.localization import BACKGROUND_SHARE, CAM_THRESHOLD, SALIENCY_
 from repro.layers.losses import Pooling
 from repro.models import SEGMENTATION_NETS
 from repro.models.fillers import Filler
+from repro.models.loss_tails import ROWS
 
 
 def _threshold(value: float) -> float:
@@ -290,19 +291,6 @@ class PseudoLabelConfig(PredictConfig):
     use_labels: bool = False
 
 
-# What each row of DSRG's Table 2, and SEC's own, minimises in stage 1
-ROW_LOSSES: dict[str, dict[str, Any]] = {
-    "baseline": {"variant": "dsrg", "seed": "seed", "cues": "fixed", "constrain": True, "expand": False},
-    "+BSL": {"variant": "dsrg", "seed": "balanced", "cues": "fixed", "constrain": True, "expand": False},
-    "+DSRG": {"variant": "dsrg", "seed": "balanced", "cues": "grown", "constrain": True, "expand": False},
-    "+Retrain": {"variant": "dsrg", "seed": "balanced", "cues": "grown", "constrain": True, "expand": False},
-    "SEC": {
-        "variant": "sec",
-        "cues": "fixed",
-    },  # which of its three losses, and the pooling, is its ablation's matter
-}
-
-
 class ReportConfig(Section):
     """What the results folder shows of a run; no result depends on it.
 
@@ -370,7 +358,7 @@ class Config(RunConfig):
         for row in self.rows:
             if row in ("baseline", "+BSL"):
                 continue  # made from the others by reproduce
-            for key, value in ROW_LOSSES[row].items():
+            for key, value in ROWS[row].items():
                 if getattr(self.stage1.loss, key) != value:
                     raise ValueError(
                         f"rows: {row} means stage1.loss.{key}={_yaml(value)}, here it is "

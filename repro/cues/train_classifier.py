@@ -27,7 +27,7 @@ from repro.training.batches import Batches
 from repro.training.hooks import stage_hooks
 from repro.training.loop import SolverLoop
 from repro.training.measured_filler import fill_by_first_batch
-from repro.training.objectives import ClassifierObjective
+from repro.training.objectives import classifier_objective
 from repro.training.seed_quality import HeldOutPrecision
 from repro.training.snapshots import snapshots
 from weights_conversion.files import file_sha256
@@ -99,7 +99,7 @@ def train_classifier(config: Config, net: str, run: Run) -> Path:
         lines = (f"{name},{','.join(names[i] for i in labelled.labels[name])}\n" for name in training)
         hooks = stage_hooks(step, "".join(lines).encode(), [precision] if held_out else [])
         solver = build_solver(model, section.solver)
-        SolverLoop(model, solver, ClassifierObjective(data.batch_size), batches, step.folder, hooks).run()
+        SolverLoop(model, solver, classifier_objective(), batches, step.folder, hooks).run()
         return weights
 
 

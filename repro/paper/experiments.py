@@ -14,9 +14,10 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from repro.config import ROW_LOSSES, Section, load_yaml, validated
+from repro.config import Section, load_yaml, validated
 from repro.errors import InputError
 from repro.metrics import Rule
+from repro.models.loss_tails import ROWS
 
 PAPER = "paper"  # the results folder of the papers' own runs, whatever their profiles
 Path = list[str | int | float]  # of keys and indices into numbers.yaml
@@ -35,8 +36,8 @@ class RunSpec(Section):
 
     @model_validator(mode="after")
     def _row_is_known(self) -> Self:
-        if self.row not in ROW_LOSSES:
-            raise ValueError(f"row {self.row!r}: expected one of {', '.join(ROW_LOSSES)}")
+        if self.row not in ROWS:
+            raise ValueError(f"row {self.row!r}: expected one of {', '.join(ROWS)}")
         return self
 
 

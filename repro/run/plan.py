@@ -14,7 +14,6 @@ from typing import Any
 
 from repro.config import (
     MAX_SEED,
-    ROW_LOSSES,
     Config,
     Mark,
     changed_from_profile,
@@ -24,6 +23,7 @@ from repro.config import (
 )
 from repro.errors import InputError
 from repro.files import json_sha256
+from repro.models.loss_tails import ROWS
 from repro.paper.experiments import PAPER, Cell, RunSpec, experiments
 from repro.profiles import profile_names
 from repro.run.scores import ORIGINAL, TRAINED
@@ -145,7 +145,7 @@ def plan_originals(base: Config, originals: Sequence[str]) -> list[PlannedRun]:
     """Runs that score weights which others trained: nothing but prediction and evaluation.
 
     Args:
-        originals: ``row=file``, the row as in ``config/schema.py``'s ROW_LOSSES.
+        originals: ``row=file``, the row as in ``models/loss_tails.py``'s ROWS.
 
     Raises:
         InputError: not of that form, an unknown row, or a file that is not there.
@@ -154,8 +154,8 @@ def plan_originals(base: Config, originals: Sequence[str]) -> list[PlannedRun]:
     runs = []
     for text in originals:
         row, _, file = text.partition("=")
-        if row not in ROW_LOSSES or not file:
-            raise InputError(f"--original {text}: expected ROW=FILE, ROW one of {', '.join(ROW_LOSSES)}")
+        if row not in ROWS or not file:
+            raise InputError(f"--original {text}: expected ROW=FILE, ROW one of {', '.join(ROWS)}")
         if not Path(file).is_file():
             raise InputError(f"--original {row}: no such file: {file}")
         config = with_changes(base, _losses(row), row)
@@ -290,4 +290,4 @@ def _variant(base: Config, name: str, spec: RunSpec) -> Config:
 
 
 def _losses(row: str) -> dict[str, Any]:
-    return {"rows": [row], **{f"stage1.loss.{key}": value for key, value in ROW_LOSSES[row].items()}}
+    return {"rows": [row], **{f"stage1.loss.{key}": value for key, value in ROWS[row].items()}}

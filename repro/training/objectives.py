@@ -15,7 +15,7 @@ the whole mini-batch's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -23,18 +23,19 @@ import torch
 
 from repro import distributed
 from repro.config import LossConfig
-from repro.constants import VOID
 from repro.data.release_layers import AnnotationLayer, AnnotationLayerCOCO
 from repro.errors import InputError
 from repro.models import CaffeNet
 from repro.models.layer_types.python import DSRGLayer, SoftmaxLayer
+from repro.models.loss_tails import classifier_losses, stage1_losses, stage2_losses
 from repro.models.net import NetLayer
 from repro.models.registry import Layer
-from repro.models.zoo import classifier_losses, stage1_losses, stage2_losses
 from weights_conversion.caffe_pb2 import LayerParameter, NetParameter
 
 Batch = dict[str, torch.Tensor]
 Net = Callable[..., Any]  # a CaffeNet, or what shares it out over processes
+Watch = Callable[[Batch, torch.Tensor], None]
+EXTRAS = ("truth",)  # of a batch: for those who watch, no blobs of the net
 _OWN = ("iteration", "lr", "loss", "seeds", "winners")  # columns and metrics with a meaning of their own
 
 
@@ -60,97 +61,19 @@ class Objective(Protocol):
     def __call__(self, net: Net, batch: Batch) -> Outcome: ...
 
 
-class _Tail:
-    """The loss layers behind a net's scores as a net of their own, made for the shapes of the blobs that it gets."""
-
-    def __init__(self, layers: Sequence[LayerParameter]) -> None:
-        self._layers = layers
-        self._nets: dict[tuple[tuple[str, tuple[int, ...]], ...], CaffeNet] = {}
-
-    def __call__(self, given: Batch) -> tuple[dict[str, torch.Tensor], Batch]:
-        """The losses that count, by layer, and every blob."""
-        shapes = tuple((name, tuple(blob.shape)) for name, blob in given.items())
-        if shapes not in self._nets:
-            names, dims = zip(*shapes, strict=True)
-            parameter = NetParameter(
-                name="losses", input=names, input_shape=[{"dim": dim} for dim in dims], layer=self._layers
-            )
-            self._nets[shapes] = CaffeNet(parameter, phase="train")
-        net = self._nets[shapes]
-        blobs = net.forward_blobs(given)
-        return {layer.name: blobs[layer.top] for layer in net.layers if any(layer.loss_weights)}, blobs
-
-
-class Stage1Objective:
-    """Seed, expand and constrain losses on image-level labels and cues.
-
-    The batch holds ``images`` (N, 3, h, w), ``labels`` (N, C) and ``cues`` (N, C, H, W). The CRF runs once and
-    serves both the constrain loss and the growing; the release computes the same thing twice.
-
-    All of its losses are means over images: a part of the mini-batch adds its own mean, weighted by its share.
-
-    Args:
-        config: the losses.
-        batch_size: images in the whole mini-batch; by default those that are given.
-        watch: is shown the batch, given and grown cues with it; it changes nothing.
-    """
-
-    def __init__(
-        self,
-        config: LossConfig,
-        batch_size: int | None = None,
-        watch: Callable[[Batch, torch.Tensor], None] | None = None,
-    ) -> None:
-        self.batch_size, self.watch = batch_size, watch
-        layers = stage1_losses("scores", **config.model_dump())
-        self.tail = _Tail(layers)
-        self.columns = tuple(layer.name for layer in layers if layer.loss_weight)
-        if config.cues == "grown":
-            self.columns += ("seeds",)
-
-    def __call__(self, net: Net, batch: Batch) -> Outcome:
-        images = batch["images"]
-        scores = net(images)
-        labels, cues = (batch[name].to(images.dtype) for name in ("labels", "cues"))
-        losses, blobs = self.tail({"scores": scores, "images": images, "labels": labels, "cues": cues})
-        metrics = {"winners": _winners(scores.detach())}
-        if "seeds" in self.columns:
-            metrics["seeds"] = distributed.add_up(blobs["cues-new"].sum())
-        if self.watch:
-            self.watch(batch, blobs.get("cues-new", cues))
-        return Outcome(_shares(losses, len(images), self.batch_size), metrics)
-
-
-class ClassifierObjective:
-    """Caffe's multi-label sigmoid loss on ``images`` (N, 3, S, S) and ``labels`` (N, C−1), for both classifiers.
-
-    A mean over images; ``batch_size`` as for ``Stage1Objective``.
-    """
-
-    columns: tuple[str, ...] = ()
-
-    def __init__(self, batch_size: int | None = None) -> None:
-        self.batch_size = batch_size
-        self.tail = _Tail(classifier_losses("scores"))
-
-    def __call__(self, net: Net, batch: Batch) -> Outcome:
-        losses, _ = self.tail({"scores": net(batch["images"]), "labels-classes": batch["labels"]})
-        return Outcome(_shares(losses, len(batch["images"]), self.batch_size))
-
-
 class NetObjective:
     """The losses and outputs of a net that has its loss layers in it, by their tops' names, on what its data layers
     made.
 
     Args:
         net: it.
-        watch: as for :class:`Stage1Objective`, where the net has cues.
+        watch: as for :class:`TailObjective`, where the net has cues.
 
     Raises:
         InputError: nothing to minimise; with several processes a layer that cannot be computed in parts.
     """
 
-    def __init__(self, net: CaffeNet, watch: Callable[[Batch, torch.Tensor], None] | None = None) -> None:
+    def __init__(self, net: CaffeNet, watch: Watch | None = None) -> None:
         self.watch = watch
         made = {top for layer in net.data_layers for top in layer.tops}
         tops = [
@@ -178,7 +101,8 @@ class NetObjective:
         self.grown = next((lay.top for lay in net.layers if isinstance(net[lay.name], DSRGLayer)), None)
         annotations = (AnnotationLayer, AnnotationLayerCOCO)
         self.given_cues = next(
-            (lay.tops[1] for lay in net.data_layers if isinstance(net[lay.name], annotations)), None
+            (lay.tops[1] for lay in net.data_layers if isinstance(net[lay.name], annotations)),
+            "cues" if "cues" in net.inputs else None,
         )
         self.scores = next(
             (lay.bottoms[0] for lay in net.layers if isinstance(net[lay.name], SoftmaxLayer)), None
@@ -210,7 +134,7 @@ class NetObjective:
                 )
 
     def __call__(self, net: Net, batch: Batch) -> Outcome:
-        extras = {name: batch[name] for name in ("truth",) if name in batch}
+        extras = {name: batch[name] for name in EXTRAS if name in batch}
         blobs = net({name: blob for name, blob in batch.items() if name not in extras}, self.wanted)
         losses, weights = {}, {}
         for layer, top, weight in self.losses:
@@ -264,31 +188,66 @@ def _winners(scores: torch.Tensor) -> torch.Tensor:
     return (distributed.add_up(hits) > 0).sum()
 
 
-def _shares(losses: dict[str, torch.Tensor], images: int, batch_size: int | None) -> dict[str, torch.Tensor]:
-    """What means over ``images`` add to the means over the ``batch_size`` that they are a part of."""
-    if batch_size in (None, images):
-        return losses
-    return {name: loss * (images / batch_size) for name, loss in losses.items()}
+class TailObjective:
+    """The losses behind the scores of a net that has none in it: a net of their own, as the train prototxts wire them.
 
+    The batch holds ``images``, which the net gets, and what the tail reads besides, in any dtype.
 
-class Stage2Objective:
-    """``SoftmaxWithLoss`` (ignore 255, mean over valid cells) on labels shrunk by ``Interp``, and ``SegAccuracy``.
-
-    The batch holds ``images`` (N, 3, S, S) and ``label`` (N, 1, S, S), class ids or 255. With several ranks the
-    loss is a mean over the valid cells of all of them, and the metrics are the whole mini-batch's.
+    Args:
+        layers: the tail; it reads ``scores`` of the net.
+        inputs: a shape that each of its inputs may have; it runs on batches of any others.
+        watch: is shown the batch's ``truth`` and ``cues``, and the grown cues with it; it changes nothing.
     """
 
-    columns: tuple[str, ...] = ("accuracy", "accuracy-recall", "accuracy-jaccard")
-
-    def __init__(self, label_shrink: int) -> None:
-        self.tail = _Tail(stage2_losses("scores", label_shrink=label_shrink))
+    def __init__(
+        self,
+        layers: Sequence[LayerParameter],
+        inputs: Mapping[str, Sequence[int]],
+        watch: Watch | None = None,
+    ) -> None:
+        self._layers, self._watch = layers, watch
+        self._made: dict[tuple[tuple[int, ...], ...], tuple[CaffeNet, NetObjective]] = {}
+        self.inputs = tuple(inputs)
+        self.columns = self._losses(tuple(tuple(shape) for shape in inputs.values()))[1].columns
 
     def __call__(self, net: Net, batch: Batch) -> Outcome:
         scores = net(batch["images"])
-        label = batch["label"].to(batch["images"].dtype)
-        losses, blobs = self.tail({"scores": scores, "label": label})
-        if distributed.size() > 1:
-            own = (blobs["label_shrink"] != VOID).sum()
-            share = own.clamp_min(1) / distributed.add_up(own.clone()).clamp_min(1)
-            losses = {name: loss * share for name, loss in losses.items()}
-        return Outcome(losses, dict(zip(self.columns, blobs["accuracy"].flatten(), strict=True)))
+        given = {name: batch[name].to(scores.dtype) for name in self.inputs if name != "scores"}
+        given["scores"] = scores
+        tail, losses = self._losses(tuple(tuple(given[name].shape) for name in self.inputs))
+        extras = {name: batch[name] for name in EXTRAS if name in batch}
+        return losses(tail, {**given, **extras})
+
+    def _losses(self, shapes: tuple[tuple[int, ...], ...]) -> tuple[CaffeNet, NetObjective]:
+        if shapes not in self._made:
+            dims = [{"dim": shape} for shape in shapes]
+            parameter = NetParameter(name="losses", input=self.inputs, input_shape=dims, layer=self._layers)
+            tail = CaffeNet(parameter, phase="train")
+            self._made[shapes] = tail, NetObjective(tail, self._watch)
+        return self._made[shapes]
+
+
+def stage1_objective(config: LossConfig, watch: Watch | None = None) -> TailObjective:
+    """Seed, expand and constrain losses: on ``images`` (N, 3, h, w), ``labels`` (N, C) and ``cues`` (N, C, H, W).
+
+    The CRF runs once and serves both the constrain loss and the growing; the release computes the same thing twice.
+    """
+    layers = stage1_losses("scores", **config.model_dump())
+    shapes = {"scores": (1, 2, 3, 3), "images": (1, 3, 17, 17), "labels": (1, 2), "cues": (1, 2, 3, 3)}
+    return TailObjective(layers, shapes, watch)
+
+
+def stage2_objective(label_shrink: int) -> TailObjective:
+    """``SoftmaxWithLoss`` (ignore 255, mean over valid cells) on labels shrunk by ``Interp``, and ``SegAccuracy``.
+
+    On ``label`` (N, 1, S, S), class ids or 255.
+    """
+    side = 2 * label_shrink + 1
+    layers = stage2_losses("scores", label_shrink=label_shrink)
+    return TailObjective(layers, {"scores": (1, 2, 3, 3), "label": (1, 1, side, side)})
+
+
+def classifier_objective() -> TailObjective:
+    """Caffe's multi-label sigmoid loss on ``labels`` (N, C−1), for both classifiers; a mean over images."""
+    layers = classifier_losses("scores", labels="labels")
+    return TailObjective(layers, {"scores": (1, 2), "labels": (1, 2)})

@@ -17,7 +17,7 @@ from repro.data.labels import CLASSIFIER_MEAN_BGR
 from repro.errors import InputError
 from repro.models import CLASSIFIERS, CaffeNet
 from repro.models.fillers import GAUSSIAN_STD
-from repro.models.zoo import classifier_losses, stage1_losses, stage2_losses
+from repro.models.loss_tails import classifier_losses, stage1_losses, stage2_losses
 from weights_conversion.caffe_pb2 import LayerParameter, NetParameter, ParamSpec
 from weights_conversion.lift import lower
 from weights_conversion.prototxt import Message

@@ -31,7 +31,7 @@ from repro.training.collapse import SEED_TERMS, CollapseWatch
 from repro.training.hooks import stage_hooks
 from repro.training.loop import Hook, SolverLoop
 from repro.training.measured_filler import fill_by_first_batch, needs_measuring
-from repro.training.objectives import Objective, Stage1Objective, Stage2Objective
+from repro.training.objectives import Objective, stage1_objective, stage2_objective
 from repro.training.seed_quality import SeedQuality
 from repro.training.snapshots import snapshots
 from weights_conversion import read_solverstate
@@ -115,16 +115,16 @@ def _objective(
 ) -> tuple[Objective, list[Hook]]:
     """What the stage minimises, and what watches it."""
     if isinstance(section, Stage2Config):
-        return Stage2Objective(section.data.label_shrink), []
+        return stage2_objective(section.data.label_shrink), []
     collapse = CollapseWatch(num_classes, SEED_TERMS[section.loss.seed])
     if section.data.truth_root is None:
-        return Stage1Objective(section.loss, batches.batch_size), [collapse]
+        return stage1_objective(section.loss), [collapse]
     log.info(
         "masks of %s: for the log of the seeds' quality alone; training does not see them",
         section.data.truth_root,
     )
     quality = SeedQuality(len(batches.layer), batches.images)
-    return Stage1Objective(section.loss, batches.batch_size, quality.watch), [collapse, quality]
+    return stage1_objective(section.loss, quality.watch), [collapse, quality]
 
 
 def _cues_are_pngs(section: Stage1Config | Stage2Config) -> bool:
