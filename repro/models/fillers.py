@@ -8,11 +8,14 @@ Distributions are Caffe's, not its draws.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from weights_conversion.caffe_pb2 import FillerParameter
+
+if TYPE_CHECKING:
+    from repro.models.net import CaffeNet
 
 Filler = Literal["gaussian", "msra", "lsuv", "looks_linear"]
 Scheme = Literal["file"] | Filler
@@ -112,3 +115,33 @@ def _looks_linear_(weight: torch.Tensor, generator: torch.Generator | None, *, r
     filters[:, :, height // 2, width // 2] += torch.linalg.qr(square)[0][:half, :sources]
     paired = filters if reads_image else torch.cat([filters, -filters], dim=1)[:, :inputs]
     weight.copy_(_LOOKS_LINEAR_GAIN * torch.cat([paired, -paired])[:outputs])
+
+
+def fill_net(net: CaffeNet, scheme: Scheme, generator: torch.Generator | None) -> None:
+    """:meth:`repro.models.CaffeNet.fill`."""
+    from_file = scheme == "file"
+    classifiers = () if from_file else net.classifiers
+    blocks = [
+        layer.name for layer in net.layers if layer.type == "Scale" and layer.name.endswith("_branch2c")
+    ]
+    filled: set[int] = set()
+    for layer in net.layers:
+        for kind, blob in net[layer.name].caffe_blobs().items():
+            if id(blob) in filled:
+                continue
+            filled.add(id(blob))
+            filler = net[layer.name].fillers[kind]
+            if not from_file and kind == "weight" and blob.ndim > 1:
+                is_classifier, reads_image = (
+                    layer.name in classifiers,
+                    bool({*net.inputs} & {*layer.bottoms}),
+                )
+                fill_weight_(blob, scheme, generator, is_classifier=is_classifier, reads_image=reads_image)
+            else:
+                try:
+                    fill_(blob, filler, generator)
+                except ValueError as error:
+                    net[layer.name].fail(f"{kind}_filler", str(error))
+            if scheme not in ("file", "gaussian") and kind == "weight" and layer.name in blocks:
+                with torch.no_grad():
+                    blob.fill_(len(blocks) ** -0.5)

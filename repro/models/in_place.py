@@ -10,14 +10,12 @@ a chain run as if this file were not there.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from repro.models.net_layer import NetLayer
 from repro.models.registry import Layer
-
-if TYPE_CHECKING:
-    from repro.models.net import NetLayer
 
 
 def is_in_place(layer: NetLayer) -> bool:

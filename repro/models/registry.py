@@ -247,8 +247,9 @@ class Layer(nn.Module):
         return {name: blob for name in self.fillers if (blob := self._parameters[name]) is not None}
 
     def fail(self, field: str, reason: str) -> NoReturn:
-        """Refuse the layer: ``field`` is one of its message ("" for none), or has a dot and stands for itself."""
-        where = field if "." in field or not (field and self.field) else f"{self.field}.{field}"
+        """Refuse the layer: ``field`` is one of its message, of the layer, or a path with dots; "" for none."""
+        own = not self.field or field in LayerParameter.DESCRIPTOR.fields_by_name
+        where = field if own or "." in field or not field else f"{self.field}.{field}"
         raise InputError(f"{self}: {f'{where}: ' if where else ''}{reason}")
 
     def refuse(self, *fields: str) -> None:

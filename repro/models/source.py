@@ -21,7 +21,8 @@ from torch import nn
 
 from repro.errors import InputError, printable
 from repro.models.literals import Code, literal
-from repro.models.net import CaffeNet, NetLayer
+from repro.models.net import CaffeNet
+from repro.models.net_layer import NetLayer
 from repro.models.registry import Layer
 
 _RESERVED = {"self", "torch", "nn", "F", "Path", "load_file", "Net", "load", "blobs", *keyword.kwlist}

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from repro.errors import InputError
-from repro.models.net import PhaseName, filtered
+from repro.models.net_state import PhaseName, filtered
 from repro.models.registry import Bottom, Layer, Shape, beyond_caffe, describe, layer_class, meta
 from weights_conversion.caffe_pb2 import NetParameter
 from weights_conversion.lift import lift

@@ -22,7 +22,8 @@ from repro.constants import TOLERANCE
 from repro.data.images import read_image_bgr, subtract_mean
 from repro.errors import InputError
 from repro.layers.resize import resize_bilinear_u8
-from repro.models.net import CaffeNet, NetLayer, read_net
+from repro.models.net import CaffeNet, read_net
+from repro.models.net_layer import NetLayer
 from repro.parity.comparison import BlobComparison, Comparison, compare_blob, steps
 from repro.parity.recorded import blobs_of
 from weights_conversion.caffe_pb2 import BlobShape, LayerParameter, NetParameter

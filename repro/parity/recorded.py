@@ -13,7 +13,8 @@ from torch import nn
 
 from repro.constants import TOLERANCE
 from repro.errors import InputError
-from repro.models.net import CaffeNet, filtered
+from repro.models.net import CaffeNet
+from repro.models.net_state import filtered
 from repro.parity.comparison import BlobComparison, BlobStep, Comparison, Difference, compare_blob, steps
 from repro.parity.recording import Recording, read_recording
 from weights_conversion.caffe_pb2 import NetParameter

@@ -18,7 +18,8 @@ from typing import Any
 
 from repro.config import FileConfig, FileData, SolverConfig, file_config, read_profile, validated
 from repro.errors import InputError
-from repro.models.net import CaffeNet, filtered, read_net
+from repro.models.net import CaffeNet, read_net
+from repro.models.net_state import filtered
 from repro.models.registry import DataLayer, describe, layer_class
 from weights_conversion import Message, read_prototxt
 from weights_conversion.caffe_pb2 import LayerParameter, NetParameter, SolverParameter

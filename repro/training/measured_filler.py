@@ -46,11 +46,12 @@ def fill_by_first_batch(model: CaffeNet, missing: Collection[str], batches: Batc
 def needs_measuring(model: CaffeNet, missing: Collection[str]) -> list[str]:
     """Those of the ``missing`` layers that the filler scales, in the net's order: all with weights but for the
     classifiers."""
-    return [
-        name
-        for name in dict.fromkeys(layer.name for layer in model.layers)
-        if name in missing and name not in model.classifiers and _is_linear(model.get_submodule(name))
-    ]
+    found, scaled = [], {id(model[name].weight) for name in model.classifiers}
+    for name in dict.fromkeys(layer.name for layer in model.layers):
+        if name in missing and _is_linear(model[name]) and id(model[name].weight) not in scaled:
+            scaled.add(id(model[name].weight))  # one that layers share is scaled by the first of them
+            found.append(name)
+    return found
 
 
 def scale_to_unit_outputs(model: CaffeNet, layers: Collection[str], images: Inputs) -> Measured:
@@ -100,9 +101,9 @@ def scale_to_unit_outputs(model: CaffeNet, layers: Collection[str], images: Inpu
     try:
         with torch.no_grad():
             for name in layers:
-                module = model.get_submodule(name)
-                if getattr(module, "bias", None) is not None:
-                    module.bias.zero_()  # type: ignore[operator]
+                module = model[name]
+                if (bias := getattr(module, "bias", None)) is not None:
+                    bias.zero_()
                 handles.append(module.register_forward_hook(scale(name)))
             model.eval()
             model(images)

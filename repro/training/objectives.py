@@ -28,7 +28,7 @@ from repro.errors import InputError
 from repro.models import CaffeNet
 from repro.models.layer_types.python import DSRGLayer, SoftmaxLayer
 from repro.models.loss_tails import classifier_losses, stage1_losses, stage2_losses
-from repro.models.net import NetLayer
+from repro.models.net_layer import NetLayer
 from repro.models.registry import Layer
 from weights_conversion.caffe_pb2 import LayerParameter, NetParameter
 

@@ -75,7 +75,7 @@ def train_file(files: SolverRun, run: Run) -> Path:
                 share_parameters(net, test.to(run.device, config.dtype))
             solver = build_solver(net, config.solver)
             if config.init.filler == "lsuv" and not snapshots(step.folder) and distributed.is_first():
-                step.record["filler"] = batches.measure(missing, run.device)
+                step.record["filler"] = batches.measure(missing)
             if config.init.solverstate:
                 take_over(solver, config.init.solverstate)
             if tests:
@@ -140,14 +140,15 @@ class NetBatches:
         workers = self.workers if workers is None else workers
         return iter(load_made(self.make, numbers, workers=workers, pin_memory=pin_memory))
 
-    def measure(self, missing: list[str], device: torch.device) -> Any:
+    def measure(self, missing: list[str]) -> Any:
         """Scale the layers that no file fills on the first batch, whole, whatever the number of processes."""
         layers = needs_measuring(self.net, missing)
         if not layers:
             return {}
         for layer in self.layers:
             layer.share = slice(None)
-        batch = {name: blob.to(device) for name, blob in self.make(0).items() if name in self.net.shapes}
+        weights = next(self.net.parameters())
+        batch = {name: blob.to(weights) for name, blob in self.make(0).items() if name in self.net.shapes}
         return scale_to_unit_outputs(self.net, layers, batch)
 
 
