@@ -6,8 +6,9 @@ from __future__ import annotations
 import re
 
 import pytest
+import torch
 
-from parity_tests.conftest import ROOT
+from parity_tests.conftest import CAFFE_FILES, ROOT
 from repro.cli import run_command
 from repro.errors import InputError
 from repro.models import load_net
@@ -112,3 +113,30 @@ def test_the_example_of_the_design_page_runs(tmp_path, monkeypatch):
     space: dict = {}
     for block in blocks:
         exec(block, space)
+
+
+def test_a_layer_that_does_not_fit_into_memory(tmp_path, monkeypatch):
+    empty = torch.empty
+
+    def refuse(*shape, **options):
+        if options:  # on the meta device
+            return empty(*shape, **options)
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("repro.models.net_builder.torch.empty", refuse)
+    (tmp_path / "n.prototxt").write_text(f'name: "n" {DATA}{layer("a", "Convolution", "x", "y", CONV)}')
+    with pytest.raises(
+        InputError, match=r"layer 'a' \(Convolution\): its weight of \(4, 3, 3, 3\) does not fit"
+    ):
+        load_net(tmp_path / "n.prototxt")
+
+
+def test_check_names_our_net_that_a_file_would_fit(tmp_path, capsys):
+    conv = layer("conv1_1", "Convolution", "x", "y", "convolution_param { num_output: 5 kernel_size: 3 }")
+    (tmp_path / "n.prototxt").write_text(f'name: "n" {DATA}{conv}')
+    weights = CAFFE_FILES / "vgg16_largefov.caffemodel"
+    assert run_command(["check", str(tmp_path / "n.prototxt"), str(weights)]) == 2
+    said = capsys.readouterr().err
+    assert "layer 'conv1_1', blob '0' (weight): shape (4, 3, 3, 3) in the file, expected (5, 3, 3, 3)" in said
+    assert "the file fits vgg16_largefov (num_classes 21, width_divisor 16)" in said
+    assert said.count("\n") == 1

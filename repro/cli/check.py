@@ -55,9 +55,9 @@ def check(
     import torch
 
     from repro.models import load_net
+    from repro.models.weights import load_weights
     from repro.parity import compare, read_recording
     from repro.parity.opencv import beside_opencv, example_inputs
-    from weights_conversion.mapping import load_weights
 
     if not tolerance >= 0:
         raise InputError(f"--tolerance {tolerance}: expected 0 or more")

@@ -231,6 +231,9 @@ class Builder:
                 old = module._parameters[kind]
                 assert old is not None
                 if id(old) not in made:
-                    new = nn.Parameter(torch.empty(old.shape), requires_grad=old.requires_grad)
+                    try:
+                        new = nn.Parameter(torch.empty(old.shape), requires_grad=old.requires_grad)
+                    except RuntimeError:  # the allocator's
+                        module.fail("", f"its {kind} of {tuple(old.shape)} does not fit into memory")
                     made[id(old)] = new
                 module._parameters[kind] = made[id(old)]

@@ -26,6 +26,7 @@ from repro.errors import InputError
 from repro.models.layer_types.python import BalancedSeedLossLayer, SeedLossLayer, SoftmaxLayer
 from repro.models.net import CaffeNet
 from repro.models.registry import DataLayer
+from repro.models.weights import load_weights
 from repro.precision import to_device
 from repro.run_folder import Run
 from repro.solver import build_solver
@@ -39,7 +40,6 @@ from repro.training.objectives import Batch, NetObjective
 from repro.training.seed_quality import SeedQuality
 from repro.training.snapshots import snapshots
 from repro.training.train import labels_sha256, take_over
-from weights_conversion import load_weights
 from weights_conversion.files import file_sha256
 
 log = logging.getLogger(__name__)
