@@ -31,6 +31,9 @@ _ADMITTED = {
     "torch._utils _rebuild_parameter",
     "torch.nn.parameter Parameter",
     *(f"torch {name}Storage" for name in _ITEM_SIZES),
+    # numbers of 8 bits: bytes, and the type beside them
+    *("torch._utils _rebuild_tensor_v3", "torch.storage UntypedStorage"),
+    *("torch float8_e4m3fn", "torch float8_e5m2"),
 }
 
 
@@ -139,7 +142,12 @@ def _check_pickle(stream: io.BytesIO, file: WireFile) -> int:
                     raise file.error(
                         "", f"the pickle imports {imported[:80]}; only tensors are read (weights_only=True)"
                     )
-                size = _ITEM_SIZES.get(argument.removeprefix("torch ").removesuffix("Storage"))
+                is_bytes = argument == "torch.storage UntypedStorage"
+                size = (
+                    1
+                    if is_bytes
+                    else _ITEM_SIZES.get(argument.removeprefix("torch ").removesuffix("Storage"))
+                )
                 smallest = min(smallest, size or smallest)
             elif opcode.name in _INTEGERS:
                 number = argument

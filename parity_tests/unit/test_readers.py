@@ -88,6 +88,13 @@ def test_stray_quotes_and_old_line_ends_in_csv(tmp_path, text):
     assert read_labels(tmp_path / "a.csv", CLASSES) == {"a": [1], "b": [2], "c": [1]}
 
 
+def test_a_line_that_no_csv_has(tmp_path):
+    (tmp_path / "a.csv").write_text(f"image,class\na.jpg,{'x' * 200_000}\n")
+    with pytest.raises(InputError) as caught:
+        read_labels(tmp_path / "a.csv", CLASSES)
+    one_line(caught, "a.csv:2", "more than 100000 letters")
+
+
 # --- COCO -------------------------------------------------------------------------------------------------
 
 
@@ -186,6 +193,8 @@ def test_depth_is_counted_outside_of_texts_and_across_blocks(size):
 def test_float8_is_read(tmp_path, dtype):
     save_file({"conv1_1.weight": torch.tensor([[1.0, -0.5]]).to(dtype)}, tmp_path / "a.safetensors")
     assert any("-0.5 to 1" in line for line in describe_file(tmp_path / "a.safetensors"))
+    torch.save({"conv1_1.weight": torch.tensor([[1.0, -0.5]]).to(dtype)}, tmp_path / "a.pth")
+    assert any("-0.5 to 1" in line for line in describe_file(tmp_path / "a.pth"))
 
 
 def test_integers_in_safetensors_are_refused(tmp_path):

@@ -312,10 +312,17 @@ def _words(cell: str, indices: Mapping[str, int]) -> list[str]:
     return [part for part in parts if part]
 
 
+_LONGEST_LINE = 100_000  # Python's csv takes fields of 131072 letters
+
+
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Line numbers and fields of the lines that have any."""
     lines = read_text(path, "'<image> <class> …'").splitlines()
     if path.suffix == ".csv":
+        if long := next((number for number, line in enumerate(lines, 1) if len(line) > _LONGEST_LINE), 0):
+            raise InputError(
+                f"{path}:{long}: more than {_LONGEST_LINE} letters, an image and its classes expected"
+            )
         separator = _separator(next((line for line in lines if line.strip()), ""))
         rows = [_csv_fields(line, separator) for line in lines]
     else:

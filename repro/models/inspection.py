@@ -96,7 +96,8 @@ def _prototxt(path: str | os.PathLike[str]) -> list[str]:
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()  # NumPy has no bfloat16
+    known = not tensor.is_floating_point() or tensor.dtype in (torch.float16, torch.float32, torch.float64)
+    return (tensor if known else tensor.float()).numpy()  # NumPy has no bfloat16 and no float8
 
 
 def _layers(layers: dict[str, dict[str, np.ndarray]], types: dict[str, str]) -> Iterator[str]:
