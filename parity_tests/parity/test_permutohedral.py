@@ -262,7 +262,7 @@ def test_parameters_out_of_range():
 
 
 def test_compiles_where_nothing_can_be_written():
-    from repro.layers.permutohedral_lanes import entry
+    from repro.layers.numba_lanes import entry
 
     names: dict = {}
     exec(compile("def plus_one(x): return x + 1", "<no file>", "exec"), names)

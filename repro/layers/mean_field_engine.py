@@ -11,7 +11,7 @@ A mean field is a strongly coupled iteration: where a pixel is undecided, a diff
 grows by some orders of magnitude in ten iterations (see docs/performance.md). An engine that is to agree with densecrf
 to 2e-5 for any input must therefore do the same float32 operations in the same order, and these do:
 
-    numba   the CPU's (``permutohedral_cpu.py``)
+    numba   the CPU's (``mean_field_cpu.py``)
     triton  CUDA's, where Triton can be imported (``permutohedral_triton.py``)
     torch   any other device's; what Triton's kernels are compared with (``permutohedral_torch.py``)
 """
@@ -69,7 +69,7 @@ def mean_field_lattice(
 
 def on_cpu(images: torch.Tensor, unary: torch.Tensor, params: CRFParams) -> torch.Tensor:
     # Numba takes a second to import, which nothing else in the project needs
-    from repro.layers.permutohedral_cpu import mean_field_cpu
+    from repro.layers.mean_field_cpu import mean_field_cpu
 
     height, width = unary.shape[2:]
     marginals = mean_field_cpu(

@@ -16,8 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from repro.layers.permutohedral import Features, neighbour_steps
-from repro.layers.permutohedral_lanes import (
+from repro.layers.numba_lanes import (
     LANES,
     entry,
     kernel,
@@ -28,6 +27,7 @@ from repro.layers.permutohedral_lanes import (
     where_equal,
     where_less,
 )
+from repro.layers.permutohedral import Features, neighbour_steps
 
 F = np.float32
 HASH = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: Fibonacci hashing

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from repro.layers.permutohedral_lanes import entry
+from repro.layers.numba_lanes import entry
 
 
 @entry

@@ -17,7 +17,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from repro.layers.permutohedral_lanes import LANES, Intrinsic, Lowering, entry, kernel, load, spread, store
+from repro.layers.numba_lanes import LANES, Intrinsic, Lowering, entry, kernel, load, spread, store
 
 F = np.float32
 Matrix = npt.NDArray[np.float64]
@@ -149,6 +149,17 @@ def transform(matrix_down, matrix_along, square, columns, rows, channels):
             combine(matrix_along, square, row * SIDE * BLOCK + c, BLOCK)
 
 
+@kernel
+def place_of(t, side, tiles, rows, columns, dilation):
+    """Of tile ``t``: its image, its place among the tiles of its kinds, the first row that it reads and the kind of its
+    rows, the same of its columns."""
+    top, down = rows[tiles[t, 1]]
+    left, along = columns[tiles[t, 2]]
+    top -= BEFORE[side, down] * dilation
+    left -= BEFORE[side, along] * dilation
+    return np.int64(tiles[t, 0]), np.int64(tiles[t, 3]), top, down, left, along
+
+
 @entry
 def gather(begin, end, side, tiles, rows, columns, starts, image, dilation, panels):
     """Tiles ``begin`` … ``end`` of a map, transformed to points.
@@ -166,11 +177,7 @@ def gather(begin, end, side, tiles, rows, columns, starts, image, dilation, pane
     source, target = image.reshape(-1), panels.reshape(-1)
     zero = spread(F(0))
     for t in range(begin, end):
-        n, place = np.int64(tiles[t, 0]), np.int64(tiles[t, 3])
-        top, down = rows[tiles[t, 1]]
-        left, along = columns[tiles[t, 2]]
-        top -= BEFORE[side, down] * dilation
-        left -= BEFORE[side, along] * dilation
+        n, place, top, down, left, along = place_of(t, side, tiles, rows, columns, dilation)
         high, wide = READS[side, down], READS[side, along]
         for first in range(0, depth, BLOCK):
             channels = min(BLOCK, depth - first)
@@ -206,11 +213,7 @@ def scatter(begin, end, first, last, side, tiles, rows, columns, starts, image, 
     square = np.empty(SIDE * SIDE * BLOCK, F)
     target, source = image.reshape(-1), panels.reshape(-1)
     for t in range(begin, end):
-        n, place = np.int64(tiles[t, 0]), np.int64(tiles[t, 3])
-        top, down = rows[tiles[t, 1]]
-        left, along = columns[tiles[t, 2]]
-        top -= BEFORE[side, down] * dilation
-        left -= BEFORE[side, along] * dilation
+        n, place, top, down, left, along = place_of(t, side, tiles, rows, columns, dilation)
         high, wide = READS[side, down], READS[side, along]
         for block in range(first, last, BLOCK):
             channels = min(BLOCK, last - block)

@@ -27,7 +27,8 @@ _INTS = ir.VectorType(_INT, LANES)
 _ANYTHING = ir.Constant(_FLOATS, ir.Undefined)
 Lowering = tuple[Any, Callable[..., Any]]  # what an intrinsic returns: its signature and its code generator
 Intrinsic: Any = intrinsic  # mypy takes the code generator's signature for the function's
-_SOURCES = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("permutohedral*.py"))]
+_MADE_OF = ("numba_lanes.py", "mean_field_cpu.py", "permutohedral.py", "permutohedral_numba.py")
+_SOURCES = [Path(__file__).with_name(name).read_bytes() for name in _MADE_OF]
 DIGEST = hashlib.sha256(b"".join(_SOURCES)).hexdigest()[:12]
 
 

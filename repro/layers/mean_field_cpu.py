@@ -19,8 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from repro.layers.permutohedral import Features
-from repro.layers.permutohedral_lanes import (
+from repro.layers.numba_lanes import (
     LANES,
     entry,
     first,
@@ -33,6 +32,7 @@ from repro.layers.permutohedral_lanes import (
     two_to_the,
     where_less,
 )
+from repro.layers.permutohedral import Features
 from repro.layers.permutohedral_numba import Lattice, blur, build, layout_of, splat
 
 F = np.float32
