@@ -6,7 +6,7 @@ import fcntl
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import h5py
@@ -73,6 +73,18 @@ def mini_root(tmp_path_factory) -> Path:
 def no_figures(monkeypatch):
     """Results folders without figures, which take seconds; ``test_page.py`` looks at them."""
     monkeypatch.setattr("repro.report.build._draw", lambda *_: [])
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    """tools/record_blobs.py as a module, on a stand-in for pycaffe."""
+    from parity_tests import fake_caffe
+
+    monkeypatch.setitem(sys.modules, "caffe", fake_caffe)
+    spec = spec_from_file_location("record_blobs", ROOT / "tools" / "record_blobs.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def run_in_triton_interpreter(script: str) -> None:

@@ -7,6 +7,12 @@ show. ``PUBLIC_NETS`` has them by name; names of layers follow the published fil
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from repro.models.net import CaffeNet, load_net
 
 MSRA = {"type": "msra"}
 SMALL = {"type": "gaussian", "std": 0.1}
@@ -463,3 +469,22 @@ PUBLIC_NETS: dict[str, Callable[[], str]] = {
     "DeepLab-v1-MSc": lambda: deeplab_v1(multi_scale=True),
     "DeepLab-v2-ResNet-101-MSc": deeplab_v2_msc,
 }
+
+
+SLOW = ("DeepLab-v2-ResNet-101-MSc",)  # 1,358 layers
+
+
+def build(name: str, folder: Path) -> tuple[CaffeNet, np.ndarray]:
+    """The net ``name`` with its fillers' values, BatchNorm with statistics of some size, and an input."""
+    torch.manual_seed(0)
+    prototxt = folder / "net.prototxt"
+    prototxt.write_text(PUBLIC_NETS[name]())
+    net = load_net(prototxt)
+    with torch.no_grad():
+        for layer in net.layers:
+            if layer.type == "BatchNorm":
+                mean, variance, _ = net.params[layer.name]
+                mean.normal_(0, 0.3)
+                variance.uniform_(0.5, 2)
+    shape = next(iter(net.inputs.values()))
+    return net, np.random.default_rng(0).normal(size=shape).astype(np.float32)

@@ -3,15 +3,14 @@ gradients of inputs and parameters, and the parameters after it (BatchNorm's mov
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import h5py
 import numpy as np
 import pytest
 import torch
 
-from parity_tests.conftest import GOLDEN, assert_close
+from parity_tests.conftest import assert_close
 from parity_tests.onnx_nets import run_as_onnx
+from parity_tests.recorded_layers import in_test_phase, parameters, recordings
 from parity_tests.tolerances import CAFFE_LAYER_REL
 from repro.errors import InputError
 from repro.models.net import load_net
@@ -24,13 +23,6 @@ WITHOUT_ONNX = (
     *(f"{kind}/" for kind in ("MultinomialLogisticLoss", "SigmoidCrossEntropyLoss", "SoftmaxWithLoss")),
     *(f"graph/{name}" for name in ("msc_shared", "propagate_down", "shared_params", "two_losses")),
 )
-OWN_STATISTICS = ("BatchNorm/train",)
-
-
-def recordings() -> list[str]:
-    """``type/setting`` of every recording."""
-    with h5py.File(GOLDEN / "layers_caffe.h5", "r") as file:
-        return [f"{kind}/{setting}" for kind in file for setting in file[kind]]
 
 
 @pytest.mark.parametrize("name", recordings())
@@ -49,16 +41,6 @@ def test_recorded_layer(golden, name, tmp_path):
     for layer, index, values in parameters(recorded, "params_after"):
         what = f"{name}: parameter {index} of {layer} after the forward pass"
         close(net.params[layer][index], values, what)
-
-
-def in_test_phase() -> list[str]:
-    """The recordings that ONNX can follow: not the batch's own statistics, and no net without an output."""
-    with h5py.File(GOLDEN / "layers_caffe.h5", "r") as file:
-        return [
-            name
-            for name in recordings()
-            if file[name].attrs["phase"] == "TEST" and name not in OWN_STATISTICS
-        ]
 
 
 @pytest.mark.parametrize("name", in_test_phase())
@@ -81,13 +63,6 @@ def test_recorded_layer_in_onnx(golden, name, tmp_path):
 def shape_as_built(name: str, values: h5py.Dataset) -> tuple[int, ...]:
     """What the net says before it runs: Filter counts on all items, as Caffe does."""
     return (5, *values.shape[1:]) if name == "Filter/sel" else values.shape
-
-
-def parameters(recorded: h5py.Group, group: str) -> Iterator[tuple[str, int, np.ndarray]]:
-    """Layer, index and values of each array of ``params`` or ``params_after``."""
-    for layer, blobs in recorded.get(group, {}).items():
-        for index, values in blobs.items():
-            yield layer, int(index), np.asarray(values[()])
 
 
 def close(got: torch.Tensor, want, what: str) -> None:

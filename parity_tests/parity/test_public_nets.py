@@ -6,40 +6,21 @@ PyTorch that know nothing of Caffe.
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from parity_tests.conftest import assert_close
 from parity_tests.onnx_nets import run_as_onnx
-from parity_tests.public_nets import PUBLIC_NETS
+from parity_tests.public_nets import PUBLIC_NETS, SLOW, build
 from parity_tests.tolerances import IMPORTER_REL, ONNX_SCORES_REL
-from repro.models.net import CaffeNet, load_net
 from repro.parity.opencv import beside_opencv
 
-SLOW = ("DeepLab-v2-ResNet-101-MSc",)  # 1,358 layers
 BESIDE_OPENCV = [
     pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
     for name in PUBLIC_NETS
     if name != "SegNet"
 ]
-
-
-def build(name: str, folder) -> tuple[CaffeNet, np.ndarray]:
-    """The net ``name`` with its fillers' values, BatchNorm with statistics of some size, and an input."""
-    torch.manual_seed(0)
-    prototxt = folder / "net.prototxt"
-    prototxt.write_text(PUBLIC_NETS[name]())
-    net = load_net(prototxt)
-    with torch.no_grad():
-        for layer in net.layers:
-            if layer.type == "BatchNorm":
-                mean, variance, _ = net.params[layer.name]
-                mean.normal_(0, 0.3)
-                variance.uniform_(0.5, 2)
-    shape = next(iter(net.inputs.values()))
-    return net, np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
 @pytest.mark.parametrize("name", BESIDE_OPENCV)

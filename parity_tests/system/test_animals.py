@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from parity_tests.finished_runs import write_run
 from parity_tests.small_voc import TRAIN_AUG, mask_of, write_cue_files, write_voc
-from parity_tests.system.test_tables import write_run
 from repro.cli import run_command
 from repro.data import write_mask
 from repro.errors import InputError

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from parity_tests.conftest import CAFFE_FILES, GOLDEN
-from parity_tests.parity.test_layers_caffe import recordings
+from parity_tests.recorded_layers import recordings
 from repro.cli import run_command
 from repro.errors import InputError
 from repro.models import load_caffe_weights, load_net

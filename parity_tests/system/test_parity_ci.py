@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from parity_tests.conftest import ROOT
-from parity_tests.system.test_record_blobs import tool  # noqa: F401 - a fixture
 from repro.models import load_net
 from weights_conversion import write_caffemodel
 
@@ -19,7 +18,7 @@ PAGE = (ROOT / "docs" / "parity_ci.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
-def project(tmp_path, tool):  # noqa: F811
+def project(tmp_path, tool):
     """The page's files, with the weights and the recording that a user with Caffe has."""
     prototxt, conftest, test, failure = re.findall(
         r"^```(?:prototxt|python|text)\n(.*?)^```", PAGE, re.M | re.S

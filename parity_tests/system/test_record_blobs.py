@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
-import sys
 import warnings
 
 import h5py
@@ -13,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from parity_tests import fake_caffe
 from parity_tests.conftest import ROOT
 from repro.cli import run_command
 from repro.models import load_net
@@ -35,15 +32,6 @@ LOSS = (
     'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "fc" bottom: "label" top: "loss" loss_weight: 2 }'
 )
 LABEL = 'input: "label" input_shape { dim: 2 }'
-
-
-@pytest.fixture
-def tool(monkeypatch):
-    monkeypatch.setitem(sys.modules, "caffe", fake_caffe)
-    spec = importlib.util.spec_from_file_location("record_blobs", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def net_files(folder, text: str) -> list[str]:

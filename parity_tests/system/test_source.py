@@ -12,9 +12,8 @@ import pytest
 import torch
 
 from parity_tests.conftest import CAFFE_FILES, assert_close
-from parity_tests.parity.test_layers_caffe import in_test_phase, parameters
-from parity_tests.parity.test_public_nets import SLOW, build
-from parity_tests.public_nets import PUBLIC_NETS
+from parity_tests.public_nets import PUBLIC_NETS, SLOW, build
+from parity_tests.recorded_layers import in_test_phase, parameters
 from repro.errors import InputError
 from repro.export.net import write_module
 from repro.models.literals import Code, literal

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from parity_tests.system.test_tables import write_run
+from parity_tests.finished_runs import write_run
 from repro.cli import run_command
 from repro.cli.shared import report_masks
 from repro.data import find_images, read_id_list, write_mask

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from parity_tests.conftest import ROOT
-from parity_tests.system.test_tables import write_run
+from parity_tests.finished_runs import write_run
 from repro.cli import run_command
 from repro.config import load_config
 from repro.data.coco import CocoInstances
