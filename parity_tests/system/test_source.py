@@ -66,13 +66,18 @@ def same(net: CaffeNet, inputs: dict[str, np.ndarray], found: list[np.ndarray], 
         assert_close(torch.from_numpy(got), want, REL, f"{what}: {name}", relative_to_max=True)
 
 
-@pytest.mark.parametrize("name", ["GoogLeNet", "SegNet", "FCN-8s", "HED", "MTCNN-O", "DeepLab-v1-MSc"])
+LARGE = [
+    pytest.param(name, marks=pytest.mark.long) for name in ("GoogLeNet", "FCN-8s", "HED", "DeepLab-v1-MSc")
+]
+
+
+@pytest.mark.parametrize("name", ["SegNet", "MTCNN-O", *LARGE])
 def test_a_public_net(name, tmp_path):
     net, image = build(name, tmp_path)
     same(net, {"data": image}, run_elsewhere(net, {"data": image}, tmp_path), name)
 
 
-@pytest.mark.parametrize("name", ["vgg16_aspp", "resnet101_aspp"])
+@pytest.mark.parametrize("name", ["vgg16_aspp", pytest.param("resnet101_aspp", marks=pytest.mark.long)])
 def test_a_recorded_net(name, tmp_path):
     net = load_net(CAFFE_FILES / f"{name}_deploy.prototxt", CAFFE_FILES / f"{name}.caffemodel")
     image = np.random.default_rng(0).normal(0, 50, (1, 3, 65, 81)).astype(np.float32)

@@ -1,5 +1,6 @@
 """The layers of SEC and DSRG that PyTorch does not have, one file a subject, each under its paper's name."""
 
+from repro.layers.caffe_losses import sigmoid_cross_entropy_loss
 from repro.layers.crf_params import CRFParams
 from repro.layers.dense_crf import crf_log, mean_field, refine
 from repro.layers.interp import interp
@@ -15,7 +16,6 @@ from repro.layers.losses import (
     constrain_loss,
     expand_loss,
     seed_loss,
-    sigmoid_cross_entropy_loss,
 )
 from repro.layers.region_growing import grow_seeds
 from repro.layers.softmax import caffe_softmax

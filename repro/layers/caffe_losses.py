@@ -81,7 +81,7 @@ class _Floor(torch.autograd.Function):
         return diff, None
 
 
-def sigmoid_cross_entropy(
+def sigmoid_cross_entropy_loss(
     scores: torch.Tensor,
     targets: torch.Tensor,
     *,
@@ -94,7 +94,11 @@ def sigmoid_cross_entropy(
         scores: (N, …), before the sigmoid.
         targets: as many, in [0, 1] or ``ignore_label``. No gradient flows into them.
         ignore_label: targets that count nothing.
-        normalization: the mode. Unlike the softmax loss's, the default is the number of images, in every Caffe.
+        normalization: the mode. Unlike the softmax loss's, the default is the number of images, in every Caffe;
+            PyTorch's mean divides by the number of classes as well.
+
+    >>> round(sigmoid_cross_entropy_loss(torch.zeros(2, 3), torch.ones(2, 3)).item(), 4)  # 3 log 2
+    2.0794
     """
     targets = targets.detach().reshape(scores.shape)
     if ignore_label is None:

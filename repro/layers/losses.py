@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 
 from repro.layers.softmax import MIN_PROB
 
@@ -103,23 +102,6 @@ def expand_loss(
     loss_present = -((present * log_foreground).sum(dim=1) / present.sum(dim=1)).mean()
     loss_absent = -((absent * log_absence).sum(dim=1) / absent.sum(dim=1)).mean()
     return loss_present + loss_absent - log_background.mean()
-
-
-def sigmoid_cross_entropy_loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Caffe's ``SigmoidCrossEntropyLoss``: the sum over classes and images, divided by the number of images. Scalar.
-
-    ``sigmoid_cross_entropy_loss_layer.cpp`` divides by ``bottom[0]->num()``, as Caffe did when DeepLab-v2 left it
-    (later ones by ``normalization: BATCH_SIZE``, their default, which is the same here). PyTorch's mean divides by
-    the number of classes as well.
-
-    Args:
-        scores: (N, C), before the sigmoid.
-        labels: (N, C) in {0, 1}.
-
-    >>> round(sigmoid_cross_entropy_loss(torch.zeros(2, 3), torch.ones(2, 3)).item(), 4)  # 3 log 2
-    2.0794
-    """
-    return F.binary_cross_entropy_with_logits(scores, labels, reduction="sum") / len(scores)
 
 
 def _rank_pooling(cells: torch.Tensor, decay: float) -> torch.Tensor:

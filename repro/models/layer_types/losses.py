@@ -13,7 +13,7 @@ from repro.layers.caffe_losses import (
     hinge_loss,
     infogain_loss,
     multinomial_logistic_loss,
-    sigmoid_cross_entropy,
+    sigmoid_cross_entropy_loss,
     softmax_loss,
 )
 from repro.models.layer_types.reductions import check_labels
@@ -83,7 +83,7 @@ class SigmoidCrossEntropyLoss(Loss):
         self.same_size()
 
     def forward(self, scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return sigmoid_cross_entropy(scores, targets, ignore_label=self.ignored, normalization=self.mode)
+        return sigmoid_cross_entropy_loss(scores, targets, ignore_label=self.ignored, normalization=self.mode)
 
 
 @register("EuclideanLoss")
