@@ -8,7 +8,7 @@ VOC_ROOT ?=
 FROM    ?=
 WEIGHTS ?=
 OUT     ?= results/$(PROFILE).onnx
-CHECK   ?=
+IMAGES  ?=
 
 BIN   := .venv/bin
 STAMP := .venv/.installed
@@ -69,15 +69,15 @@ data: $(STAMP)  ## Get VOC 2012, masks, cues and weights (VOC_ROOT= your own tre
 	$(REPRO) data fetch $(if $(VOC_ROOT),--voc-root "$(VOC_ROOT)") $(if $(FROM),--from "$(FROM)")
 
 reproduce-mini: $(STAMP)  ## Build the embedded set and run every stage on it (SEEDS=0,1,2 for a spread)
-	$(REPRO) reproduce --config mini --device $(DEVICE) $(if $(SEEDS),--seeds $(SEEDS)) \
+	$(REPRO) reproduce --config mini "device=$(DEVICE)" $(if $(SEEDS),--seeds $(SEEDS)) \
 	  $(if $(RUN),"output=$(RUN)") $(ARGS)
 
 reproduce-voc: $(STAMP)  ## Run the whole experiment on PASCAL VOC 2012
-	$(REPRO) reproduce --config $(PROFILE) --device $(DEVICE) $(if $(SEEDS),--seeds $(SEEDS)) \
+	$(REPRO) reproduce --config $(PROFILE) "device=$(DEVICE)" $(if $(SEEDS),--seeds $(SEEDS)) \
 	  $(if $(VOC_ROOT),"dataset.root=$(VOC_ROOT)") $(if $(RUN),"output=$(RUN)") $(ARGS)
 
 bench: $(STAMP)  ## Time every part of training and prediction (PROFILE, DEVICE, ARGS="precision=fast …")
-	$(REPRO) bench --config $(PROFILE) --device $(DEVICE) $(ARGS)
+	$(REPRO) bench --config $(PROFILE) "device=$(DEVICE)" $(ARGS)
 
 tables: $(STAMP)  ## Write the results folder of every finished run in results/runs again
 	$(REPRO) tables
@@ -89,10 +89,10 @@ publish: $(STAMP)  ## Write them to results/published, which is part of the repo
 check-paper: $(STAMP)  ## Compare finished runs with the published values; fails on a miss, naming it
 	$(REPRO) check-paper
 
-onnx: $(STAMP)  ## Export WEIGHTS=file of PROFILE's net to OUT=file.onnx, compared with PyTorch on CHECK=images
+onnx: $(STAMP)  ## Export WEIGHTS=file of PROFILE's net to OUT=file.onnx, compared with PyTorch on IMAGES=folder
 	@[ -n "$(WEIGHTS)" ] || { echo "make onnx: WEIGHTS=file expected, .safetensors or .caffemodel" >&2; exit 2; }
-	$(REPRO) export --config $(PROFILE) --device $(DEVICE) --weights "$(WEIGHTS)" --out "$(OUT)" \
-	  $(if $(CHECK),--check "$(CHECK)") $(ARGS)
+	$(REPRO) export --config $(PROFILE) "device=$(DEVICE)" --weights "$(WEIGHTS)" --out "$(OUT)" \
+	  $(if $(IMAGES),--images "$(IMAGES)") $(ARGS)
 
 clean:  ## Remove .venv and caches, keep results and data
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from repro.errors import InputError
+from repro.errors import InputError, chosen
 
 Rule = Literal["released", "voc", "present"]
 RULES: tuple[Rule, ...] = get_args(Rule)
@@ -79,8 +79,7 @@ def mean_iou(matrix: npt.ArrayLike, rule: str) -> float:
     Raises:
         InputError: any other rule, or a matrix that is not square.
     """
-    if rule not in RULES:
-        raise InputError(f"averaging rule {rule!r}: expected one of {', '.join(RULES)}")
+    chosen("averaging rule", rule, RULES)
     iou = np.nan_to_num(per_class_iou(matrix))
     if rule == "voc":
         return float(iou.mean())

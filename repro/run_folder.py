@@ -18,7 +18,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,10 @@ def device_name(device: torch.device) -> str:
     return names[0] if names else platform.machine()
 
 
+# (the step's folder, the settings recorded there, the settings now)
+Lengthens = Callable[[Path, dict[str, Any], dict[str, Any]], bool]
+
+
 class Run:
     """The folder of one run. Nothing is written before the first step begins, and of several ranks only the first
     writes."""
@@ -101,14 +105,17 @@ class Run:
         self._update_manifest({"started": _now(), **self._provenance})
 
     @contextlib.contextmanager
-    def step(self, name: str, settings: dict[str, Any]) -> Iterator[Step]:
+    def step(self, name: str, settings: dict[str, Any], lengthens: Lengthens | None = None) -> Iterator[Step]:
         """Enter a step. The caller does its work unless ``step.done``, and calls ``step.begin()`` once its input
         is known to be good; a block that ends well marks the step done.
+
+        Args:
+            lengthens: whether a step that was made with other settings only has to go further; then it is not done.
 
         Raises:
             InputError: the step's folder was made with other settings.
         """
-        step = Step(self, self.folder / name, settings)
+        step = Step(self, self.folder / name, settings, lengthens)
         if step.done:
             yield step
             return
@@ -163,12 +170,15 @@ class Step:
     kept in ``record.json``, so that a resumed step has it, too.
     """
 
-    def __init__(self, run: Run, folder: Path, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, run: Run, folder: Path, settings: dict[str, Any], lengthens: Lengthens | None = None
+    ) -> None:
         self.run, self.folder = run, folder
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         self.record: dict[str, Any] = {}
-        self.unchecked = not check_settings(folder, self.settings)
-        self.done = distributed.from_first((folder / "done.json").exists())
+        self.lengthened = distributed.from_first(lengthens is not None and self._only_longer(lengthens))
+        self.unchecked = not (self.lengthened or check_settings(folder, self.settings))
+        self.done = distributed.from_first(not self.lengthened and (folder / "done.json").exists())
 
     def begin(self) -> None:
         """Make the folder and record what shapes the step."""
@@ -180,6 +190,8 @@ class Step:
         elif found := _any_file(self.folder):
             raise InputError(f"{self.folder}: holds {found.name}, which is no run's; choose another output")
         self.run.begin()
+        if self.lengthened:
+            (self.folder / "done.json").unlink(missing_ok=True)  # first: it is not done with the new settings
         write_json(self.folder / "settings.json", self.settings)
         if self.record:
             write_json(self.folder / "record.json", self.record)
@@ -188,6 +200,13 @@ class Step:
         """``record`` as this call or an earlier one kept it; empty where none did."""
         path = self.folder / "record.json"
         return _mapping(path, "what a step noted") if path.exists() else {}
+
+    def _only_longer(self, lengthens: Lengthens) -> bool:
+        try:
+            before = _mapping(self.folder / "settings.json", "the settings of a step")
+        except (InputError, OSError):
+            return False  # there is nothing to lengthen, or it is damaged, which check_settings says
+        return before != self.settings and lengthens(self.folder, before, self.settings)
 
     def _tell_of_other_threads(self) -> None:
         before, now = self.run.manifest().get("cpu_threads"), torch.get_num_threads()

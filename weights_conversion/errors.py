@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -45,6 +46,46 @@ class CaffeFileError(InputError):
     The message is one line: the file, the place in it (layer and blob, byte offset, or line and column)
     and the reason.
     """
+
+
+def hint(value: object, names: Iterable[str]) -> str:
+    """The end of a message about a name that is none of ``names``: which of them was meant; "" if that cannot be told.
+
+    >>> hint("Trian", ["train", "test"]), hint("x", ["train", "test"])
+    ("; did you mean 'train'?", '')
+    """
+    folded = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(str(value).lower(), folded, n=1)
+    return f"; did you mean {folded[close[0]]!r}?" if close else ""
+
+
+def meant(value: object, names: Iterable[str]) -> str:
+    """The names that were expected in place of ``value``, and the nearest.
+
+    >>> meant("gpu", ["cpu", "cuda"])
+    "expected one of cpu, cuda; did you mean 'cpu'?"
+    """
+    names = list(names)
+    return f"expected one of {', '.join(names)}{hint(value, names)}"
+
+
+def some(names: Iterable[object], most: int = 6) -> str:
+    """Names with commas between, those beyond ``most`` as a number.
+
+    >>> some("abcd", 2), some("ab", 2)
+    ('a, b and 2 more', 'a, b')
+    """
+    shown = [str(name) for name in names]
+    more = f" and {len(shown) - most} more" if len(shown) > most else ""
+    return ", ".join(shown[:most]) + more
+
+
+def chosen(what: str, value: str, names: Iterable[str]) -> str:
+    """``value`` if it is one of ``names``. Raises InputError naming ``what`` and the name that was meant."""
+    names = list(names)
+    if value not in names:
+        raise InputError(f"{what} {value!r}: {meant(value, names)}")
+    return value
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from weights_conversion.caffemodel import read_caffemodel
-from weights_conversion.errors import CaffeFileError
+from weights_conversion.errors import CaffeFileError, some
 from weights_conversion.files import atomic_path
 from weights_conversion.kinds import file_kind
 from weights_conversion.model_layers import CaffeLayerView, caffe_layers, detached
@@ -59,9 +59,9 @@ class LoadReport:
         if self.spread:
             parts.append("spread " + ", ".join(f"{source} -> {name}" for name, source in self.spread.items()))
         if self.missing:
-            parts.append("not in the file, kept as they were: " + ", ".join(self.missing))
+            parts.append("not in the file, kept as they were: " + some(self.missing))
         if self.unused:
-            parts.append("not in the model, ignored: " + ", ".join(self.unused))
+            parts.append("not in the model, ignored: " + some(self.unused))
         return "; ".join(parts)
 
 

@@ -47,14 +47,14 @@ def inputs(tmp_path, golden, monkeypatch) -> Path:
 def test_stage1_runs_from_the_originals_files(inputs, golden, caplog):
     caplog.set_level("INFO")
     solver = str(CAFFE_FILES / "stage1_solver.prototxt")
-    assert run_command(["train", "--solver", solver, "--device", "cpu", INITIAL, "output=run"]) == 0
+    assert run_command(["train", "--solver", solver, "device=cpu", INITIAL, "output=run"]) == 0
     log, recorded = read_log(inputs / "run" / "stage1"), golden("stage1")
     assert log["iteration"].tolist() == list(range(30))
     np.testing.assert_allclose(log["lr"], np.repeat([1e-5, 1e-6, 1e-7], 10), rtol=1e-6)
     for name in ("Seed", "Constrain"):
         assert_close(log[f"loss-{name}"], recorded[f"loss_{name}"], STAGE1_LOSS, f"loss-{name}")
     said = caplog.text
-    assert f"{solver}: solver_mode: --device decides" in said
+    assert f"{solver}: solver_mode: device=… decides" in said
     assert f"{solver}: display: log.csv has every iteration" in said
     assert run_command(["train", "--config", "run/config.yaml", "output=run"]) == 0  # the run's own profile
 
@@ -65,8 +65,7 @@ def test_stage1_goes_on_from_the_originals_snapshot(inputs, golden):
         "train",
         "--solver",
         str(CAFFE_FILES / "stage1_solver.prototxt"),
-        "--device",
-        "cpu",
+        "device=cpu",
         "output=run",
     ]
     assert run_command([*command, f"init.weights={weights}", f"init.solverstate={state}"]) == 0
@@ -81,7 +80,7 @@ def test_retraining_runs_from_the_originals_files(tmp_path, golden, monkeypatch)
     solver = str(CAFFE_FILES / "retrain_solver.prototxt")
     folders = ("data.image_root=images", "data.label_root=labels")
     more = ("output=run", "precision=double", INITIAL)  # in float32 any two runs part: docs/fidelity.md
-    assert run_command(["train", "--solver", solver, "--device", "cpu", *folders, *more]) == 0
+    assert run_command(["train", "--solver", solver, "device=cpu", *folders, *more]) == 0
     log = read_log(tmp_path / "run" / "stage2")
     assert_close(log["loss"], golden("retrain")["loss"], RETRAIN_LOSS, "loss")
 

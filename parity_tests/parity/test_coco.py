@@ -240,7 +240,7 @@ def test_damaged_annotation_files(tmp_path, text):
 
 def arguments(coco, tmp_path) -> list[str]:
     return [
-        *("reproduce", "--config", "dsrg_vgg16_coco", "--device", "cpu", f"dataset.root={coco}"),
+        *("reproduce", "--config", "dsrg_vgg16_coco", "device=cpu", f"dataset.root={coco}"),
         *(f"output={tmp_path}/run", "model.width_divisor=16", "init.filler=looks_linear", "data.workers=0"),
         *("solver.max_iter=2", "data.batch_size=2", "dataset.train_limit=3", "dataset.val_limit=2"),
     ]

@@ -60,7 +60,7 @@ def train(
 ) -> dict[str, np.ndarray]:
     folder = shared / "golden" / name
     arguments = [
-        *("train", "--solver", f"{folder}/solver.prototxt", "--device", "cpu", f"data.image_root={images}/"),
+        *("train", "--solver", f"{folder}/solver.prototxt", "device=cpu", f"data.image_root={images}/"),
         *(f"data.list={folder}/list.txt", f"data.cues={shared}/voc-sample/localization_cues.pickle.gz"),
         *(f"init.weights={start}", f"output={output}", *more),
     ]
@@ -153,7 +153,7 @@ def test_the_outcome_is_the_originals(shared, start, tmp_path):
     names = (recorded / "val.txt").read_text().split()
     for name in names:
         (tmp_path / "images" / f"{name}.jpg").symlink_to(voc / "JPEGImages" / f"{name}.jpg")
-    predict = ["predict", "--config", "dsrg_vgg16_voc", "--device", "cpu", "inference.protocol=dsrg_final"]
+    predict = ["predict", "--config", "dsrg_vgg16_voc", "device=cpu", "inference.protocol=dsrg_final"]
     predict += ["--weights", weights, "--images", tmp_path / "images", "--out", tmp_path / "masks"]
     assert run_command([str(word) for word in predict]) == 0
     same = total = 0

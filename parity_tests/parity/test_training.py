@@ -56,7 +56,7 @@ def retrain_inputs(tmp_path_factory, golden) -> Path:
 
 def stage1_arguments(inputs: Path, output: Path, *more: str) -> list[str]:
     return [
-        *("train", "--stage", "1", "--config", "dsrg_vgg16_voc", "--device", "cpu"),
+        *("train", "--stage", "1", "--config", "dsrg_vgg16_voc", "device=cpu"),
         *(f"data.image_root={inputs}/images", f"data.list={inputs}/list.txt"),
         *(f"data.cues={inputs}/localization_cues.pickle", "data.batch_size=3", *IN_ORDER, *NARROW),
         *("solver.base_lr=1e-5", "solver.stepsize=10", "solver.max_iter=30"),
@@ -86,7 +86,7 @@ def test_resnet101_trains(tmp_path, stage1_inputs):
     """Stage 1 of its profile: the losses fall, the classifiers and convolutions learn, BatchNorm and Scale do not."""
     weights = CAFFE_FILES / "resnet101_aspp.caffemodel"
     arguments = [
-        *("train", "--stage", "1", "--config", "dsrg_resnet101_voc", "--device", "cpu"),
+        *("train", "--stage", "1", "--config", "dsrg_resnet101_voc", "device=cpu"),
         *(f"data.image_root={stage1_inputs}/images", f"data.list={stage1_inputs}/list.txt"),
         *(f"data.cues={stage1_inputs}/localization_cues.pickle", "data.batch_size=3", *IN_ORDER),
         *("model.width_divisor=16", f"init.weights={weights}", "solver.base_lr=1e-4", "solver.max_iter=4"),
@@ -181,7 +181,7 @@ def test_stage1_ends_in_the_recorded_weights(golden, stage1_run):
 
 def retrain_arguments(inputs: Path, output: Path, *more: str) -> list[str]:
     return [
-        *("train", "--stage", "2", "--config", "dsrg_vgg16_voc", "--device", "cpu", *NARROW, *IN_ORDER),
+        *("train", "--stage", "2", "--config", "dsrg_vgg16_voc", "device=cpu", *NARROW, *IN_ORDER),
         *(
             f"data.image_root={inputs}/images",
             f"data.label_root={inputs}/labels",

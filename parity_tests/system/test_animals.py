@@ -123,7 +123,7 @@ def test_from_a_small_tree_to_tables_and_the_picture(tmp_path, monkeypatch):
         write_mask(layout.root / f"SegmentationClassAug/{name}.png", mask_of(name, void=False))
     monkeypatch.chdir(tmp_path)
     arguments = [
-        *("reproduce", "--experiment", "animals", "--device", "cpu", f"dataset.root={layout.root}"),
+        *("reproduce", "--experiment", "animals", "device=cpu", f"dataset.root={layout.root}"),
         *(
             "model.width_divisor=16",
             "stage1.init.filler=looks_linear",
@@ -154,7 +154,7 @@ def test_from_a_small_tree_to_tables_and_the_picture(tmp_path, monkeypatch):
 
 def test_a_forecast_needs_no_data(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert run_command(["reproduce", "--config", "dsrg_vgg16_coco", "--dry-run", "--device", "cpu"]) == 0
+    assert run_command(["reproduce", "--config", "dsrg_vgg16_coco", "--dry-run", "device=cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
     for step, count in (
         ("stage1", 8000),

@@ -24,12 +24,12 @@ NARROW = ["model.width_divisor=16", "data.batch_size=2", "data.new_height=97", "
 def test_bench_writes_every_part_and_a_table(tmp_path, capsys, monkeypatch, precision):
     out = tmp_path / "bench"
     arguments = ["bench", *NARROW, f"precision={precision}", "--seconds", "0.01", "--out", str(out)]
-    monkeypatch.setattr("sys.argv", ["/usr/bin/repro", *arguments, "--device", "cpu"])
-    assert run_command([*arguments, "--device", "cpu"]) == 0
+    monkeypatch.setattr("sys.argv", ["/usr/bin/repro", *arguments, "device=cpu"])
+    assert run_command([*arguments, "device=cpu"]) == 0
     (file,) = out.glob("*.json")
     assert str(tmp_path) not in file.read_text()
     result = json.loads(file.read_text())
-    assert result["command"][-4:] == ["--seconds", "0.01", "--device", "cpu"]
+    assert result["command"][-3:] == ["--seconds", "0.01", "device=cpu"]
     assert (result["precision"], result["batch_size"], result["device"]) == (precision, 2, "cpu")
     assert result["peak_memory_bytes"] > 2**20
     rows = {row["part"]: row for row in result["rows"]}

@@ -45,7 +45,7 @@ def test_a_slurm_job_trains_and_one_that_runs_out_of_time_queues_again(golden, c
     write_stage1_inputs(golden("stage1"), tmp_path)
     log = tmp_path / "run" / "stage1" / "log.csv"
     arguments = [
-        *("train", "--stage", "1", "--config", "dsrg_vgg16_voc", "--device", "cpu", "model.width_divisor=16"),
+        *("train", "--stage", "1", "--config", "dsrg_vgg16_voc", "device=cpu", "model.width_divisor=16"),
         *(f"data.image_root={tmp_path}/images", f"data.list={tmp_path}/list.txt", "data.batch_size=3"),
         *(f"data.cues={tmp_path}/localization_cues.pickle", "data.workers=0", "solver.base_lr=1e-5"),
         *(

@@ -36,7 +36,7 @@ def arguments(inputs: Path, stage: int, *more: str) -> list[str]:
         f"data.cues={folder}/localization_cues.pickle" if stage == 1 else f"data.label_root={folder}/labels"
     )
     return [
-        *("train", "--stage", str(stage), "--config", "dsrg_vgg16_voc", "--device", "cpu", files),
+        *("train", "--stage", str(stage), "--config", "dsrg_vgg16_voc", "device=cpu", files),
         *(f"data.image_root={folder}/images", f"data.list={folder}/list.txt", "data.batch_size=3"),
         *("model.width_divisor=16", "model.dropout=0", "solver.iter_size=2", "solver.max_iter=3"),
         *("solver.base_lr=1e-5", "solver.clip_gradients=1", "data.workers=0", f"init.weights={INIT}", *more),
@@ -143,8 +143,7 @@ def test_a_whole_experiment(mini_root, tmp_path, no_figures):
             "reproduce",
             "--config",
             "mini",
-            "--device",
-            "cpu",
+            "device=cpu",
             f"dataset.root={mini_root}",
         ),
         *("rows=[+DSRG, +Retrain]", "solver.max_iter=2", "data.batch_size=3", "data.workers=0"),

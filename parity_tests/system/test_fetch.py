@@ -163,7 +163,7 @@ def test_only_what_is_named(place, capsys):
     assert "next:" not in out
     status, _, message = place.fetch(capsys, "sec_lists")
     assert status == 2
-    assert "'sec_lists': not in the catalogue, one of voc2012, sbd," in message
+    assert "'sec_lists': not in the catalogue; expected one of voc2012, sbd," in message
 
 
 def test_own_copies_need_no_server(place, files, capsys):
@@ -363,7 +363,7 @@ def test_a_folder_that_cannot_be_made(place, capsys):
 
 
 def test_list_shows_every_source(place, capsys):
-    status, out, _ = place.fetch(capsys, "--list")
+    status, out, _ = place.fetch(capsys, "--dry-run")
     assert status == 0
     for name, source in place.sources.items():
         assert name in out

@@ -130,7 +130,7 @@ def test_predict_lists_what_failed_with_status_1(tmp_path, rng, capsys):
     awkward_images(folder, rng)
     arguments = [
         *("predict", "--config", "dsrg_vgg16_voc", "--weights", str(CAFFE_FILES / "stage1_init.caffemodel")),
-        *("--images", str(folder), "--out", str(tmp_path / "masks"), "--device", "cpu"),
+        *("--images", str(folder), "--out", str(tmp_path / "masks"), "device=cpu"),
         *("model.width_divisor=16", "inference.crf=false"),
     ]
     assert run_command(arguments) == 1

@@ -80,7 +80,7 @@ def test_a_git_lfs_pointer_is_called_so_whatever_its_name(tmp_path):
         refused(lambda path=path: describe_file(path), path, "git lfs pull")
 
 
-# --- --check with an OpenCV that cannot -------------------------------------------------------------------
+# --- check with an OpenCV that cannot -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("names", [["readNetFromONNX"], ["readNetFromCaffe", "DNN_BACKEND_OPENCV"], []])

@@ -393,8 +393,7 @@ def base(verb: str, weights: Path = WEIGHTS) -> list[object]:
         "dsrg_vgg16_voc",
         "--weights",
         weights,
-        "--device",
-        "cpu",
+        "device=cpu",
         "model.width_divisor=16",
     ]
 
@@ -402,7 +401,7 @@ def base(verb: str, weights: Path = WEIGHTS) -> list[object]:
 @pytest.mark.parametrize("graph", ["scores", "probs", "multiscale"])
 def test_export_checks_itself(photos, tmp_path, capsys, graph):
     out = tmp_path / "net.onnx"
-    status, text, _ = run(capsys, *base("export"), "--out", out, "--graph", graph, "--check", photos)
+    status, text, _ = run(capsys, *base("export"), "--out", out, "--graph", graph, "--images", photos)
     assert status == 0
     lines = text.splitlines()
     assert lines[0] == str(out)
@@ -415,9 +414,9 @@ def test_export_checks_itself(photos, tmp_path, capsys, graph):
 
 
 def test_export_of_a_classifier(photos, tmp_path, capsys):
-    arguments = [*base("export", CAFFE_FILES / "vgg16_cam.caffemodel"), "--classifier", "vgg16_cam"]
+    arguments = [*base("export", CAFFE_FILES / "vgg16_cam.caffemodel"), "--net", "vgg16_cam"]
     out = tmp_path / "cam.onnx"
-    assert run(capsys, *arguments, "--out", out, "--graph", "scores", "--check", photos)[0] == 0
+    assert run(capsys, *arguments, "--out", out, "--graph", "scores", "--images", photos)[0] == 0
     metadata = {entry.key: entry.value for entry in onnx.load_model(out).metadata_props}
     assert json.loads(metadata["classes"]) == list(CLASS_NAMES[1:])
 
@@ -428,7 +427,7 @@ def test_smaller_numbers_are_never_silent(photos, tmp_path, capsys):
     assert status == 2
     assert "precision int8 is other arithmetic than the papers': name images" in error
     assert not out.exists()
-    status, text, _ = run(capsys, *base("export"), "--out", out, "--precision", "int8", "--check", photos)
+    status, text, _ = run(capsys, *base("export"), "--out", out, "--precision", "int8", "--images", photos)
     assert status == 0
     summary = text.splitlines()[-1]
     assert "of the pixels agree with PyTorch in float32, mean IoU with its masks" in summary
@@ -495,7 +494,7 @@ def test_options_that_would_do_nothing_are_refused(photos, tmp_path, capsys):
 def test_an_export_whose_check_fails_writes_nothing(photos, tmp_path, capsys):
     (photos / "bad.png").write_bytes(b"")
     out = tmp_path / "net.onnx"
-    status, _, error = run(capsys, *base("export"), "--out", out, "--check", photos)
+    status, _, error = run(capsys, *base("export"), "--out", out, "--images", photos)
     assert status == 2
     assert "bad.png: the image file is empty" in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]

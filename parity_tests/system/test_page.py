@@ -36,8 +36,7 @@ def runs(mini_root, tmp_path_factory) -> list[Path]:
         "reproduce",
         "--config",
         "mini",
-        "--device",
-        "cpu",
+        "device=cpu",
         f"dataset.root={mini_root}",
         f"output={root}/r",
     ]

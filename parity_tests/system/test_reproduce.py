@@ -37,8 +37,7 @@ def arguments(mini_root, tmp_path) -> list[str]:
         "reproduce",
         "--config",
         "mini",
-        "--device",
-        "cpu",
+        "device=cpu",
         f"dataset.root={mini_root}",
         f"output={tmp_path}/r",
         *SHORT,
@@ -207,7 +206,7 @@ def test_sec(mini_root, tmp_path):
     assert (
         run_command(
             [
-                *("reproduce", "--config", "sec_vgg16_voc", "--device", "cpu", "dataset.kind=mini", *SHORT),
+                *("reproduce", "--config", "sec_vgg16_voc", "device=cpu", "dataset.kind=mini", *SHORT),
                 *(
                     f"dataset.root={mini_root}",
                     f"output={tmp_path}/sec",
@@ -239,8 +238,7 @@ def test_real_images(voc_sample, tmp_path):
             "reproduce",
             "--config",
             "dsrg_vgg16_voc",
-            "--device",
-            "cpu",
+            "device=cpu",
             f"dataset.root={root}",
             f"output={tmp_path}/voc",
         ),

@@ -67,8 +67,7 @@ def settings(own: Path, *more: str) -> list[str]:
         *(
             "--config",
             "mini",
-            "--device",
-            "cpu",
+            "device=cpu",
             f"data.image_root={own}/photos",
             f"data.labels={own}/labels.csv",
         ),
@@ -123,13 +122,13 @@ def test_what_training_leaves(trained):
 def test_first_loss_is_that_of_no_knowledge(own, tmp_path):
     """The signal dies in Caffe's gaussian filler, the scores are near 0: six classes at log 2 each, summed."""
     more = ("init.filler=gaussian", "solver.max_iter=1", f"output={tmp_path}/r")
-    assert run_command(["seeds", "train", "--net", "bg", *settings(own, *more)]) == 0
+    assert run_command(["seeds", "train", "--net", "vgg16_bg", *settings(own, *more)]) == 0
     (first,) = csv.DictReader((tmp_path / "r" / "stage0" / "bg" / "log.csv").open())
     assert float(first["loss"]) == pytest.approx(6 * np.log(2), rel=1e-3)
 
 
 def test_an_interrupted_classifier_goes_on_to_the_same_end(own, trained, tmp_path):
-    arguments = ["seeds", "train", "--net", "cam", *settings(own, f"output={tmp_path}/b")]
+    arguments = ["seeds", "train", "--net", "vgg16_cam", *settings(own, f"output={tmp_path}/b")]
     assert run_command(arguments) == 0
     folder = tmp_path / "b" / "stage0" / "cam"
     want = {
@@ -153,7 +152,7 @@ def test_imagenet_weights_fill_the_convolutions(own, tmp_path, capsys):
             f"init.weights={tmp_path}/vgg16.safetensors",
             "solver.base_lr=1e-30",
         )
-        assert run_command(["seeds", "train", "--net", net, *settings(own, *more)]) == 0
+        assert run_command(["seeds", "train", "--net", f"vgg16_{net}", *settings(own, *more)]) == 0
     for net in ("cam", "bg"):
         weights = load_file(tmp_path / "c" / "stage0" / net / "iter_2.safetensors")
         for name in ("conv1_1.weight", "conv5_3.weight"):
@@ -301,8 +300,7 @@ def test_pseudo_labels_restricted_to_the_images_labels(own, tmp_path):
             "pseudo-labels",
             "--config",
             "mini",
-            "--device",
-            "cpu",
+            "device=cpu",
             "--weights",
             str(weights),
             "--out",
@@ -407,7 +405,7 @@ def test_score_of_the_given_cues(mini, tmp_path, capsys):
         "--out",
         tmp_path / "s.json",
     ]
-    given = ["--cues", mini / "localization_cues.pickle", "--list", mini / "input_list.txt"]
+    given = ["--cues", mini / "localization_cues.pickle", "--input-list", mini / "input_list.txt"]
     assert run_command([str(a) for a in (*base, *given)]) == 0
     out = capsys.readouterr().out
     assert f"{TRAIN} images" in out
@@ -424,11 +422,11 @@ def test_score_of_the_given_cues(mini, tmp_path, capsys):
     assert run_command([str(a) for a in (*base, "--cues", tmp_path / "png")]) == 0
     assert json.loads((tmp_path / "s.json").read_text()) == metrics
     (tmp_path / "ids.txt").write_text("mini_train_0001\n")
-    assert run_command([str(a) for a in (*base, *given, "--ids", tmp_path / "ids.txt")]) == 0
+    assert run_command([str(a) for a in (*base, *given, "--list", tmp_path / "ids.txt")]) == 0
     assert json.loads((tmp_path / "s.json").read_text())["images"] == 1
     assert "give the input_list.txt" in refused(capsys, *base, *given[:2])
     (tmp_path / "ids.txt").write_text("other\n")
-    assert "image other is not in it" in refused(capsys, *base, *given, "--ids", tmp_path / "ids.txt")
+    assert "image other is not in it" in refused(capsys, *base, *given, "--list", tmp_path / "ids.txt")
     base[5] = tmp_path
     assert "mini_train_0000.png: no such image file" in refused(capsys, *base, *given)
 
@@ -456,8 +454,13 @@ def test_score_of_secs_cues_is_a_direct_count(voc_sample, tmp_path):
             right[c] += ((truth == c) & (enlarged == c)).sum()
     arguments = [
         *("seeds", "score", "--config", "dsrg_vgg16_voc", "--masks", root / "SegmentationClassAug"),
-        *("--cues", voc_sample / "localization_cues.pickle.gz", "--list", voc_sample / "input_list.txt"),
-        *("--ids", ids, "--out", tmp_path / "scores.json"),
+        *(
+            "--cues",
+            voc_sample / "localization_cues.pickle.gz",
+            "--input-list",
+            voc_sample / "input_list.txt",
+        ),
+        *("--list", ids, "--out", tmp_path / "scores.json"),
     ]
     assert run_command([str(argument) for argument in arguments]) == 0
     metrics = json.loads((tmp_path / "scores.json").read_text())
@@ -486,7 +489,7 @@ def test_coco_from_labels_to_scores(tmp_path, capsys, no_figures):
     masks = tmp_path / "coco" / "masks" / "val2014"
     list(CocoInstances(tmp_path / "coco" / "annotations" / "instances_val2014.json").write_masks(masks))
     arguments = [
-        *("reproduce", "--config", "dsrg_vgg16_coco", "--device", "cpu", f"dataset.root={tmp_path}/coco"),
+        *("reproduce", "--config", "dsrg_vgg16_coco", "device=cpu", f"dataset.root={tmp_path}/coco"),
         *(
             f"output={tmp_path}/run",
             "dataset.make_cues=true",
@@ -547,10 +550,13 @@ def test_bad_input_leaves_nothing(own, tmp_path, capsys, change, message):
 
 def test_what_stage_0_lacks_is_said(own, tmp_path, capsys):
     base = settings(own, f"output={tmp_path}/run")
-    assert "net 'cma': expected one of cam, bg" in refused(capsys, "seeds", "train", "--net", "cma", *base)
+    assert "--net 'vgg16_cma': did you mean 'vgg16_cam'?" in refused(
+        capsys, "seeds", "train", "--net", "vgg16_cma", *base
+    )
     line = refused(capsys, "seeds", "make", *base)
     assert (
-        "cam/iter_2.safetensors: no such weights of vgg16_cam; repro seeds train --net cam makes them" in line
+        "cam/iter_2.safetensors: no such weights of vgg16_cam; repro seeds train --net vgg16_cam makes them"
+        in line
     )
     assert "data.labels: not given" in refused(capsys, "seeds", "train", *base, "data.labels=null")
     assert "no such folder of images" in refused(capsys, "seeds", "train", *base, "data.image_root=/nowhere")
@@ -565,8 +571,7 @@ def test_made_cues_do_as_well_as_the_given_ones(tmp_path):
         "reproduce",
         "--config",
         "mini",
-        "--device",
-        "cpu",
+        "device=cpu",
         f"dataset.root={root}",
         "rows=[+DSRG, +Retrain]",
     ]
@@ -590,7 +595,7 @@ def test_made_cues_do_as_well_as_the_given_ones(tmp_path):
             "mini",
             "--cues",
             cues,
-            "--list",
+            "--input-list",
             lines,
             "--out",
             tmp_path / "s.json",
@@ -611,8 +616,7 @@ def stage1_arguments(mini: Path, output: Path, *more: str) -> list[str]:
             "1",
             "--config",
             "mini",
-            "--device",
-            "cpu",
+            "device=cpu",
             f"data.image_root={mini}/JPEGImages",
         ),
         *(f"data.list={mini}/input_list.txt", f"data.cues={mini}/localization_cues.pickle", "data.workers=0"),
@@ -643,7 +647,7 @@ def test_quality_of_the_grown_seeds_is_logged_each_pass(mini, tmp_path, caplog):
         "--masks",
         f"{mini}/SegmentationClass",
     ]
-    given = ["--cues", f"{mini}/localization_cues.pickle", "--list", f"{mini}/input_list.txt"]
+    given = ["--cues", f"{mini}/localization_cues.pickle", "--input-list", f"{mini}/input_list.txt"]
     assert run_command([*score, *given]) == 0
     metrics = json.loads((tmp_path / "s.json").read_text())
     for name in ("precision", "recall", "iou", "labelled"):

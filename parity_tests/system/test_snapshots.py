@@ -38,7 +38,7 @@ def arguments(inputs: Path, output: Path, stage: int, *more: str) -> list[str]:
         else (f"data.label_root={folder}/labels", "data.batch_size=1")
     )
     return [
-        *("train", "--stage", str(stage), "--config", "dsrg_vgg16_voc", "--device", "cpu", *files),
+        *("train", "--stage", str(stage), "--config", "dsrg_vgg16_voc", "device=cpu", *files),
         *(f"data.image_root={folder}/images", f"data.list={folder}/list.txt"),
         *("data.shuffle=true", "data.mirror=true", "model.dropout=0.5", "model.width_divisor=16"),
         *("solver.iter_size=2", "solver.base_lr=1e-5", "solver.max_iter=6", "solver.snapshot=3"),
@@ -184,6 +184,68 @@ def test_a_bad_image_in_the_middle(inputs, whole, tmp_path, monkeypatch, capfd, 
 
 
 @pytest.mark.parametrize(
+    ("stage", "before", "after"),
+    [
+        (1, ["solver.max_iter=4"], []),  # not at a snapshot of the longer run
+        (
+            2,
+            ["solver.max_iter=3", "solver.lr_policy=step", "solver.stepsize=3", "solver.gamma=0.5"],
+            ["solver.gamma=0.1"],
+        ),
+    ],
+)
+def test_a_finished_run_is_lengthened(inputs, whole, tmp_path, caplog, stage, before, after):
+    """To the bits of a run that had the longer schedule from the start."""
+    caplog.set_level(logging.INFO)
+    folder = tmp_path / f"stage{stage}"
+    for _ in range(2):
+        assert run_command(arguments(inputs, tmp_path, stage, *before)) == 0
+    said = f"{folder}: is trained, all {before[0].removeprefix('solver.max_iter=')} iterations"
+    assert caplog.text.count(said) == 1  # of the second call
+    longer = arguments(inputs, tmp_path, stage, *before[1:], *after)
+    assert run_command(longer) == 0
+    want = whole[stage]
+    if after:  # the rate falls to another one after the third iteration
+        assert run_command(arguments(inputs, tmp_path / "want", stage, *before[1:], *after)) == 0
+        want = tmp_path / "want" / f"stage{stage}"
+    assert contents(folder) == contents(want)
+    assert (folder / "done.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["solver.max_iter=2"], "made with stage1.solver.max_iter = 3, now 2"),
+        (["solver.momentum=0.5"], "made with stage1.solver.m"),
+        (["data.mirror=false"], "made with stage1.data.mirror = True, now False"),
+        (
+            ["solver.lr_policy=poly", "solver.power=0.9"],
+            "iteration 1 was trained with lr 1e-05, with these settings it is 8.",
+        ),
+    ],
+)
+def test_what_cannot_be_lengthened(inputs, tmp_path, capfd, more, message):
+    """And then the finished run stays as it is."""
+    assert run_command(arguments(inputs, tmp_path, 1, "solver.max_iter=3")) == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert run_command(arguments(inputs, tmp_path, 1, *more)) == 2
+    assert message in capfd.readouterr().err.splitlines()[-1]
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_progress_is_a_line_now_and_then_without_a_terminal(inputs, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    assert run_command(arguments(inputs, tmp_path, 2, "solver.max_iter=5", "solver.display=2")) == 0
+    lines = [line for line in caplog.messages if line.startswith("stage2: iteration ")]
+    assert [line.partition(":")[2].partition(":")[0] for line in lines] == [
+        " iteration 0 of 5",
+        " iteration 2 of 5",
+        " iteration 4 of 5",
+    ]
+    assert all(re.search(r"lr 1e-05, loss [\d.]+, .*images/s", line) for line in lines)
+
+
+@pytest.mark.parametrize(
     "what", ["weights cut", "weights changed", "state cut", "state changed", "state gone"]
 )
 def test_a_damaged_snapshot_is_passed_over(inputs, whole, tmp_path, caplog, what):
@@ -266,8 +328,7 @@ def experiment(mini_root, tmp_path_factory) -> tuple[list[str], Path, int]:
             "reproduce",
             "--config",
             "mini",
-            "--device",
-            "cpu",
+            "device=cpu",
             f"dataset.root={mini_root}",
         ),
         *("rows=[+DSRG, +Retrain]", "solver.max_iter=3", "solver.snapshot=1", "solver.snapshot_keep=2"),

@@ -27,7 +27,7 @@ def test_memory_stays_flat(golden, tmp_path, record_property, iterations):
     """From a quarter of the run on: CRF, growing, both losses, loader workers, log and snapshots."""
     write_stage1_inputs(golden("stage1"), tmp_path)
     arguments = [
-        *("train", "--stage", "1", "--config", "dsrg_vgg16_voc", "--device", "cpu", "model.width_divisor=16"),
+        *("train", "--stage", "1", "--config", "dsrg_vgg16_voc", "device=cpu", "model.width_divisor=16"),
         *(f"data.image_root={tmp_path}/images", f"data.list={tmp_path}/list.txt"),
         *(f"data.cues={tmp_path}/localization_cues.pickle", "data.batch_size=2", "data.workers=1"),
         *(

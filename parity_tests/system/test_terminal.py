@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from parity_tests.finished_runs import write_run
 from repro.cli import run_command
-from repro.cli.shared import report_masks
+from repro.cli.shared import answer_masks
 from repro.data import find_images, read_id_list, write_mask
 from repro.data.image_list import list_line, read_label_list, read_pairs_list
 from repro.data.labels import read_labels
@@ -75,8 +75,9 @@ def test_a_log_record_is_one_line(capsys, monkeypatch):
 
 def test_failure_lists(capsys):
     failures = {name: f"{name}.png: damaged" for name in (FORGED, "b")}
-    with pytest.raises(Exception, match="1"):
-        report_masks(FolderResult(written=3, failures=failures), Path("out"))
+    answer = answer_masks(FolderResult(written=3, failures=failures), Path("out"))
+    assert answer.status == 1
+    print(*map(printable, answer.lines), sep="\n")
     assert len(shown(capsys).splitlines()) == 4
 
 
@@ -289,9 +290,7 @@ def test_what_is_quoted_of_the_arguments_is_escaped(capsys, arguments):
 def test_usage_errors_say_how_the_verb_is_used(capsys):
     assert run_command(["inspect", "--unknown"]) == 2
     shown = capsys.readouterr().err
-    assert shown.startswith("Usage: repro inspect ")
-    assert shown.splitlines()[1] == "Try 'repro inspect --help' for help."
-    assert "--unknown" in shown.splitlines()[-1]
+    assert shown == "repro: No such option: --unknown; repro inspect --help shows what there is\n"
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["data"], ["data", "--help"], ["--version"]])

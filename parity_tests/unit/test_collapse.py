@@ -107,7 +107,7 @@ def test_a_saturated_net_is_told_in_training(golden, tmp_path, caplog):
     state["fc8-SEC_1.bias"][20] = 1e4
     save_file(state, tmp_path / "dead.safetensors")
     arguments = [
-        *("train", "--stage", "1", "--config", "dsrg_vgg16_voc", "--device", "cpu", "model.width_divisor=16"),
+        *("train", "--stage", "1", "--config", "dsrg_vgg16_voc", "device=cpu", "model.width_divisor=16"),
         *(f"data.image_root={tmp_path}/images", f"data.list={tmp_path}/list.txt", "data.workers=0"),
         *(f"data.cues={tmp_path}/localization_cues.pickle", "data.batch_size=1", "solver.base_lr=1e-5"),
         *(

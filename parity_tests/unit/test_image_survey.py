@@ -123,7 +123,7 @@ def test_predict_takes_every_format_and_tells(tmp_path, capsys, caplog):
     status = run_command(
         [
             *("predict", "--config", "mini", "--weights", str(weights), "--images", str(photos)),
-            *("--out", str(tmp_path / "masks"), "--device", "cpu", "inference.crf=false"),
+            *("--out", str(tmp_path / "masks"), "device=cpu", "inference.crf=false"),
         ]
     )
     assert status == 0

@@ -248,7 +248,7 @@ def test_seeds_score_refuses(mini, capsys):
     status = run_command(
         [
             *("seeds", "score", "--config", "mini", "--cues", str(root / "localization_cues.pickle")),
-            *("--list", str(root / "input_list.txt"), "--masks", str(mini.masks)),
+            *("--input-list", str(root / "input_list.txt"), "--masks", str(mini.masks)),
         ]
     )
     assert status == 2

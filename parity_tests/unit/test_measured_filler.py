@@ -39,7 +39,7 @@ def inputs(tmp_path_factory, golden) -> Path:
 
 def call(inputs: Path, output: Path, *more: str) -> list[str]:
     return [
-        *("train", "--stage", "1", "--config", "dsrg_vgg16_voc", "--device", "cpu", "model.width_divisor=16"),
+        *("train", "--stage", "1", "--config", "dsrg_vgg16_voc", "device=cpu", "model.width_divisor=16"),
         *(f"data.image_root={inputs}/images", f"data.list={inputs}/list.txt", "data.workers=0"),
         *(f"data.cues={inputs}/localization_cues.pickle", "data.batch_size=3", "solver.base_lr=1e-5"),
         *(f"init.weights={inputs}/convolutions.safetensors", "init.filler=lsuv", f"output={output}", *more),

@@ -130,8 +130,7 @@ def test_the_extra_export_alone_exports(tmp_path):
         str(weights),
         "--out",
         "net.onnx",
-        "--device",
-        "cpu",
+        "device=cpu",
     ]
     arguments += ["model.width_divisor=64"]
     done = _without(["onnxruntime", "matplotlib", "cv2"], arguments, tmp_path)
@@ -141,7 +140,7 @@ def test_the_extra_export_alone_exports(tmp_path):
         ("onnx", [], "pip install onnx"),
         (
             "onnxruntime",
-            ["--check", str(ROOT / "results/published/mini/images/000.jpg")],
+            ["--images", str(ROOT / "results/published/mini/images/000.jpg")],
             "pip install onnxruntime",
         ),
     ):

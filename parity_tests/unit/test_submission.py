@@ -92,7 +92,7 @@ def test_predict_packs_what_it_has_predicted(test_set, tmp_path, golden, capsys)
     """All masks are there but for one image, which the net still has to segment."""
     shutil.copytree(test_set / "JPEGImages", tmp_path / "images")
     arguments = [
-        *("predict", "--config", "dsrg_vgg16_voc", "--device", "cpu", "model.width_divisor=16"),
+        *("predict", "--config", "dsrg_vgg16_voc", "device=cpu", "model.width_divisor=16"),
         *("--weights", str(CAFFE_FILES / "stage1_init.caffemodel"), "--images", str(tmp_path / "images")),
         *("--out", str(tmp_path / "masks"), "inference.crf=false"),
     ]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+
+import typer
 
 from repro import distributed
 from repro.cli import (  # noqa: F401 - importing them registers their verbs
@@ -24,7 +24,7 @@ from repro.cli import (  # noqa: F401 - importing them registers their verbs
     weights,
 )
 from repro.cli.shared import app
-from repro.errors import InputError, StoppedError, printable
+from repro.errors import InputError, StoppedError, hint, printable
 
 
 def run_command(arguments: Sequence[str] | None = None) -> int:
@@ -42,13 +42,14 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
     with _terminable(), distributed.joined():
         try:
             # not standalone, where typer prints usage errors itself, and what they quote as it is
-            result = app(arguments, prog_name="repro", standalone_mode=False)
-            return _ended(result if isinstance(result, int) else 0)
-        except SystemExit as stop:
+            return _ended(int(app(arguments, prog_name="repro", standalone_mode=False) or 0))
+        except SystemExit as stop:  # of a signal's handler, and of --help
             return _ended(int(stop.code or 0))
+        except (KeyboardInterrupt, typer.Abort):
+            return _ended(128 + signal.SIGINT)
         except Exception as error:
-            if hasattr(error, "format_message"):  # the base of typer's errors, which it gives no public name
-                _explain_usage(error)
+            if type(error).__name__ == "NoArgsIsHelpError":  # typer gives its errors no public name
+                print(error, file=sys.stderr)
                 return 2
             if debug:
                 traceback.print_exc()
@@ -59,20 +60,8 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
 
 def _ended(status: int) -> int:
     if status in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-        _complain("interrupted; the same command goes on from what is done")
+        _complain("interrupted; the same command resumes from what is done")
     return status
-
-
-def _explain_usage(error: Any) -> None:
-    """Say what is wrong with the arguments, as typer does but in one line, and how the verb is used."""
-    context = getattr(error, "ctx", None)
-    message = re.sub(r"\s*\n\s*", " ", error.format_message())  # a list of choices comes one a line
-    if context and error.format_message() == context.get_help():  # a verb alone asks for its help
-        error.show()
-        return
-    if context:
-        print(f"{context.get_usage()}\nTry '{context.command_path} --help' for help.\n", file=sys.stderr)
-    print(f"Error: {printable(message)}", file=sys.stderr)
 
 
 class _OneLine(logging.Formatter):
@@ -91,6 +80,8 @@ def _told(error: Exception) -> tuple[str, int]:
             return str(error), error.status
         case OSError():
             return f"{error.filename or _file_at_hand(error)}: {error.strerror or error}", 2
+    if context := getattr(error, "ctx", None):  # the parser's: a verb, option or value that is none
+        return f"{_misused(error)}; {context.command_path} --help shows what there is", 2
     reason = " ".join(str(error).split())[:300]
     if isinstance(error, ValueError) and "null byte" in reason:
         return f"{_file_at_hand(error)!r}: a path with a zero byte, which no file can have", 2
@@ -104,6 +95,20 @@ def _told(error: Exception) -> tuple[str, int]:
         f"{f'{file}: ' if file else ''}internal error: {type(error).__name__}: {reason} (in {place}); "
         "repro --debug … shows all of it; please report it"
     ), 2
+
+
+def _misused(error: Exception) -> str:
+    """The parser's message, with what was meant where a setting came as an option."""
+    option = getattr(error, "option_name", "")
+    if not option:
+        return " ".join(error.format_message().split()).rstrip(".")  # type: ignore[attr-defined]
+    from repro.config import Config
+
+    name = option.lstrip("-").replace("-", "_")
+    if name in Config.model_fields:
+        return f"No such option: {option}; a setting is given as {name}=VALUE"
+    near = getattr(error, "possibilities", None)
+    return f"No such option: {option}{hint(option, near or ())}"
 
 
 def _file_at_hand(error: Exception) -> str:

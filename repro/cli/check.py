@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from repro.cli.shared import app, say
+from repro.cli.shared import Answer, app, verb
 from repro.constants import TOLERANCE
 from repro.errors import InputError
 
 
-@app.command(
-    epilog="Example: repro check deploy.prototxt net.caffemodel\n\n"
-    "repro check deploy.prototxt net.caffemodel --recording blobs.h5"
+@verb(
+    app,
+    examples=r"""
+    repro check deploy.prototxt net.caffemodel
+
+    repro check deploy.prototxt net.caffemodel --recording blobs.h5
+    """,
 )
 def check(
     prototxt: Annotated[Path, typer.Argument(help="The net: the file that Caffe runs.")],
@@ -45,8 +48,7 @@ def check(
     partial: Annotated[
         bool, typer.Option("--partial", help="A blob that is not in the recording is no difference.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-) -> None:
+) -> Answer:
     """Compare a net's blobs, layer by layer, with a recording of Caffe's or with OpenCV's importer.
 
     The first layer that differs is named, with both values. The exit status is 0 where all are equal, 1 where one
@@ -81,9 +83,8 @@ def check(
         # OpenCV fills nothing: what the file lacks is written for it, with the rest
         caffemodel = weights if as_it_is and not (report and report.missing) else None
         found = beside_opencv(net, inputs, caffemodel=caffemodel, tolerance=tolerance)
-    if as_json:
-        say(json.dumps({"net": str(prototxt), **found.as_json()}))
-    else:
-        say(*([report] if report is not None else []), *found.lines())
-    if found.first:
-        raise typer.Exit(1)
+    return Answer(
+        {"net": prototxt, **found.as_json()},
+        [*([report] if report is not None else []), *found.lines()],
+        status=1 if found.first else 0,
+    )

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from repro.cli.shared import ConfigOption, app, say
+from repro.cli.shared import Answer, ConfigOption, FirstClass, InputList, app, verb
 from repro.constants import CLASS_NAMES, VOID
 from repro.errors import InputError
 from repro.files import write_json
+
+if TYPE_CHECKING:
+    from repro.fetch.get_data import Fetcher
 
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build or convert data.")
 
@@ -18,9 +23,14 @@ data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build 
 app.add_typer(data_app, name="data")
 
 
-@data_app.command(
+@verb(
+    data_app,
     "fetch",
-    epilog="Example: repro data fetch --voc-root data/VOCdevkit/VOC2012\n\nrepro data fetch --from /mnt/archives",
+    examples=r"""
+    repro data fetch --voc-root data/VOCdevkit/VOC2012
+
+    repro data fetch --from /mnt/archives
+    """,
 )
 def data_fetch(
     names: Annotated[
@@ -39,96 +49,140 @@ def data_fetch(
     catalogue: Annotated[
         Path | None, typer.Option(help="Another sources.yaml, with your own mirrors.")
     ] = None,
-    keep_archives: Annotated[bool, typer.Option(help="Keep archives once they are unpacked.")] = False,
-    show: Annotated[
-        bool, typer.Option("--list", help="Only list the sources and what is there of them.")
+    keep_archives: Annotated[
+        bool, typer.Option("--keep-archives", help="Keep archives once they are unpacked.")
     ] = False,
-) -> None:
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list the sources and what is there of them.")
+    ] = False,
+) -> Answer:
     """Get VOC 2012, masks, cues and initial weights: checked, unpacked, in place. What is there already stays."""
     from repro.fetch.get_data import Fetcher
 
     fetcher = Fetcher(voc_root, catalogue=catalogue, own=own, keep_archives=keep_archives)
-    if show:
-        for name, source in fetcher.sources.items():
-            size = f"{source.size / 1e6:.1f} MB" if source.size else f"at most {source.most / 1e6:.0f} MB"
-            there = "there" if fetcher.is_there(source) else "-"
-            say(name, f"  {source.what}", f"  {size}, {there}: {fetcher.place(source)}")
-            say(*(f"  {url}" for url in source.urls), f"  {source.note}")
-        return
-    for outcome in fetcher.fetch(names or ()):
-        say(outcome)
-    if not names:
-        weights = fetcher.place(fetcher.sources["vgg16_20M"])
-        say(f'next: make reproduce-voc VOC_ROOT={voc_root} ARGS="stage1.init.weights={weights}"')
+    if dry_run:
+        return _sources(fetcher)
+    outcomes: list[dict[str, Any]] = []
+
+    def fetched() -> Iterator[object]:
+        for outcome in fetcher.fetch(names or ()):
+            outcomes.append(asdict(outcome))
+            yield outcome
+        if not names:
+            weights = fetcher.place(fetcher.sources["vgg16_20M"])
+            yield f'next: make reproduce-voc VOC_ROOT={voc_root} ARGS="stage1.init.weights={weights}"'
+
+    return Answer(outcomes, fetched())
 
 
-@data_app.command(
-    "sbd", epilog="Example: repro data sbd benchmark_RELEASE/dataset --voc-root data/VOCdevkit/VOC2012"
+def _sources(fetcher: Fetcher) -> Answer:
+    """The catalogue, and what is there of it."""
+    data, lines = [], []
+    for name, source in fetcher.sources.items():
+        size = f"{source.size / 1e6:.1f} MB" if source.size else f"at most {source.most / 1e6:.0f} MB"
+        there, place = fetcher.is_there(source), fetcher.place(source)
+        data.append({"name": name, "what": source.what, "there": there, "place": place, "urls": source.urls})
+        lines += [name, f"  {source.what}", f"  {size}, {'there' if there else '-'}: {place}"]
+        lines += [*(f"  {url}" for url in source.urls), f"  {source.note}"]
+    return Answer(data, lines)
+
+
+@verb(
+    data_app,
+    "sbd",
+    examples=r"""
+    repro data sbd benchmark_RELEASE/dataset \
+      --voc-root data/VOCdevkit/VOC2012
+    """,
 )
 def data_sbd(
     sbd: Annotated[Path, typer.Argument(help="SBD's folder, with cls/*.mat, train.txt and val.txt.")],
     voc_root: Annotated[Path, typer.Option(help="The VOC tree that gets the masks and the list.")],
-) -> None:
+) -> Answer:
     """Turn SBD's .mat files into SegmentationClassAug masks and write train_aug.txt, the 10,582 training images."""
     from repro.data import VocLayout
     from repro.fetch.sbd import build_train_aug, find_sbd
 
     result = build_train_aug(find_sbd(sbd), VocLayout.open(voc_root))
-    say(f"{voc_root / 'SegmentationClassAug'}: {result.written} masks written, {result.kept} were there")
-    say(result.list_path)
+    masks = voc_root / "SegmentationClassAug"
+    return Answer(
+        {"masks": masks, "written": result.written, "kept": result.kept, "list": result.list_path},
+        [f"{masks}: {result.written} masks written, {result.kept} were there", result.list_path],
+    )
 
 
-@data_app.command("verify", epilog="Example: repro data verify data/VOCdevkit/VOC2012 --out report.json")
+@verb(
+    data_app,
+    "verify",
+    examples="repro data verify data/VOCdevkit/VOC2012 --out report.json",
+)
 def data_verify(
     root: Annotated[Path, typer.Argument(help="The VOC tree.")] = Path("data/VOCdevkit/VOC2012"),
     cues: Annotated[Path | None, typer.Option(help="Cue file; the one beside VOCdevkit by default.")] = None,
-    input_list: Annotated[Path | None, typer.Option(help="List of images and cue indices; as above.")] = None,
-    quick: Annotated[bool, typer.Option(help="Only the headers of images and masks.")] = False,
-    partial: Annotated[bool, typer.Option(help="A part of the sets: the lists say how many.")] = False,
+    input_list: InputList = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Only the headers of images and masks.")] = False,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="A part of the sets: the lists say how many.")
+    ] = False,
     pin: Annotated[
-        bool, typer.Option(help="Remember what images and masks are; later calls compare.")
+        bool, typer.Option("--pin", help="Remember what images and masks are; later calls compare.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Write the report as JSON, too.")] = None,
-) -> None:
+) -> Answer:
     """Check a VOC tree: counts, every image and mask, cues, hashes."""
     from repro.fetch.verify import verify
 
     report = verify(root, cues=cues, input_list=input_list, quick=quick, partial=partial, pin=pin)
-    for check in report.checks:
-        say(check)
     if out:
         write_json(out, report.as_dict())
-    if failed := [check.name for check in report.checks if not check.ok]:
-        raise InputError(f"{root}: {len(failed)} of {len(report.checks)} checks failed: {', '.join(failed)}")
+
+    def checked() -> Iterator[object]:
+        yield from report.checks
+        if failed := [check.name for check in report.checks if not check.ok]:
+            raise InputError(
+                f"{root}: {len(failed)} of {len(report.checks)} checks failed: {', '.join(failed)}"
+            )
+
+    return Answer(report.as_dict(), checked())
 
 
-@data_app.command("mini", epilog="Example: repro data mini data/mini")
+@verb(data_app, "mini", examples="repro data mini data/mini")
 def data_mini(
     root: Annotated[Path, typer.Argument(help="Folder to build it in.")],
     seed: Annotated[int, typer.Option(help="Another seed is another set.")] = 0,
-) -> None:
+) -> Answer:
     """Build the embedded set: a small generated data set in VOC layout."""
     from repro.data.mini import build_mini
 
-    say(build_mini(root, seed=seed).root)
+    built = build_mini(root, seed=seed).root
+    return Answer({"root": built}, [built])
 
 
-@data_app.command("cues", epilog="Example: repro data cues localization_cues.pickle.gz localization_cues.h5")
+@verb(
+    data_app,
+    "cues",
+    examples="repro data cues localization_cues.pickle.gz localization_cues.h5",
+)
 def data_cues(
     source: Annotated[Path, typer.Argument(help="The originals' .pickle or .pickle.gz.")],
     target: Annotated[Path, typer.Argument(help="The .h5 to write.")],
-) -> None:
+) -> Answer:
     """Convert the originals' cue pickle to HDF5, once, so that runs start at once and no pickle is read again."""
     from repro.data import convert_cues
 
     convert_cues(source, target)
-    say(target)
+    return Answer({"cues": target}, [target])
 
 
-@data_app.command(
+@verb(
+    data_app,
     "labels",
-    epilog="Example: repro data labels VOC2012/Annotations labels.csv\n\n"
-    "repro data labels instances_train2014.json labels.csv --config dsrg_vgg16_coco",
+    examples=r"""
+    repro data labels VOC2012/Annotations labels.csv
+
+    repro data labels instances_train2014.json labels.csv \
+      --config dsrg_vgg16_coco
+    """,
 )
 def data_labels(
     source: Annotated[
@@ -140,19 +194,9 @@ def data_labels(
     ],
     target: Annotated[Path, typer.Argument(help="The .csv to write: image and class names.")],
     config: ConfigOption = "dsrg_vgg16_voc",
-    input_list: Annotated[
-        Path | None, typer.Option("--list", help="A cue file's list, lines 'image index'.")
-    ] = None,
-    first_class: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            max=1,
-            help="For class indices that do not tell: 0 where they leave background out, 1 where 0 is background.",
-            show_default=False,
-        ),
-    ] = None,
-) -> None:
+    input_list: InputList = None,
+    first_class: FirstClass = None,
+) -> Answer:
     """Write image-level labels of any form as a CSV, to look at or to train on."""
     from repro.config import load_config
     from repro.data.labels import read_labels, write_labels
@@ -160,12 +204,18 @@ def data_labels(
     classes = load_config(config).dataset.classes
     labels = read_labels(source, classes, input_list=input_list, first_class=first_class)
     write_labels(target, labels, classes)
-    say(f"{target}: {sum(map(bool, labels.values()))} images")
+    images = sum(map(bool, labels.values()))
+    return Answer({"labels": target, "images": images}, [f"{target}: {images} images"])
 
 
-@data_app.command(
+@verb(
+    data_app,
     "masks",
-    epilog="Example: repro data masks coloured/ masks/\n\nrepro data masks objects/ masks/ --num-classes 2",
+    examples=r"""
+    repro data masks coloured/ masks/
+
+    repro data masks objects/ masks/ --num-classes 2
+    """,
 )
 def data_masks(
     source: Annotated[Path, typer.Argument(help="Folder of masks in VOC's colours, or of 0 and 255.")],
@@ -177,22 +227,29 @@ def data_masks(
         Literal["colours", "object", "indices"] | None,
         typer.Option(help="What the masks are, where their pixels do not tell.", show_default=False),
     ] = None,
-) -> None:
+) -> Answer:
     """Turn masks of VOC's colours, or of 0 and 255 for one object, into PNGs of class indices."""
     from repro.data.recode_masks import recode_masks
 
     read_as, written = recode_masks(source, target, num_classes, coding=coding)
-    say(f"{target}: {len(written)} masks, read as {read_as}")
+    return Answer(
+        {"masks": target, "written": len(written), "read_as": read_as},
+        [f"{target}: {len(written)} masks, read as {read_as}"],
+    )
 
 
-@data_app.command(
+@verb(
+    data_app,
     "coco-masks",
-    epilog="Example: repro data coco-masks coco/annotations/instances_val2014.json coco/masks/val2014",
+    examples=r"""
+    repro data coco-masks coco/annotations/instances_val2014.json \
+      coco/masks/val2014
+    """,
 )
 def data_coco_masks(
     annotations: Annotated[Path, typer.Argument(help="COCO's instances_*.json.")],
     out: Annotated[Path, typer.Argument(help="Folder for the masks, <image>.png.")],
-) -> None:
+) -> Answer:
     """Draw COCO's objects as masks of 81 classes, to score against; masks that are there already are kept."""
     from tqdm import tqdm
 
@@ -201,4 +258,4 @@ def data_coco_masks(
     instances = CocoInstances(annotations)
     for _ in tqdm(instances.write_masks(out), total=len(instances.images), unit="image", disable=None):
         pass
-    say(f"{out}: {len(instances.images)} masks")
+    return Answer({"masks": out, "images": len(instances.images)}, [f"{out}: {len(instances.images)} masks"])

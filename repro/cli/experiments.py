@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from repro import distributed
-from repro.cli.shared import (
-    ConfigOption,
-    DeviceOption,
-    OptionalConfig,
-    Overrides,
-    SeedOption,
-    app,
-    load,
-    say,
-    with_options,
-)
+from repro.cli.shared import Answer, ConfigOption, OptionalConfig, Overrides, app, verb
 from repro.constants import CLASS_NAMES, VOID
 from repro.errors import InputError
 from repro.files import write_json
@@ -29,10 +21,17 @@ if TYPE_CHECKING:
 from weights_conversion.files import write_text
 
 
-@app.command(
-    epilog="Example: repro train --stage 1 --config dsrg_vgg16_voc data.image_root=JPEGImages/ "
-    "data.list=input_list.txt data.cues=localization_cues.pickle init.weights=vgg16_20M.caffemodel output=runs/a\n\n"
-    "repro train --solver solver-s.prototxt init.weights=vgg16_20M_mc.caffemodel output=runs/b"
+@verb(
+    app,
+    examples=r"""
+    repro train --config dsrg_vgg16_voc --stage 1 \
+      data.image_root=JPEGImages/ data.list=input_list.txt \
+      data.cues=localization_cues.pickle \
+      init.weights=vgg16_20M.caffemodel output=runs/a
+
+    repro train --solver solver-s.prototxt \
+      init.weights=vgg16_20M_mc.caffemodel output=runs/b
+    """,
 )
 def train(
     overrides: Overrides = None,
@@ -57,15 +56,14 @@ def train(
         list[str] | None,
         typer.Option("--set", help="NAME=VALUE: fills ${NAME} in the solver's files.", show_default=False),
     ] = None,
-    device: DeviceOption = None,
-    seed: SeedOption = None,
-) -> None:
-    """Train one stage; an unfinished run goes on from its newest snapshot.
+) -> Answer:
+    """Train one stage; an unfinished run resumes from its newest snapshot.
 
     The result is an uninterrupted run's to the bit with the same number of CPU threads (OMP_NUM_THREADS).
 
     Under torchrun several processes share each mini-batch (docs/clusters.md).
     """
+    from repro.config import load_config
     from repro.run_folder import Run, resolve_device
     from repro.training.caffe_solver import load_run, load_solver
     from repro.training.train import train as train_stage
@@ -77,8 +75,8 @@ def train(
     named = dict(_pair(text) for text in variables or [])
     if named and solver is None:
         raise InputError("--set: goes with --solver")
-    options = with_options(overrides, device, seed)
-    files = load_solver(solver, options, named) if solver is not None else load_run(str(config), options)
+    overrides = overrides or []
+    files = load_solver(solver, overrides, named) if solver is not None else load_run(str(config), overrides)
     if files is not None:
         if stage not in (None, files.stage):
             found = f"is of stage {files.stage}" if files.stage else "is of no stage"
@@ -86,9 +84,10 @@ def train(
         weights = train_file(files, Run(files.config, resolve_device(files.config.device)))
     else:
         stage = stage or 1
-        settings = load(str(config), overrides, device, seed, stages=(f"stage{stage}",))
+        settings = load_config(str(config), overrides, stages=(f"stage{stage}",))
         weights = train_stage(settings, stage, Run(settings, resolve_device(settings.device)))
-    say(weights, weights.parent / "log.csv")
+    log = weights.parent / "log.csv"
+    return Answer({"weights": weights, "log": log}, [weights, log])
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -98,9 +97,15 @@ def _pair(text: str) -> tuple[str, str]:
     return name, value
 
 
-@app.command(
-    epilog="Example: repro evaluate --pred masks/ --gt VOC2012/SegmentationClass --list val.txt --out scores.json\n\n"
-    "repro evaluate --pred masks/ --gt truth/ --list ids.txt --classes background,cat,dog"
+@verb(
+    app,
+    examples=r"""
+    repro evaluate --pred masks/ --gt VOC2012/SegmentationClass \
+      --list val.txt --out scores.json
+
+    repro evaluate --pred masks/ --gt truth/ --list ids.txt \
+      --classes background,cat,dog
+    """,
 )
 def evaluate(
     pred: Annotated[Path, typer.Option(help="Folder of predicted masks, <id>.png.")],
@@ -108,7 +113,7 @@ def evaluate(
     ids: Annotated[Path, typer.Option("--list", help="The images: x, x.jpg, or a training list's lines.")],
     num_classes: Annotated[
         int | None,
-        typer.Option(min=2, max=VOID, help="Classes, background included.", show_default="VOC's 21"),
+        typer.Option(min=2, max=VOID, help="Classes, background included.", show_default=False),
     ] = None,
     classes: Annotated[
         str | None,
@@ -116,10 +121,7 @@ def evaluate(
             help="Their names instead, background first: a,b,c, or a file of one a line.", show_default=False
         ),
     ] = None,
-    config: Annotated[
-        str | None,
-        typer.Option(help="Or the profile that names them (dataset.classes).", show_default=False),
-    ] = None,
+    config: OptionalConfig = None,
     out: Annotated[Path | None, typer.Option(help="Write the scores as JSON, too.")] = None,
     explain: Annotated[
         bool,
@@ -134,8 +136,11 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-) -> None:
-    """Score masks: mean IoU by the averaging rules, pixel accuracy, every class."""
+) -> Answer:
+    """Score masks: mean IoU by the averaging rules, pixel accuracy, every class.
+
+    The classes are VOC's 21 unless --num-classes, --classes or --config (its dataset.classes) says others.
+    """
     from repro.data import read_id_list
     from repro.inference.evaluate import evaluate_folder
     from repro.inference.explain import explain as explain_scores
@@ -145,37 +150,36 @@ def evaluate(
     distributed.join()
     named = _class_names(num_classes, classes, config)
     names = read_id_list(ids)
+    truth = [gt / f"{name}.png" for name in names]
     if explain:
-        if distributed.is_first():
-            _explain(
-                explain_scores(pred, [gt / f"{name}.png" for name in names], names, len(named)), expected, out
-            )
-        return
-    scores = evaluate_folder(pred, [gt / f"{name}.png" for name in names], names, len(named))
-    if not distributed.is_first():
-        return
-    say(f"{'images':<28}{scores['images']}")
-    for rule, value in scores["mean_iou"].items():
-        say(f"{f'mean IoU, rule {rule}':<28}{100 * value:.2f}")
-    say(f"{'pixel accuracy':<28}{100 * scores['pixel_accuracy']:.2f}")
+        return _explained(explain_scores(pred, truth, names, len(named)), expected, out)
+    scores = evaluate_folder(pred, truth, names, len(named))
+    lines = [f"{'images':<28}{scores['images']}"]
+    lines += [
+        f"{f'mean IoU, rule {rule}':<28}{100 * value:.2f}" for rule, value in scores["mean_iou"].items()
+    ]
+    lines.append(f"{'pixel accuracy':<28}{100 * scores['pixel_accuracy']:.2f}")
     for name, value in zip(named, scores["per_class_iou"], strict=True):
-        say(f"{name:<28}{'-' if value is None else f'{100 * value:.2f}'}")
+        lines.append(f"{name:<28}{'-' if value is None else f'{100 * value:.2f}'}")
     if absent := [named[index] for index in scores["absent_classes"]]:
-        say(
+        lines.append(
             f"{len(absent)} of the {len(named)} classes are in no ground-truth mask: {', '.join(absent)}. "
             "Rule voc counts them as 0, rule present leaves them out; --classes, --num-classes or --config say "
             "which classes there are."
         )
-    if out:
-        write_json(out, {**scores, "classes": named})
+    data = {**scores, "classes": named}
+    if out and distributed.is_first():
+        write_json(out, data)
+    return Answer(data, lines)
 
 
-def _explain(scores: list[Score], expected: float | None, out: Path | None) -> None:
+def _explained(scores: list[Score], expected: float | None, out: Path | None) -> Answer:
     """A line for each score, with the points between it and the right one; those nearest to the expected are marked."""
     from repro.inference.explain import UNTOLD, nearest
 
     marked = nearest(scores, expected / 100) if expected is not None else []
     base = scores[0].mean_iou
+    lines = []
     for score in scores:
         mark = (
             f"   <- {100 * score.mean_iou - (expected or 0):+.2f} from {expected:g}"
@@ -183,10 +187,13 @@ def _explain(scores: list[Score], expected: float | None, out: Path | None) -> N
             else ""
         )
         gap = "" if score is scores[0] else f"{100 * (score.mean_iou - base):+.2f}"
-        say(f"{score.name:<58}{100 * score.mean_iou:>7.2f}{gap:>9}{'   right' if score.right else ''}{mark}")
-    say(UNTOLD)
-    if out:
-        write_json(out, {score.name: score.mean_iou for score in scores})
+        lines.append(
+            f"{score.name:<58}{100 * score.mean_iou:>7.2f}{gap:>9}{'   right' if score.right else ''}{mark}"
+        )
+    data = {score.name: score.mean_iou for score in scores}
+    if out and distributed.is_first():
+        write_json(out, data)
+    return Answer(data, [*lines, UNTOLD])
 
 
 def _class_names(num_classes: int | None, classes: str | None, config: str | None) -> list[str]:
@@ -194,7 +201,9 @@ def _class_names(num_classes: int | None, classes: str | None, config: str | Non
     if sum(option is not None for option in (num_classes, classes, config)) > 1:
         raise InputError("evaluate: give one of --num-classes, --classes and --config")
     if config is not None:
-        return list(load(config, None, None, None).dataset.classes)
+        from repro.config import load_config
+
+        return list(load_config(config).dataset.classes)
     if classes is not None:
         from repro.data.image_list import read_text
 
@@ -208,32 +217,43 @@ def _class_names(num_classes: int | None, classes: str | None, config: str | Non
     return ["background", *(f"class {index}" for index in range(1, num_classes))]
 
 
-@app.command(
-    epilog="Example: repro reproduce --config mini --seeds 0,1,2\n\n"
-    "repro reproduce --config dsrg_vgg16_voc dataset.root=VOCdevkit/VOC2012 stage1.init.weights=vgg16_20M.caffemodel"
-    "\n\nrepro reproduce --experiment table4 --dry-run dataset.root=VOCdevkit/VOC2012"
+@verb(
+    app,
+    examples=r"""
+    repro reproduce --config mini --seeds 0,1,2
+
+    repro reproduce --config dsrg_vgg16_voc \
+      dataset.root=VOCdevkit/VOC2012 \
+      stage1.init.weights=vgg16_20M.caffemodel
+
+    repro reproduce --experiment table4 --dry-run \
+      dataset.root=VOCdevkit/VOC2012
+    """,
 )
 def reproduce(
-    config: Annotated[
-        str | None, typer.Option(help="A profile; with --experiment each run's own by default.")
-    ] = None,
+    config: OptionalConfig = None,
     overrides: Overrides = None,
     experiment: Annotated[
         str,
-        typer.Option(help="Tables of the papers, e.g. table2,table4; all. docs/results.md lists them."),
+        typer.Option(
+            help="Tables of the papers, e.g. table2,table4; all. docs/results.md lists them. Each run has its own "
+            "profile, or --config's.",
+            show_default=False,
+        ),
     ] = "",
     original: Annotated[
         list[str] | None, typer.Option(help="ROW=FILE: score these weights as the row's, train nothing.")
     ] = None,
-    seeds: Annotated[str, typer.Option(help="Several seeds, e.g. 0,1,2: a run each.")] = "",
-    device: DeviceOption = None,
-    seed: SeedOption = None,
+    seeds: Annotated[
+        str, typer.Option(help="Several seeds, e.g. 0,1,2: a run each.", show_default=False)
+    ] = "",
     dry_run: Annotated[
-        bool, typer.Option(help="Only say what would be done, how long and how large.")
+        bool, typer.Option("--dry-run", help="Only say what would be done, how long and how large.")
     ] = False,
-) -> None:
+) -> Answer:
     """Run whole experiments and write their results folder; what is done already is skipped."""
     from repro.report import report_planned
+    from repro.report.page_summary import closing_lines
     from repro.run.forecast import forecast
     from repro.run.plan import plan
     from repro.run.reproduce import reproduce as reproduce_runs
@@ -241,22 +261,31 @@ def reproduce(
     distributed.join()
     runs = plan(
         config,
-        with_options(overrides, device, seed),
+        overrides or [],
         names=[name.strip() for name in experiment.split(",") if name.strip()],
         originals=original or [],
         seeds=_seeds(seeds),
     )
     if dry_run:
-        say(*forecast(runs))
-        return
+        told = forecast(runs)
+        return Answer({"runs": [run.folder for run in runs], "forecast": told}, told)
     reproduce_runs(runs)
     if not distributed.is_first():
-        return
-    for folder in report_planned(runs):
-        text, _, _ = (
-            (folder / "README.md").read_text(encoding="utf-8").partition("\n![")
-        )  # figures say nothing here
-        say(*text.split("\n"), folder / "index.html")
+        return Answer(None, [])
+    folders = report_planned(runs)
+    summaries = [json.loads((folder / "summary.json").read_text(encoding="utf-8")) for folder in folders]
+    lines: list[object] = []
+    for folder, summary in zip(folders, summaries, strict=True):
+        lines += [folder / "README.md", folder / "index.html", "", *closing_lines(summary)]
+    return Answer(
+        {
+            "runs": [run.folder for run in runs],
+            "results": [
+                {"folder": folder, **summary} for folder, summary in zip(folders, summaries, strict=True)
+            ],
+        },
+        lines,
+    )
 
 
 def _seeds(text: str) -> list[int]:
@@ -269,7 +298,14 @@ def _seeds(text: str) -> list[int]:
     return seeds
 
 
-@app.command(epilog="Example: repro tables\n\nrepro tables results/runs/a results/runs/b --out results/ab")
+@verb(
+    app,
+    examples=r"""
+    repro tables
+
+    repro tables results/runs/a results/runs/b --out results/ab
+    """,
+)
 def tables(
     runs: Annotated[
         list[Path] | None, typer.Argument(help="Run folders; all of results/runs by default.")
@@ -278,7 +314,7 @@ def tables(
     publish: Annotated[
         bool, typer.Option("--publish", help="Write to results/published, which git does not ignore.")
     ] = False,
-) -> None:
+) -> Answer:
     """Write the results folder of finished runs again: tables, figures, page and verdict.
 
     Without arguments: of every experiment in results/runs, each in results/<name>.
@@ -291,51 +327,65 @@ def tables(
         raise InputError("tables: --publish names the folder itself; give it or --out")
     results = Path("results/published" if publish else "results")
     folders = [report_runs(runs, out)] if runs and out else report_all(Path("results/runs"), results)
-    for folder in folders:
-        say(folder)
+    return Answer({"results": folders}, folders)
 
 
-@app.command(
-    "check-paper", epilog="Example: repro check-paper\n\nrepro check-paper results/runs/a results/runs/b"
+@verb(
+    app,
+    "check-paper",
+    examples=r"""
+    repro check-paper
+
+    repro check-paper results/runs/a results/runs/b
+    """,
 )
 def check_paper(
     runs: Annotated[
         list[Path] | None, typer.Argument(help="Run folders; the papers' own in results/runs by default.")
     ] = None,
-) -> None:
+) -> Answer:
     """Compare finished runs with the published values; exit status 1 if one is missed by more than its tolerance."""
     from repro.report import judge_runs
 
     verdict = judge_runs(runs, Path("results/runs"))
-    for judgement in verdict.judgements:
-        say(judgement.line())
-    say(verdict.sentence())
-    if verdict.of("missed"):
-        raise typer.Exit(1)
+    return Answer(
+        {
+            "verdict": verdict.sentence(),
+            "judgements": [asdict(judgement) for judgement in verdict.judgements],
+        },
+        [*(judgement.line() for judgement in verdict.judgements), verdict.sentence()],
+        status=1 if verdict.of("missed") else 0,
+    )
 
 
-@app.command(
-    epilog="Example: repro bench --config dsrg_vgg16_voc precision=fast data.batch_size=10 --device cuda"
+@verb(
+    app,
+    examples=r"""
+    repro bench --config dsrg_vgg16_voc \
+      precision=fast data.batch_size=10 device=cuda
+
+    repro bench --costs
+    """,
 )
 def bench(
     config: ConfigOption = "dsrg_vgg16_voc",
     overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="Folder for the figures and the table.")] = Path("results/bench"),
     seconds: Annotated[float, typer.Option(min=0.01, help="What each part may take.")] = 2.0,
-    device: DeviceOption = None,
     costs: Annotated[
         bool, typer.Option("--costs", help="Instead: what each profile takes, from the benchmarks in --out.")
     ] = False,
-) -> None:
+) -> Answer:
     """Time each part of a stage-1 iteration and of a prediction, beside what the originals computed with."""
     from repro.bench import bench as run_bench
+    from repro.config import load_config
     from repro.run.forecast import costs as cost_table
 
     if costs:
         names = [name for name in profile_names() if name != "mini"]
         write_text(out / "costs.md", cost_table(names, out))
-        say(out / "costs.md")
-        return
-    settings = load(config, overrides, device, None, stages=("stage1",))
+        return Answer({"costs": out / "costs.md"}, [out / "costs.md"])
+    settings = load_config(config, overrides or [], stages=("stage1",))
     figures, table = run_bench(settings, out, seconds=seconds)
-    say(*table.read_text(encoding="utf-8").split("\n"), figures, table)
+    data = json.loads(figures.read_text(encoding="utf-8"))
+    return Answer(data, [*table.read_text(encoding="utf-8").split("\n"), figures, table])

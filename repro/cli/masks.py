@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from repro import distributed
-from repro.cli.shared import ConfigOption, DeviceOption, Overrides, app, images_of, load, report_masks, say
+from repro.cli.shared import (
+    Answer,
+    ConfigOption,
+    ImageList,
+    Overrides,
+    WeightsOption,
+    answer_masks,
+    app,
+    images_of,
+    verb,
+)
 from repro.errors import InputError
 from repro.export import PrecisionName, ScriptGraph
 
@@ -19,24 +31,33 @@ if TYPE_CHECKING:
 from weights_conversion.files import write_text
 
 
-@app.command(
-    epilog="Example: repro predict --config dsrg_vgg16_voc --weights iter_20000.safetensors "
-    "--images photos/ --out masks/\n\nrepro predict … --engine onnx --device cuda --precision fp16"
+@verb(
+    app,
+    examples=r"""
+    repro predict --config dsrg_vgg16_voc \
+      --weights iter_20000.safetensors --images photos/ --out masks/
+
+    repro predict --config dsrg_vgg16_voc --weights dsrg.onnx \
+      --images photos/ --out masks/ \
+      --engine onnx --precision fp16 device=cuda
+    """,
 )
 def predict(
     config: ConfigOption,
     weights: Annotated[
-        Path, typer.Option(help=".safetensors, .caffemodel or .caffemodel.h5; with --engine onnx .onnx, too.")
+        Path,
+        typer.Option(
+            help=".safetensors, .caffemodel or any other form that is read; with --engine onnx .onnx, too."
+        ),
     ],
     images: Annotated[Path, typer.Option(help="An image or a folder of images.")],
     out: Annotated[Path, typer.Option(help="Folder for the palette PNGs.")],
     overrides: Overrides = None,
-    ids: Annotated[Path | None, typer.Option("--list", help="Only the images of this list.")] = None,
+    ids: ImageList = None,
     submission: Annotated[
         Path | None,
         typer.Option(help="Pack the masks for VOC's test server, too: a .tar.gz.", show_default=False),
     ] = None,
-    device: DeviceOption = None,
     engine: Literal["torch", "onnx"] = "torch",
     precision: Annotated[
         PrecisionName | None,
@@ -48,27 +69,29 @@ def predict(
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Images of equal size at once, onnx engine.", show_default=False)
     ] = None,
-) -> None:
+) -> Answer:
     """Segment images with the profile's test protocol; masks that are there already are kept.
 
     Images that cannot be used do not stop the others: they are listed at the end, and the exit status is 1.
     """
+    from repro.config import load_config
     from repro.report.submission import check_ids, write_submission
 
     distributed.join()
-    settings = load(config, overrides, device, None)
+    settings = load_config(config, overrides or [])
     found = images_of(images, ids)
     if submission:
         check_ids(list(found), str(ids or images))
     if engine == "torch":
         if precision or batch_size:
             raise InputError("--precision and --batch-size go with --engine onnx; PyTorch has precision=fast")
-        _predict(settings, weights, found, out, settings.inference)
+        answer = _predict(settings, weights, found, out, settings.inference)
     else:
-        _predict_onnx(settings, weights, found, out, precision, batch_size)
-    if submission:
-        write_submission(out, found, submission)
-        say(submission)
+        answer = _predict_onnx(settings, weights, found, out, precision, batch_size)
+    if not submission or answer.status:
+        return answer
+    write_submission(out, found, submission)
+    return replace(answer, data={**answer.data, "submission": submission}, lines=[*answer.lines, submission])
 
 
 def _predict_onnx(
@@ -78,7 +101,7 @@ def _predict_onnx(
     out: Path,
     precision: PrecisionName | None,
     batch_size: int | None,
-) -> None:
+) -> Answer:
     from repro.export.engine import open_segmenter
     from repro.inference.batch_predict import predict_folder
     from repro.run_folder import resolve_device
@@ -92,33 +115,41 @@ def _predict_onnx(
         precision=precision,
         batch_size=batch_size,
     )
-    if loss:
-        say(loss)
-    report_masks(predict_folder(segmenter, found, out, described=described), out)
+    answer = answer_masks(predict_folder(segmenter, found, out, described=described), out)
+    if not loss:
+        return answer
+    return replace(answer, data={**answer.data, "loss": str(loss)}, lines=[loss, *answer.lines])
 
 
-@app.command(
+@verb(
+    app,
     "pseudo-labels",
-    epilog="Example: repro pseudo-labels --config dsrg_vgg16_voc --weights stage1/iter_8000.safetensors "
-    "--out labels/ dataset.root=VOCdevkit/VOC2012\n\nrepro pseudo-labels … --images photos/",
+    examples=r"""
+    repro pseudo-labels --config dsrg_vgg16_voc \
+      --weights stage1/iter_8000.safetensors --out labels/ \
+      dataset.root=VOCdevkit/VOC2012
+
+    repro pseudo-labels --config dsrg_vgg16_voc \
+      --weights stage1/iter_8000.safetensors --out labels/ --images photos/
+    """,
 )
 def pseudo_labels(
     config: ConfigOption,
-    weights: Annotated[Path, typer.Option(help="Stage 1's weights.")],
+    weights: WeightsOption,
     out: Annotated[Path, typer.Option(help="Folder for the label PNGs.")],
     overrides: Overrides = None,
     images: Annotated[
         Path | None, typer.Option(help="A folder of images; those of dataset.root by default.")
     ] = None,
-    device: DeviceOption = None,
-) -> None:
+) -> Answer:
     """Label the training images with a stage-1 net, for stage 2 to train on."""
+    from repro.config import load_config
     from repro.data import find_images
     from repro.data.experiment import open_experiment, open_labelled
     from repro.data.image_list import list_line
 
     distributed.join()
-    settings = load(config, overrides, device, None)
+    settings = load_config(config, overrides or [])
     if settings.pseudo_labels is None:
         raise InputError(f"{config}: the profile has no section pseudo_labels")
     labels: Callable[[str], Sequence[int]] | None = None
@@ -131,12 +162,19 @@ def pseudo_labels(
         found = {name: experiment.image(name) for name in experiment.train}
         if settings.pseudo_labels.use_labels:
             labels = experiment.labels()
-    _predict(settings, weights, found, out, settings.pseudo_labels, labels)
+    answer = _predict(settings, weights, found, out, settings.pseudo_labels, labels)
+    if answer.status:
+        return answer
+    training_list = out / "list.txt"
     if distributed.is_first():
         write_text(
-            out / "list.txt", "".join(list_line(path.name, f"{name}.png") for name, path in found.items())
+            training_list, "".join(list_line(path.name, f"{name}.png") for name, path in found.items())
         )
-    say(f"{out / 'list.txt'}: the list for stage 2")
+    return replace(
+        answer,
+        data={**answer.data, "list": training_list},
+        lines=[*answer.lines, f"{training_list}: the list for stage 2"],
+    )
 
 
 def _predict(
@@ -146,25 +184,31 @@ def _predict(
     out: Path,
     script: PredictConfig,
     labels: Callable[[str], Sequence[int]] | None = None,
-) -> None:
+) -> Answer:
     from repro.inference.batch_predict import predict_folder
     from repro.inference.predict import TorchSegmenter, describe, load_model
     from repro.run_folder import resolve_device
 
     model = load_model(settings, weights, resolve_device(settings.device))
     described = describe(settings, weights, script)
-    report_masks(
+    return answer_masks(
         predict_folder(TorchSegmenter(model, script), images, out, described=described, labels=labels), out
     )
 
 
-@app.command(
-    epilog="Example: repro export --config dsrg_vgg16_voc --weights iter_20000.safetensors --out dsrg.onnx "
-    "--check photos/"
+@verb(
+    app,
+    examples=r"""
+    repro export --config dsrg_vgg16_voc \
+      --weights iter_20000.safetensors --out dsrg.onnx --images photos/
+
+    repro export --config dsrg_vgg16_voc --net vgg16_cam --graph scores \
+      --weights runs/a/stage0/cam/iter_2000.safetensors --out cam.onnx
+    """,
 )
 def export(
     config: ConfigOption,
-    weights: Annotated[Path, typer.Option(help=".safetensors, .caffemodel or .caffemodel.h5")],
+    weights: WeightsOption,
     out: Annotated[Path, typer.Option(help="The .onnx to write.")],
     overrides: Overrides = None,
     graph: Annotated[
@@ -174,35 +218,33 @@ def export(
         ),
     ] = "multiscale",
     precision: Annotated[
-        PrecisionName, typer.Option(help="Of the layers; the smaller two need --check.")
+        PrecisionName, typer.Option(help="Of the layers; the smaller two need --images.")
     ] = "fp32",
-    classifier: Annotated[
+    net: Annotated[
         str | None,
         typer.Option(
-            help="vgg16_cam or vgg16_bg, the nets of the cues, instead of the profile's; --graph scores.",
-            show_default=False,
+            help="vgg16_cam or vgg16_bg, the nets of the cues, with --graph scores.",
+            show_default="the profile's",
         ),
     ] = None,
-    check: Annotated[
+    images: Annotated[
         list[Path] | None,
         typer.Option(help="Compare with PyTorch on this image or folder of images; may come again."),
     ] = None,
     gt: Annotated[
         Path | None, typer.Option(help="Folder of ground-truth masks of these images, <id>.png.")
     ] = None,
-    device: DeviceOption = None,
-) -> None:
+) -> Answer:
     """Write a net as an ONNX file with free batch and image size, and say how it agrees with PyTorch."""
+    from repro.config import load_config
     from repro.export.agreement import MASK_BOUND
     from repro.export.engine import export_file
     from repro.run_folder import resolve_device
 
-    if gt and not check:
-        raise InputError("--gt: ground truth of which images? --check names them")
-    settings = load(config, overrides, device, None)
-    images = {
-        path.name: path for source in check or [] for path in images_of(source, None, "--check").values()
-    }
+    if gt and not images:
+        raise InputError("--gt: ground truth of which images? --images names them")
+    settings = load_config(config, overrides or [])
+    compared = {path.name: path for source in images or [] for path in images_of(source).values()}
     agreement = export_file(
         settings,
         weights,
@@ -210,21 +252,26 @@ def export(
         device=resolve_device(settings.device),
         graph=graph,
         precision=precision,
-        classifier=classifier,
-        check=images,
+        classifier=net,
+        check=compared,
         truth=gt,
     )
-    say(out)
-    if agreement:
-        say(*agreement.lines())
-        if precision == "fp32" and 1 - agreement.pixel_agreement > MASK_BOUND:
-            print(f"repro: more than {MASK_BOUND:.0e} of the pixels differ", file=sys.stderr)
-            raise typer.Exit(1)
+    if not agreement:
+        return Answer({"onnx": out}, [out])
+    differs = precision == "fp32" and 1 - agreement.pixel_agreement > MASK_BOUND
+    if differs:
+        print(f"repro: more than {MASK_BOUND:.0e} of the pixels differ", file=sys.stderr)
+    data = {"onnx": out, "agreement": json.loads(agreement.as_json())}
+    return Answer(data, [out, *agreement.lines()], status=1 if differs else 0)
 
 
-@app.command(
+@verb(
+    app,
     "check-submission",
-    epilog="Example: repro check-submission dsrg.tar.gz --list ImageSets/Segmentation/test.txt --images JPEGImages/",
+    examples=r"""
+    repro check-submission dsrg.tar.gz \
+      --list ImageSets/Segmentation/test.txt --images JPEGImages/
+    """,
 )
 def check_submission_archive(
     archive: Annotated[Path, typer.Argument(help="The .tar.gz for VOC's test server.")],
@@ -232,11 +279,14 @@ def check_submission_archive(
     images: Annotated[
         Path | None, typer.Option(help="The test images, to compare sizes with.", show_default=False)
     ] = None,
-) -> None:
+) -> Answer:
     """Check an archive for VOC's test server: every mask of the test list, indexed, of its image's size."""
     from repro.data import read_id_list
     from repro.report.submission import check_submission
 
     found = images_of(images, ids) if images else None
     check_submission(archive, read_id_list(ids), found.__getitem__ if found else None)
-    say(f"{archive}: {'complete' if found else 'complete; sizes not compared (no --images)'}")
+    told = "complete" if found else "complete; sizes not compared (no --images)"
+    return Answer(
+        {"archive": archive, "complete": True, "sizes_compared": bool(found)}, [f"{archive}: {told}"]
+    )

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from repro import distributed
-from repro.cli.shared import ConfigOption, DeviceOption, Overrides, SeedOption, app, load, say
+from repro.cli.shared import Answer, ConfigOption, FirstClass, ImageList, InputList, Overrides, app, verb
+from repro.errors import chosen
 from repro.files import write_json
+
+if TYPE_CHECKING:
+    from repro.config import Config
 
 seeds_app = typer.Typer(
     no_args_is_help=True,
@@ -21,33 +25,57 @@ seeds_app = typer.Typer(
 app.add_typer(seeds_app, name="seeds")
 
 
-@seeds_app.command(
+def _settings(config: str, overrides: list[str] | None, *stages: str) -> Config:
+    from repro.config import load_config
+
+    return load_config(config, overrides or [], stages=stages)
+
+
+@verb(
+    seeds_app,
     "train",
-    epilog="Example: repro seeds train --config dsrg_vgg16_voc data.image_root=photos/ data.labels=labels.csv "
-    "init.weights=vgg16_20M.caffemodel output=runs/a",
+    examples=r"""
+    repro seeds train --config dsrg_vgg16_voc \
+      data.image_root=photos/ data.labels=labels.csv \
+      init.weights=vgg16_20M.caffemodel output=runs/a
+    """,
 )
 def seeds_train(
     config: ConfigOption,
     overrides: Overrides = None,
-    net: Annotated[str, typer.Option(help="cam (foreground), bg (background) or both.")] = "both",
-    device: DeviceOption = None,
-    seed: SeedOption = None,
-) -> None:
-    """Train the classifiers that cues are made of, on image-level labels; unfinished ones go on."""
+    net: Annotated[
+        str | None,
+        typer.Option(
+            help="vgg16_cam (foreground) or vgg16_bg (background).", show_default="one after the other"
+        ),
+    ] = None,
+) -> Answer:
+    """Train the classifiers that cues are made of, on image-level labels; unfinished ones resume."""
     from repro.cues.train_classifier import SEED_CLASSIFIERS, train_classifier
     from repro.run_folder import Run, resolve_device
 
     distributed.join()
-    settings = load(config, overrides, device, seed, stages=("stage0",))
-    for one in SEED_CLASSIFIERS if net == "both" else (net,):
-        weights = train_classifier(settings, one, Run(settings, resolve_device(settings.device)))
-        say(weights)
+    settings = _settings(config, overrides, "stage0")
+    run = Run(settings, resolve_device(settings.device))
+    nets = {f"vgg16_{name}": name for name in SEED_CLASSIFIERS}
+    weights = {
+        name: train_classifier(settings, nets[name], run)
+        for name in (nets if net is None else [chosen("--net", net, nets)])
+    }
+    return Answer({"weights": weights}, weights.values())
 
 
-@seeds_app.command(
+@verb(
+    seeds_app,
     "make",
-    epilog="Example: repro seeds make --config dsrg_vgg16_voc data.image_root=photos/ data.labels=labels.csv "
-    "output=runs/a        (with cues.saliency=maps/ cues.merge=background_first: DSRG's kind)",
+    examples=r"""
+    repro seeds make --config dsrg_vgg16_voc \
+      data.image_root=photos/ data.labels=labels.csv output=runs/a
+
+    repro seeds make --config dsrg_vgg16_voc \
+      data.image_root=photos/ data.labels=labels.csv output=runs/b \
+      cues.saliency=maps/ cues.merge=background_first
+    """,
 )
 def seeds_make(
     config: ConfigOption,
@@ -59,14 +87,13 @@ def seeds_make(
         bool, typer.Option("--pickle", help="Also write the originals' localization_cues.pickle.")
     ] = False,
     overlays: Annotated[bool, typer.Option(help="Also draw the cues over the images, to look at.")] = False,
-    device: DeviceOption = None,
-) -> None:
+) -> Answer:
     """Make cues of the labelled images; those that are there already are kept."""
     from repro.cues.generate import make_cues
     from repro.cues.train_classifier import classifier_weights
     from repro.run_folder import resolve_device
 
-    settings = load(config, overrides, device, None, stages=("stage0",))
+    settings = _settings(config, overrides, "stage0")
     weights = classifier_weights(settings) | {
         net: path for net, path in (("cam", cam), ("bg", bg)) if path is not None
     }
@@ -78,28 +105,24 @@ def seeds_make(
         pickled=pickled,
         overlays=overlays,
     )
-    say(made.cues, made.input_list, f"{made.done} images done now")
+    return _made(made, "images done now")
 
 
-@seeds_app.command(
+@verb(
+    seeds_app,
     "from-cams",
-    epilog="Example: repro seeds from-cams cams/ --config dsrg_vgg16_voc --out cues/ cues.cam_threshold=0.3",
+    examples=r"""
+    repro seeds from-cams cams/ --config dsrg_vgg16_voc --out cues/ \
+      cues.cam_threshold=0.3
+    """,
 )
 def seeds_from_cams(
     cams: Annotated[Path, typer.Argument(help="Folder of class activation maps, <image>.npy.")],
     config: ConfigOption,
     out: Annotated[Path, typer.Option(help="Folder for cues.h5 and input_list.txt.")],
     overrides: Overrides = None,
-    ids: Annotated[Path | None, typer.Option("--list", help="Only the images of this list.")] = None,
-    first_class: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            max=1,
-            help="For indices that do not tell: 0 where they leave background out, 1 where 0 is background.",
-            show_default=False,
-        ),
-    ] = None,
+    ids: ImageList = None,
+    first_class: FirstClass = None,
     background_below: Annotated[
         float | None,
         typer.Option(
@@ -107,51 +130,58 @@ def seeds_from_cams(
             show_default=False,
         ),
     ] = None,
-) -> None:
+) -> Answer:
     """Make cues of another project's class activation maps, by the profile's threshold and rule of merging."""
     from repro.cues.from_cams import cues_from_cams
     from repro.data import read_id_list
 
-    settings = load(config, overrides, None, None, stages=("stage0",))
     made = cues_from_cams(
-        settings,
+        _settings(config, overrides, "stage0"),
         cams,
         out,
         names=read_id_list(ids) if ids else None,
         first_class=first_class,
         background_below=background_below,
     )
-    say(made.cues, made.input_list, f"{made.done} images")
+    return _made(made, "images")
 
 
-@seeds_app.command(
+def _made(made: Any, what: str) -> Answer:
+    data = {"cues": made.cues, "input_list": made.input_list, "images": made.done}
+    return Answer(data, [made.cues, made.input_list, f"{made.done} {what}"])
+
+
+@verb(
+    seeds_app,
     "score",
-    epilog="Example: repro seeds score --config dsrg_vgg16_voc --cues localization_cues.pickle --list input_list.txt "
-    "--masks VOC2012/SegmentationClassAug --ids train_aug.txt",
+    examples=r"""
+    repro seeds score --config dsrg_vgg16_voc \
+      --cues localization_cues.pickle --input-list input_list.txt \
+      --masks VOC2012/SegmentationClassAug --list train_aug.txt
+    """,
 )
 def seeds_score(
     config: ConfigOption,
     cues: Annotated[Path, typer.Option(help="A cue file, or a folder of cue PNGs.")],
     masks: Annotated[Path, typer.Option(help="Folder of ground-truth masks, <image>.png (255 is void).")],
     overrides: Overrides = None,
-    input_list: Annotated[
-        Path | None, typer.Option("--list", help="The cue file's list, lines 'image index'.")
-    ] = None,
-    ids: Annotated[Path | None, typer.Option(help="Only the images of this list.")] = None,
+    input_list: InputList = None,
+    ids: ImageList = None,
     out: Annotated[Path | None, typer.Option(help="Write the metrics as JSON, too.")] = None,
-) -> None:
+) -> Answer:
     """Precision, recall and IoU of cues against masks, and the share of the pixels they label."""
     from repro.cues.generate import score_seeds
     from repro.data import read_id_list
 
-    settings = load(config, overrides, None, None, stages=())
+    settings = _settings(config, overrides)
     names = read_id_list(ids) if ids else None
     metrics = score_seeds(settings, cues, masks, input_list=input_list, ids=names)
-    say(f"{'':<24}{'precision':>10}{'recall':>10}{'IoU':>10}")
+    lines = [f"{'':<24}{'precision':>10}{'recall':>10}{'IoU':>10}"]
     rows = [("mean", metrics), ("mean, released script", metrics["released"])]
     for name, row in [*rows, *zip(settings.dataset.classes, metrics["per_class"], strict=True)]:
         cells = ("-" if row is None else f"{100 * row[key]:.2f}" for key in ("precision", "recall", "iou"))
-        say(f"{name:<24}" + "".join(f"{cell:>10}" for cell in cells))
-    say(f"{metrics['images']} images, {100 * metrics['labelled']:.1f} % of the pixels labelled")
+        lines.append(f"{name:<24}" + "".join(f"{cell:>10}" for cell in cells))
+    lines.append(f"{metrics['images']} images, {100 * metrics['labelled']:.1f} % of the pixels labelled")
     if out:
         write_json(out, metrics)
+    return Answer(metrics, lines)

@@ -1,4 +1,4 @@
-"""What the verbs share: the application, their common options, and how they read and speak.
+"""What the verbs share: the application, how a verb is made and answers, their common options.
 
 The modules of this package import at their top what is light; a verb imports what it works with when it is called. So
 ``repro --help`` and every shell completion take a fraction of a second, without torch.
@@ -6,9 +6,14 @@ The modules of this package import at their top what is light; a verb imports wh
 
 from __future__ import annotations
 
+import functools
+import inspect
+import json
 import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,7 +22,6 @@ from repro.errors import InputError, printable
 from repro.profiles import profile_names
 
 if TYPE_CHECKING:
-    from repro.config import Config
     from repro.inference.batch_predict import FolderResult
 
 app = typer.Typer(
@@ -41,7 +45,74 @@ def _options(
         bool, typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    pass  # run_command looks for it
+    pass  # run_command looks for --debug
+
+
+# --- how a verb is made and answers ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a verb has to say.
+
+    Attributes:
+        data: for ``--json``; a ``Path`` in it is printed as its text.
+        lines: the same for people. They may come one by one while the verb works; ``data`` counts once all have come.
+        status: the exit status.
+    """
+
+    data: Any
+    lines: Iterable[object]
+    status: int = 0
+
+
+def verb(
+    group: typer.Typer, name: str | None = None, *, examples: str
+) -> Callable[[Callable[..., Answer]], Callable[..., Answer]]:
+    """Make a function that gives an `Answer` a verb of ``group``: its answer is printed here, as text or as JSON.
+
+    Args:
+        name: the function's by default.
+        examples: calls that can be pasted, with an empty line between two; ``--help`` shows them.
+    """
+    # \b keeps click from filling the paragraph that follows it
+    paragraphs = [f"\b\n{example}" for example in inspect.cleandoc(examples).split("\n\n")]
+    epilog = "\n\n".join([f"Example{'s' if len(paragraphs) > 1 else ''}:", *paragraphs])
+
+    def register(function: Callable[..., Answer]) -> Callable[..., Answer]:
+        @functools.wraps(function)
+        def command(*, as_json: bool, **given: Any) -> None:
+            answer = function(**given)
+            _print(answer, as_json)
+            if answer.status:
+                raise typer.Exit(answer.status)
+
+        signature = inspect.signature(function, eval_str=True)
+        option = inspect.Parameter(
+            "as_json",
+            inspect.Parameter.KEYWORD_ONLY,
+            default=False,
+            annotation=Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")],
+        )
+        command.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[*signature.parameters.values(), option], return_annotation=None
+        )
+        group.command(name, epilog=epilog)(command)
+        return function
+
+    return register
+
+
+def _print(answer: Answer, as_json: bool) -> None:
+    """Once for all ranks; each line on its own, with what is foreign in it escaped."""
+    for line in answer.lines:
+        if distributed.is_first() and not as_json:
+            typer.echo(printable(line))
+    if distributed.is_first() and as_json:
+        typer.echo(json.dumps(answer.data, indent=1, default=str))
+
+
+# --- common options -------------------------------------------------------------------------------------------
 
 
 def _profiles(incomplete: str) -> list[str]:
@@ -59,38 +130,41 @@ OptionalConfig = Annotated[str | None, _CONFIG]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...", help="Overrides, e.g. stage1.solver.max_iter=100", show_default=False
+        metavar="KEY=VALUE",
+        help="Settings other than the profile's, e.g. device=cuda seed=1 stage1.solver.max_iter=100",
+        show_default=False,
     ),
 ]
-DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", show_default=False)]
-SeedOption = Annotated[int | None, typer.Option(help="Random seed.", show_default=False)]
+WeightsOption = Annotated[
+    Path, typer.Option("--weights", help=".safetensors, .caffemodel or any other form that is read.")
+]
+ImageList = Annotated[
+    Path | None,
+    typer.Option("--list", help="Only the images of this list: lines x, x.jpg, or a training list's."),
+]
+InputList = Annotated[
+    Path | None, typer.Option("--input-list", help="A cue file's list, lines 'image index'.")
+]
+FirstClass = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="For class indices that do not tell: 0 where they leave background out, 1 where 0 is background.",
+        show_default=False,
+    ),
+]
 
 
-def say(*lines: object) -> None:
-    """A command's result, once for all ranks, each line on its own and with what is foreign in it escaped."""
-    if distributed.is_first():
-        for line in lines:
-            typer.echo(printable(line))
+# --- images in, masks out -------------------------------------------------------------------------------------
 
 
-def load(
-    profile: str, overrides: list[str] | None, device: str | None, seed: int | None, **stages: tuple[str, ...]
-) -> Config:
-    from repro.config import load_config
-
-    return load_config(profile, with_options(overrides, device, seed), **stages)
-
-
-def with_options(overrides: list[str] | None, device: str | None, seed: int | None) -> list[str]:
-    options = [f"{key}={value}" for key, value in (("device", device), ("seed", seed)) if value is not None]
-    return [*(overrides or []), *options]
-
-
-def images_of(source: Path, ids: Path | None, option: str = "--images") -> dict[str, Path]:
+def images_of(source: Path, ids: Path | None = None) -> dict[str, Path]:
+    """The images that ``--images`` names, by id: an image, a folder of them, or those of a list in it."""
     from repro.data import find_images, read_id_list
 
     if not source.exists():
-        raise InputError(f"{option} {source}: no such file or folder")
+        raise InputError(f"--images {source}: no such file or folder")
     files = find_images(source) if source.is_dir() else {source.stem: source}
     if ids is None:
         return files
@@ -100,15 +174,17 @@ def images_of(source: Path, ids: Path | None, option: str = "--images") -> dict[
     return {name: files[name] for name in names}
 
 
-def report_masks(result: FolderResult, out: Path) -> None:
-    """Say what was done; a lone image that failed is bad input, failures among several are a list and status 1."""
+def answer_masks(result: FolderResult, out: Path) -> Answer:
+    """What was done; a lone image that failed is bad input, failures among several are a list and status 1."""
     total = result.written + result.kept + len(result.failures)
     if result.failures and total == 1:
         raise InputError(next(iter(result.failures.values())))
-    say(f"{out}: {result.written} masks written, {result.kept} were there")
-    if result.failures:
-        if distributed.is_first():
-            print(f"repro: {len(result.failures)} of {total} images failed:", file=sys.stderr)
-            for reason in result.failures.values():
-                print(f"  {printable(reason)}", file=sys.stderr)
-        raise typer.Exit(1)
+    if result.failures and distributed.is_first():
+        print(f"repro: {len(result.failures)} of {total} images failed:", file=sys.stderr)
+        for reason in result.failures.values():
+            print(f"  {printable(reason)}", file=sys.stderr)
+    return Answer(
+        {"masks": out, "written": result.written, "kept": result.kept, "failures": result.failures},
+        [f"{out}: {result.written} masks written, {result.kept} were there"],
+        status=1 if result.failures else 0,
+    )

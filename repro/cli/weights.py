@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from repro.cli.shared import app, say
+from repro.cli.shared import Answer, app, verb
 from repro.errors import InputError
 
 if TYPE_CHECKING:
     from repro.models import CaffeNet
 
 
-@app.command(
-    epilog="Weights: repro convert net.caffemodel net.safetensors\n\n"
-    "repro convert vgg16_20M.caffemodel vgg16_20M_mc.safetensors --to vgg16_aspp --spread-branches\n\n"
-    "A net as a program: repro convert deploy.prototxt net.caffemodel net.onnx\n\n"
-    "repro convert deploy.prototxt net.caffemodel net.py\n\n"
-    "A snapshot for Caffe: repro convert runs/a/stage1/iter_4000.state iter_4000.solverstate --to vgg16_aspp\n\n"
-    "A net of ours for Caffe: repro convert deploy.prototxt --to vgg16_aspp\n\n"
-    "repro convert train.prototxt --to vgg16_aspp --config dsrg_vgg16_voc --stage 2"
+@verb(
+    app,
+    examples=r"""
+    repro convert net.caffemodel net.safetensors
+
+    repro convert vgg16_20M.caffemodel vgg16_20M_mc.safetensors \
+      --to vgg16_aspp --spread-branches
+
+    repro convert deploy.prototxt net.caffemodel net.onnx
+
+    repro convert deploy.prototxt net.caffemodel net.py
+
+    repro convert runs/a/stage1/iter_4000.state iter_4000.solverstate \
+      --to vgg16_aspp
+
+    repro convert deploy.prototxt --to vgg16_aspp
+
+    repro convert train.prototxt --to vgg16_aspp \
+      --config dsrg_vgg16_voc --stage 2
+    """,
 )
 def convert(
     files: Annotated[
@@ -61,7 +72,7 @@ def convert(
         int | None,
         typer.Option(min=0, max=2, help="Its stage; classifiers train in stage 0.", show_default="1"),
     ] = None,
-) -> None:
+) -> Answer:
     """Carry weights, nets and solver states from one kind of file to another, and say what was done with each layer.
 
     An .onnx or .py runs beside the net before it is put in place, and the largest difference is printed.
@@ -94,10 +105,11 @@ def convert(
         if model is None:
             raise InputError(f"{target}: say with --to of which net")
         _write_prototxt(model, target, config, 1 if stage is None else stage)
-    elif target.name.endswith(STATE_ENDINGS):
-        say(*convert_solverstate(before[-1], target, model))
-    else:
-        _write_weights(model, before[-1], target, described, spread_branches, image)
+        return Answer({"written": [target]}, [target])
+    if target.name.endswith(STATE_ENDINGS):
+        written = convert_solverstate(before[-1], target, model)
+        return Answer({"written": written}, written)
+    return _write_weights(model, before[-1], target, described, spread_branches, image)
 
 
 def _write_weights(
@@ -107,7 +119,7 @@ def _write_weights(
     net: dict[str, Any],
     spread_branches: bool,
     image: Path | None,
-) -> None:
+) -> Answer:
     """Weights, or a program that holds them."""
     from repro.export.net import write_net
     from repro.models.weights import hints
@@ -119,12 +131,12 @@ def _write_weights(
         raise InputError(f"{target}: say which net it is: its prototxt before the weights, or --to")
     with hints():
         weights = read_for(source, target, model, net, spread_branches=spread_branches)
-    say(weights.report)
+    report: list[object] = [weights.report]
     if as_net and model is not None:
-        say(*write_net(model, target, source, weights.report, image))
+        report += write_net(model, target, source, weights.report, image)
     else:
         weights.write(target)
-    say(target)
+    return Answer({"written": [target], "report": [str(line) for line in report]}, [*report, target])
 
 
 def _ours(
@@ -158,10 +170,16 @@ def _write_prototxt(model: CaffeNet, target: Path, profile: str | None, stage: i
             raise InputError(f"{profile}: has no section stage{stage}")
         content = train_prototxt(model, section)
     write_prototxt(content, target)
-    say(target)
 
 
-@app.command(epilog="Example: repro inspect vgg16_20M.caffemodel\n\nrepro inspect train-s.prototxt")
+@verb(
+    app,
+    examples=r"""
+    repro inspect vgg16_20M.caffemodel
+
+    repro inspect train-s.prototxt
+    """,
+)
 def inspect(
     file: Annotated[
         Path,
@@ -170,8 +188,7 @@ def inspect(
             "Or a prototxt, of a net or a solver."
         ),
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="A net's prototxt as JSON.")] = False,
-) -> None:
+) -> Answer:
     """List what a file holds: layers, shapes, parameters, ranges of values, and where converted weights came from.
 
     Of a net's prototxt, in any of Caffe's layouts: its layers with types, the shapes of their tops, parameters and
@@ -181,9 +198,7 @@ def inspect(
     from repro.models.summary import summarise
     from weights_conversion.kinds import file_kind
 
-    if not as_json:
-        say(*describe_file(file))
-    elif file_kind(file) == "prototxt" and (net := read_text(file)).layers:
-        say(json.dumps(summarise(net, path=str(file)).as_json()))
-    else:
-        raise InputError(f"{file}: --json goes with the prototxt of a net")
+    lines = describe_file(file)
+    if file_kind(file) == "prototxt" and (net := read_text(file)).layers:
+        return Answer(summarise(net, path=str(file)).as_json(), lines)
+    return Answer({"file": file, "report": lines}, lines)

@@ -16,7 +16,7 @@ import yaml
 from repro.config.marks import Mark, shaping
 from repro.config.schema import Config, FileConfig
 from repro.config.validation import field_type, validated
-from repro.errors import InputError
+from repro.errors import InputError, hint
 from repro.profiles import profile_names, profile_text
 from repro.yaml12 import load_yaml
 
@@ -151,7 +151,9 @@ def _read_fields(profile: str, where: str) -> dict[str, Any]:
             text = Path(profile).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = "is not text" if isinstance(error, UnicodeDecodeError) else "is not a readable file"
-            raise InputError(f"{where}: {reason}, nor one of the profiles {', '.join(names)}") from None
+            raise InputError(
+                f"{where}: {reason}, nor one of the profiles {', '.join(names)}{hint(profile, names)}"
+            ) from None
     try:
         fields = load_yaml(text)
     except yaml.YAMLError as error:

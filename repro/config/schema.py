@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -14,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from repro.config.marks import Mark
 from repro.config.validation import validated
 from repro.constants import CLASS_NAMES, VOID
+from repro.errors import meant
 from repro.layers.localization import BACKGROUND_SHARE, CAM_THRESHOLD, SALIENCY_THRESHOLD, MergeRule
 from repro.layers.losses import Pooling
 from repro.models import SEGMENTATION_NETS
@@ -26,6 +28,13 @@ def _threshold(value: float) -> float:
         raise ValueError(
             f"expected a probability of at most 1, or .inf for a threshold never reached, not {value}"
         )
+    return value
+
+
+def _device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        hint = meant({"gpu": "cuda"}.get(value.lower(), value), ("auto", "cpu", "cuda", "cuda:0"))
+        raise ValueError(f"{value!r}: {hint}")
     return value
 
 
@@ -308,9 +317,12 @@ class RunConfig(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$"), Mark.NEUTRAL]
     seed: Annotated[int, Field(ge=0, le=MAX_SEED), Mark.REPETITION] = 0
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$"), Mark.NEUTRAL] = "auto"
+    device: Annotated[str, AfterValidator(_device), Mark.NEUTRAL] = "auto"
     precision: Literal["faithful", "fast", "double"] = "faithful"  # see repro/precision.py
     output: NeutralPath = None
+    tensorboard: Annotated[bool, Mark.NEUTRAL] = (
+        False  # event files beside log.csv; needs the extra tensorboard
+    )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -342,9 +354,7 @@ class Config(RunConfig):
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         if self.model.name not in SEGMENTATION_NETS:
-            raise ValueError(
-                f"model.name {self.model.name!r}: expected one of {', '.join(SEGMENTATION_NETS)}"
-            )
+            raise ValueError(f"model.name {self.model.name!r}: {meant(self.model.name, SEGMENTATION_NETS)}")
         if self.model.num_classes != len(self.dataset.classes):
             raise ValueError(
                 f"model.num_classes is {self.model.num_classes}, dataset.classes lists {len(self.dataset.classes)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import re
 import reprlib
 import typing
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from repro.errors import InputError
+from repro.errors import InputError, hint, meant
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -40,6 +40,8 @@ def validated(model: type[M], fields: dict[str, Any], where: str) -> M:
             "" if first["type"] in ("missing", "value_error") else f", found {_SHORT.repr(first['input'])}"
         )
         message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "literal_error":
+            message = meant(first["input"], re.findall(r"'([^']*)'", first["ctx"]["expected"]))
         raise InputError(f"{where}: {f'{key}: ' if key else ''}{message}{found}") from None
 
 
@@ -69,5 +71,4 @@ def _similar(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
     if section is None:
         return ""
     names = list(section.model_fields)
-    close = difflib.get_close_matches(str(loc[-1]), names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; expected one of {', '.join(names)}"
+    return hint(loc[-1], names) or f"; expected one of {', '.join(names)}"

@@ -308,7 +308,7 @@ def _cue_settings(
     for net, path in nets.items():
         if not path.is_file():
             raise InputError(
-                f"{path}: no such weights of vgg16_{net}; repro seeds train --net {net} makes them"
+                f"{path}: no such weights of vgg16_{net}; repro seeds train --net vgg16_{net} makes them"
             )
     return {
         "classes": config.dataset.classes,

@@ -16,7 +16,7 @@ from repro.config import Config, Mark, Stage0Config, shaping
 from repro.data.experiment import LabelledSet, open_labelled, stage0_of
 from repro.data.image_survey import survey_images
 from repro.data.labels import LabelledImages, check_every_class_occurs
-from repro.errors import InputError
+from repro.errors import InputError, chosen
 from repro.files import json_sha256
 from repro.inference.predict import load_every_layer
 from repro.models import CaffeNet, build_model
@@ -53,8 +53,7 @@ def train_classifier(config: Config, net: str, run: Run) -> Path:
         InputError: anything missing or malformed in the inputs; a class that no image shows; a folder made with other
             settings.
     """
-    if net not in SEED_CLASSIFIERS:
-        raise InputError(f"net {net!r}: expected one of {', '.join(SEED_CLASSIFIERS)}")
+    chosen("net", net, SEED_CLASSIFIERS)
     labelled = open_labelled(config)
     section = stage0_of(config)
     if section.solver.max_iter < 1:

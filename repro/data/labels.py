@@ -28,7 +28,7 @@ from repro.data.image_list import image_name, read_text
 from repro.data.images import read_image_bgr, subtract_mean
 from repro.data.numbered_labels import EXPECTED, labels_of_dict, labels_of_numbers
 from repro.data.voc_xml import read_xml
-from repro.errors import InputError
+from repro.errors import InputError, hint
 from repro.layers.resize import resize_bilinear_u8
 from weights_conversion import guard
 from weights_conversion.files import write_text
@@ -193,7 +193,9 @@ def _checked(path: Path, found: Labels, num_classes: int) -> Labels:
 
 def _class_of(name: str, indices: Mapping[str, int], where: str) -> int:
     if name not in indices:
-        raise InputError(f"{where}: {name!r} is not one of the classes {', '.join(indices)}")
+        raise InputError(
+            f"{where}: {name!r} is not one of the classes {', '.join(indices)}{hint(name, indices)}"
+        )
     return indices[name]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -38,8 +38,10 @@ class VocLayout:
         """The layout of an existing data set. Raises InputError when ``root`` has no folder JPEGImages."""
         layout = cls(Path(root))
         if not layout.images.is_dir():
+            near = next((path for path in _nearby(layout.root) if (path / "JPEGImages").is_dir()), None)
             raise InputError(
-                f"{layout.root}: no VOC data set, a folder with JPEGImages in it expected, such as VOCdevkit/VOC2012"
+                f"{layout.root}: no VOC data set, a folder with JPEGImages in it expected"
+                + (f"; did you mean {near}?" if near else ", such as VOCdevkit/VOC2012")
             )
         return layout
 
@@ -69,6 +71,13 @@ class VocLayout:
     def image_set(self, name: str) -> Path:
         """The list of an image set: ``train``, ``val``, ``trainval``, ``test``, ``train_aug``."""
         return self.root / "ImageSets" / "Segmentation" / f"{name}.txt"
+
+
+def _nearby(root: Path) -> Iterator[Path]:
+    """Folders a level or two from ``root``, which people name in place of VOC2012."""
+    yield from root.parents[:2]
+    for level in ("*", "*/*"):
+        yield from sorted(path.parent for path in root.glob(f"{level}/JPEGImages"))
 
 
 CUE_NAMES = ("localization_cues.h5", "localization_cues.pickle", "localization_cues.pickle.gz")

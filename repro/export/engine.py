@@ -12,7 +12,7 @@ import torch
 
 from repro.config import Config, PredictConfig
 from repro.data import read_image_rgb
-from repro.errors import InputError, damaged
+from repro.errors import InputError, chosen, damaged
 from repro.export import PrecisionName, ScriptGraph
 from repro.export.agreement import Agreement, measure
 from repro.export.onnx import export_onnx
@@ -56,14 +56,13 @@ def export_file(
     """
     if precision != "fp32" and not check:
         raise InputError(
-            f"precision {precision} is other arithmetic than the papers': name images to measure the loss on (--check)"
+            f"precision {precision} is other arithmetic than the papers': name images to measure the loss on (--images)"
         )
     if config.precision != "faithful":
         raise InputError(f"precision={config.precision}: an export starts from the float32 net (faithful)")
     classes = config.dataset.classes
     if classifier is not None:
-        if classifier not in CLASSIFIERS:
-            raise InputError(f"classifier {classifier!r}: expected one of {', '.join(CLASSIFIERS)}")
+        chosen("--net", classifier, CLASSIFIERS)
         classes = classes[1:]
         fields = config.model.model_copy(update={"name": classifier, "num_classes": len(classes)})
         config = config.model_copy(update={"model": fields})

@@ -24,7 +24,7 @@ from typing import get_args
 from repro import __version__
 from repro.constants import MEAN_BGR
 from repro.data import colour_palette
-from repro.errors import InputError
+from repro.errors import InputError, chosen
 from repro.export import GraphName, PrecisionName
 from repro.export.graph import IR_VERSION, OPSET, add_multiscale, add_probs, add_scores
 from repro.export.variants import to_float16, to_int8
@@ -104,12 +104,9 @@ def build_onnx(
     weights: str | os.PathLike[str] | None = None,
 ) -> onnx.ModelProto:
     """The model that ``export_onnx`` writes; same arguments and errors."""
-    if graph not in GRAPHS:
-        raise InputError(f"graph {graph!r}: expected one of {', '.join(GRAPHS)}")
-    if precision not in PRECISIONS:
-        raise InputError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
-    if protocol not in PROTOCOLS:
-        raise InputError(f"protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
+    chosen("graph", graph, GRAPHS)
+    chosen("precision", precision, PRECISIONS)
+    chosen("protocol", protocol, PROTOCOLS)
     if graph == "net":
         return _finished(*_net_graph(model, precision), model, graph, precision, weights, {})
     if model.fixed_size and graph != "scores":

@@ -19,7 +19,7 @@ from typing import Literal
 from repro.data.cues import CueFile
 from repro.data.image_list import read_pairs_list
 from repro.data.voc import VocLayout, data_folder
-from repro.errors import InputError
+from repro.errors import InputError, meant
 from repro.fetch.archives import unpack
 from repro.fetch.catalogue import LOCK_NAME, ArchiveContent, LockFile, Pin, Source, check_file, read_catalogue
 from repro.fetch.download import Patience, download, require_space
@@ -78,9 +78,7 @@ class Fetcher:
         if not names:
             return {name: source for name, source in self.sources.items() if source.default}
         if unknown := [name for name in names if name not in self.sources]:
-            raise InputError(
-                f"{unknown[0]!r}: not in the catalogue, one of {', '.join(self.sources)} expected"
-            )
+            raise InputError(f"{unknown[0]!r}: not in the catalogue; {meant(unknown[0], self.sources)}")
         return {name: self.sources[name] for name in names}
 
     def place(self, source: Source) -> Path:

@@ -32,7 +32,7 @@ from torch import nn
 
 from repro.config import Config, Mark, PredictConfig, shaping
 from repro.data import preprocess_zoomed
-from repro.errors import InputError
+from repro.errors import InputError, meant, some
 from repro.inference.memory import SMALL, crf_memory, refuse_beyond
 from repro.layers import CRFParams, mean_field
 from repro.layers.resize import zoom_rows
@@ -97,7 +97,7 @@ def predict_probs(model: CaffeNet, image_rgb: np.ndarray, *, protocol: str) -> t
 def _as_read(model: CaffeNet, image_rgb: np.ndarray, protocol: str) -> torch.Tensor:
     """The image, checked, on the model's device, its colours as the script of ``protocol`` holds them."""
     if protocol not in PROTOCOLS:
-        raise InputError(f"protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
+        raise InputError(f"protocol {protocol!r}: {meant(protocol, PROTOCOLS)}")
     if image_rgb.dtype != np.uint8 or image_rgb.ndim != 3 or image_rgb.shape[2] != 3:
         raise InputError(f"image: expected uint8 (H, W, 3), found {image_rgb.dtype} {image_rgb.shape}")
     as_read = PROTOCOLS[protocol].as_read(image_rgb)
@@ -342,7 +342,7 @@ def load_every_layer(model: nn.Module, weights: str | Path, name: str) -> LoadRe
     """
     report = load_weights(model, weights)
     if report.missing:
-        raise InputError(f"{weights}: has no weights for {', '.join(report.missing)} of {name}")
+        raise InputError(f"{weights}: has no weights for {some(report.missing)} of {name}")
     return report
 
 

@@ -25,6 +25,7 @@ import math
 import torch
 import torch.nn.functional as F
 
+from repro.errors import chosen
 from repro.layers.triton_support import has_triton
 
 RULES = ("released", "paper")
@@ -64,8 +65,7 @@ def grow_seeds(
     >>> grow_seeds(torch.tensor([[1, 1]]), refined, cues)[0, 1].tolist()
     [[1.0, 1.0, 1.0, 1.0]]
     """
-    if rule not in RULES:
-        raise ValueError(f"growing rule {rule!r}: expected one of {', '.join(RULES)}")
+    chosen("growing rule", rule, RULES)
     for name, threshold in (("theta_f", theta_f), ("theta_b", theta_b)):
         if not (0 <= threshold <= 1 or threshold == math.inf):
             raise ValueError(f"{name} {threshold}: expected a probability of at most 1, or infinity")

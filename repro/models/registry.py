@@ -80,7 +80,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from repro.errors import InputError
+from repro.errors import InputError, hint
 from weights_conversion.caffe_pb2 import FillerParameter, LayerParameter
 from weights_conversion.lift import is_repeated
 
@@ -433,7 +433,7 @@ def layer_class(layer: LayerParameter) -> type[Layer]:
     if entry is None and not name:
         raise InputError(f"{describe(layer)}: type: the layer has none")
     if entry is None:
-        reason = f" ({_NOT_HERE[name]})" if name in _NOT_HERE else ""
+        reason = f" ({_NOT_HERE[name]})" if name in _NOT_HERE else hint(name, _ENTRIES)
         add = f'add it in Python with @repro.models.register("{name}"), see docs/design.md'
         raise InputError(f"{describe(layer)}: type: {name!r} is not known{reason}; {add}")
     return entry

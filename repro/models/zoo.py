@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from repro.errors import InputError
+from repro.errors import InputError, chosen
 from repro.models.fillers import GAUSSIAN_STD
 from repro.models.net import CaffeNet
 from weights_conversion.caffe_pb2 import LayerParameter, NetParameter, PoolingParameter
@@ -156,9 +156,7 @@ def net_parameter(
     input_size: int = 321,
 ) -> NetParameter:
     """The net that ``build_model`` runs; same arguments and errors."""
-    if name not in SEGMENTATION_NETS + CLASSIFIERS:
-        names = ", ".join(SEGMENTATION_NETS + CLASSIFIERS)
-        raise InputError(f"model.name {name!r}: expected one of {names}")
+    chosen("model.name", name, SEGMENTATION_NETS + CLASSIFIERS)
     if not 1 <= width_divisor <= 64:
         raise InputError(f"model.width_divisor {width_divisor}: expected 1 to 64 (conv1 has 64 outputs)")
     if input_size < 32:

@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, PrivateAttr, model_validator
 
 from repro.config import Section, load_yaml, validated
-from repro.errors import InputError
+from repro.errors import InputError, meant
 from repro.metrics import Rule
 from repro.models.loss_tails import ROWS
 
@@ -37,7 +37,7 @@ class RunSpec(Section):
     @model_validator(mode="after")
     def _row_is_known(self) -> Self:
         if self.row not in ROWS:
-            raise ValueError(f"row {self.row!r}: expected one of {', '.join(ROWS)}")
+            raise ValueError(f"row {self.row!r}: {meant(self.row, ROWS)}")
         return self
 
 
@@ -147,7 +147,7 @@ class Experiments(Section):
                 if (name == "all" and table.family == PAPER) or full == name or full.startswith(f"{name}-")
             ]
             if not matches:
-                raise InputError(f"--experiment {name}: expected all or one of {', '.join(self.experiments)}")
+                raise InputError(f"--experiment {name}: {meant(name, ['all', *self.experiments])}")
             found.update(dict.fromkeys(matches))
         return list(found)
 

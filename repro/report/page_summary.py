@@ -66,6 +66,36 @@ class Summary:
         return {"data": self.data, "generated": self.generated, "devices": self.devices, "rows": rows}
 
 
+def closing_lines(summary: dict[str, Any]) -> list[str]:
+    """A finished experiment's summary (``summary.json``) for a terminal: the rows beside the paper's, as in the README.
+
+    >>> row = {"row": "+DSRG", "paper": 57.6, "ours": 55.15, "sd": None, "seeds": [0]}
+    >>> print(*closing_lines({"data": "40 images", "rows": [row]}), sep="\\n")
+    mean IoU, percent    +DSRG
+    paper, VOC 2012 val   57.6
+    40 images             55.1
+    """
+    rows = summary["rows"]
+    if not rows:
+        return []
+    ours = [f"{row['ours']:.1f}" + (f" ± {row['sd']:.1f}" if row["sd"] is not None else "") for row in rows]
+    table = [
+        ["mean IoU, percent", *(row["row"] for row in rows)],
+        ["paper, VOC 2012 val", *(f"{row['paper']:.1f}" for row in rows)],
+        [summary["data"], *ours],
+    ]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        "  ".join(
+            [
+                cells[0].ljust(widths[0]),
+                *(cell.rjust(w) for cell, w in zip(cells[1:], widths[1:], strict=True)),
+            ]
+        )
+        for cells in table
+    ]
+
+
 def headline(scores: Scores) -> list[tuple[Cell, list[Entry]]]:
     """SEC and Table 2's rows that have a run, in the tables' order: the cell, and its runs by seed."""
     cells = (experiments().cell(name) for name in _CELLS)

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import os
+import time
 from collections.abc import Iterable
 
 import torch
@@ -20,6 +21,7 @@ from repro.training.loop import Hook, SolverLoop, Sums, on_device
 from repro.training.rows import Row
 from repro.training.signals import Interruption
 from repro.training.snapshots import prune, resume, snapshots, write_snapshot
+from repro.training.tensorboard import TensorBoard
 from weights_conversion.files import atomic_path
 
 log = logging.getLogger(__name__)
@@ -35,6 +37,7 @@ def stage_hooks(step: Step, list_content: bytes, watchers: Iterable[Hook] = ()) 
         FiniteCheck(),
         LogRows(),
         *watchers,
+        *([TensorBoard()] if step.run.config.tensorboard else []),
         Progress(),
         Signals(),
     ]
@@ -132,28 +135,45 @@ class LogRows(Hook):
 
 
 class Progress(Hook):
-    """A bar on a terminal; the metrics beside it are those of the log, the loss is smoothed as Caffe's is."""
+    """A bar on a terminal, elsewhere a line every hundredth of the run.
+
+    The metrics beside it are those of the log, the loss is smoothed as Caffe's is.
+    """
 
     bar: tqdm | None = None
 
     def before_training(self, loop: SolverLoop) -> None:
+        total = loop.solver.config.max_iter
         self.bar = tqdm(
-            total=loop.solver.config.max_iter,
+            total=total,
             initial=loop.solver.iteration,
             desc=loop.folder.name,
             unit="it",
             disable=None if distributed.is_first() else True,
             dynamic_ncols=True,
         )
+        # of the iterations that are displayed, those that get a line where the bar is not shown
+        self.every = max(loop.solver.config.display, 1) * max(
+            1, total // 100 // max(loop.solver.config.display, 1)
+        )
+        self.began, self.start = loop.solver.iteration, time.monotonic()
 
     def after_row(self, loop: SolverLoop, row: Row) -> None:
         assert self.bar is not None
-        images = loop.batches.images * (self.bar.format_dict["rate"] or 0)
+        done = loop.solver.iteration - self.began
+        rate = done / max(time.monotonic() - self.start, 1e-9)
         columns = loop.objective.columns
-        parts = {name: f"{value:.4g}" for name, value in row.metrics.items() if name in columns}
-        self.bar.set_postfix(
-            {"lr": f"{row.rate:.2g}", "loss": f"{row.smoothed:.4g}", **parts, "images/s": f"{images:.1f}"}
-        )
+        shown = {
+            "lr": f"{row.rate:.2g}",
+            "loss": f"{row.smoothed:.4g}",
+            **{name: f"{value:.4g}" for name, value in row.metrics.items() if name in columns},
+            "images/s": f"{loop.batches.images * rate:.1f}",
+        }
+        if not self.bar.disable:
+            self.bar.set_postfix(shown)
+        elif distributed.is_first() and row.iteration % self.every == 0:
+            line = ", ".join(f"{name} {value}" for name, value in shown.items())
+            log.info("%s: iteration %d of %d: %s", loop.folder.name, row.iteration, self.bar.total, line)
 
     def after_iteration(self, loop: SolverLoop, sums: Sums) -> None:
         assert self.bar is not None

@@ -17,7 +17,7 @@ import contextlib
 import itertools
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -78,6 +78,9 @@ class Hook:
 
     def before_snapshot(self, loop: SolverLoop, sums: Sums) -> None:
         """All rows have arrived, and a snapshot of this iteration follows unless a hook raises."""
+
+    def after_measurement(self, loop: SolverLoop, what: str, metrics: Mapping[str, float | None]) -> None:
+        """Another hook of this rank has measured something: ``seeds``, ``average_precision``."""
 
     def on_stop(self, loop: SolverLoop, error: Exception) -> None:
         """The training has failed or was stopped; raising another error here puts that one in its place."""
@@ -168,6 +171,10 @@ class SolverLoop:
         """Report all rows and ask every hook whether the state is good."""
         self._report(self.waiting_rows())
         self._each("before_snapshot", sums)
+
+    def measured(self, what: str, metrics: Mapping[str, float | None]) -> None:
+        """Tell the other hooks what one of them has measured."""
+        self._each("after_measurement", what, metrics)
 
     def waiting_rows(self) -> Iterator[Row]:
         """Rows that are still on their way from the device."""

@@ -62,7 +62,7 @@ class SeedQuality(Hook):
         if distributed.is_first():
             if "given" in self._counts:
                 self._write(0, 0, self._counts["given"])
-            self._write(epoch, done, self._counts["grown"])
+            loop.measured("seeds", self._write(epoch, done, self._counts["grown"]))
         self._counts, self._epoch = {}, epoch
 
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -71,10 +71,11 @@ class SeedQuality(Hook):
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         self._counts = dict(state)
 
-    def _write(self, epoch: int, iteration: int, counts: torch.Tensor) -> None:
+    def _write(self, epoch: int, iteration: int, counts: torch.Tensor) -> dict[str, float]:
         metrics = seed_metrics(counts.cpu())
         named = {name: metrics[name] for name in self.columns[2:]}
         self._log.write({"epoch": epoch, "iteration": iteration, **named})
+        return named
 
 
 def average_precision(scores: npt.NDArray[np.floating], present: npt.NDArray[np.bool_]) -> float | None:
@@ -130,7 +131,9 @@ class HeldOutPrecision(Hook):
                 for index, name in enumerate(self.classes)
             }
             known = [value for value in found.values() if value is not None]
-            self._log.write({"iteration": done, "mean": sum(known) / len(known), **found})
+            metrics = {"mean": sum(known) / len(known), **found}
+            self._log.write({"iteration": done, **metrics})
+            loop.measured("average_precision", metrics)
 
     @torch.inference_mode()
     def _scores(self) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from repro.solver import CaffeSolver, build_solver
 from repro.training.batches import Batches
 from repro.training.collapse import SEED_TERMS, CollapseWatch
 from repro.training.hooks import stage_hooks
+from repro.training.lengthen import IS_TRAINED, lengthens
 from repro.training.loop import Hook, SolverLoop
 from repro.training.measured_filler import fill_by_first_batch, needs_measuring
 from repro.training.objectives import Objective, stage1_objective, stage2_objective
@@ -46,7 +48,9 @@ IMAGENET_WEIGHTS = {
 
 
 def train(config: Config, stage: int, run: Run, lines: Lines[Any] | None = None) -> Path:
-    """Train a stage in ``<run>/stage<n>``, going on from its newest snapshot if there is one.
+    """Train a stage in ``<run>/stage<n>``, resuming from its newest snapshot if there is one.
+
+    A run with a smaller ``max_iter`` is lengthened (``lengthen.py``).
 
     Args:
         config: the whole run; ``config.stage1`` or ``config.stage2`` is trained.
@@ -70,8 +74,11 @@ def train(config: Config, stage: int, run: Run, lines: Lines[Any] | None = None)
     if lines is None and _reads_pairs(section):
         lines = read_label_list(files["list"])
     hashes = _hashes(section, files, lines, content)
-    with run.step(f"stage{stage}", _settings(config, stage, section, hashes)) as step:
-        if not step.done:
+    settings = _settings(config, stage, section, hashes)
+    with run.step(f"stage{stage}", settings, partial(lengthens, place=(f"stage{stage}", "solver"))) as step:
+        if step.done:
+            log.info(IS_TRAINED, step.folder, section.solver.max_iter)
+        else:
             net, missing = _initial_net(config, section)
             dataset = _dataset(section, stage, files, lines, config.model.num_classes, net)
             batches = Batches.of(dataset, section, config.seed)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from repro.training.caffe_solver import SolverRun
 from repro.training.collapse import CollapseWatch
 from repro.training.csv_log import CsvLog
 from repro.training.hooks import stage_hooks
+from repro.training.lengthen import IS_TRAINED, lengthens
 from repro.training.loop import Hook, SolverLoop, Sums
 from repro.training.measured_filler import needs_measuring, scale_to_unit_outputs
 from repro.training.objectives import Batch, NetObjective
@@ -57,8 +59,10 @@ def train_file(files: SolverRun, run: Run) -> Path:
     config, net = files.config, files.net
     batches = NetBatches(net, config.seed, config.solver.iter_size, config.data.workers)
     _check_files(files)
-    with run.step(files.step, _settings(files)) as step:
-        if not step.done:
+    with run.step(files.step, _settings(files), partial(lengthens, place=("solver",))) as step:
+        if step.done:
+            log.info(IS_TRAINED, step.folder, config.solver.max_iter)
+        else:
             batches.check()
             for note in files.notes:
                 log.info("%s", note)

@@ -157,7 +157,7 @@ def read_pickle(request: dict[str, Any], out: BinaryIO) -> None:
         counted = io.BufferedReader(_Counted(stream, request["most"]), MIB)
         try:
             if counted.peek(6)[:6] == b"\x93NUMPY":
-                _skip_npy_header(counted)
+                _skip_npy_header(counted, request["expected"])
             content = _Unpickler(counted, encoding="latin1").load()  # nosec B301
         except RefusedError:
             raise
@@ -197,12 +197,12 @@ def read_pickle(request: dict[str, Any], out: BinaryIO) -> None:
         out.write(np.ascontiguousarray(array).data)
 
 
-def _skip_npy_header(stream: BinaryIO) -> None:
+def _skip_npy_header(stream: BinaryIO, expected: str) -> None:
     version = np.lib.format.read_magic(stream)
     reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = reader(stream)
     if shape != () or dtype.kind != "O":
-        raise RefusedError("", f"an array of {dtype} {shape}, a dict of names to labels (np.save) expected")
+        raise RefusedError("", f"a .npy, an array of {dtype} {shape}; {expected} expected")
 
 
 def _key(key: Any) -> Any:

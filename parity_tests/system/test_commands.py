@@ -1,0 +1,182 @@
+"""One way to call and one way to answer: examples can be pasted, every verb answers as text or as JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+
+import pytest
+import typer
+
+from parity_tests.conftest import CAFFE_FILES, ROOT
+from repro.cli import run_command
+from repro.cli.shared import app
+from repro.data.mini import build_mini
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def leaves(group, path=()) -> Iterator[tuple[tuple[str, ...], typer.core.TyperCommand]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from leaves(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+VERBS = dict(leaves(typer.main.get_command(app)))
+
+
+def parsed(line: str) -> None:
+    """Raise what the parser raises for a command line."""
+    _, *words = shlex.split(line, comments=True)
+    if words == ["--help"]:
+        return
+    path = next(path for path in VERBS if tuple(words[: len(path)]) == path)
+    VERBS[path].make_context(" ".join(("repro", *path)), words[len(path) :])
+
+
+def answer(capsys, *arguments) -> dict | list:
+    capsys.readouterr()
+    assert run_command([*map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+# --- examples -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", VERBS, ids=" ".join)
+def test_examples_of_help_can_be_pasted(path, capsys):
+    assert run_command([*path, "--help"]) == 0
+    text = capsys.readouterr().out
+    _, _, examples = re.split(r"^  (Examples?:)\n", text, flags=re.MULTILINE)
+    commands = re.split(r"\n\n", examples.strip("\n"))
+    for command in commands:
+        first, *more = command.split("\n")
+        assert first.startswith(f"  repro {' '.join(path)}")
+        assert all(line.endswith(" \\") for line in [first, *more][:-1])
+        parsed(command.replace("\\\n", " "))
+    assert "--json" in text
+
+
+def pasted() -> Iterator[tuple[str, str]]:
+    for page in PAGES:
+        fences = re.findall(
+            r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+        )
+        for _, block in fences:
+            for line in block.replace("\\\n", " ").splitlines():
+                if re.match(r"\s*(\.venv/bin/)?repro ", line) and "…" not in line:
+                    yield page.name, " ".join(line.split())
+
+
+@pytest.mark.parametrize(("page", "line"), list(pasted()))
+def test_commands_on_the_pages_are_accepted(page, line):
+    parsed(line)
+
+
+def test_pages_show_commands():
+    assert {"voc.md", "own_data.md", "onnx.md", "results.md"} <= {page for page, _ in pasted()}
+
+
+# --- answers ------------------------------------------------------------------------------------------------
+
+
+def test_answers_as_json(tmp_path, capsys):
+    root = tmp_path / "mini"
+    assert answer(capsys, "data", "mini", root) == {"root": str(root)}
+    layout = build_mini(root)
+    masks = layout.masks
+    scores = answer(
+        capsys,
+        *("evaluate", "--pred", masks, "--gt", masks, "--num-classes", 7),
+        *("--list", root / "ImageSets/Segmentation/val.txt"),
+    )
+    assert scores["mean_iou"]["released"] == 1
+    assert len(scores["per_class_iou"]) == len(scores["classes"]) == 7
+    cues = ("--cues", root / "localization_cues.pickle", "--input-list", root / "input_list.txt")
+    figures = answer(capsys, "seeds", "score", "--config", "mini", *cues, "--masks", masks)
+    assert 0 < figures["precision"] <= 1
+    labels = answer(
+        capsys, "data", "labels", root / "localization_cues.pickle", tmp_path / "l.csv", "--config", "mini",
+        *cues[2:],
+    )  # fmt: skip
+    assert labels == {"labels": str(tmp_path / "l.csv"), "images": figures["images"]}
+    runs = answer(capsys, "reproduce", "--config", "mini", "--dry-run", f"dataset.root={root}", "device=cpu")
+    assert runs["runs"]
+    assert runs["forecast"]
+
+
+def test_answers_as_json_without_a_data_set(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sources = answer(capsys, "data", "fetch", "--dry-run")
+    assert {"VOC2012", "vgg16_20M"} & {source["name"] for source in sources}
+    net = answer(capsys, "inspect", CAFFE_FILES / "vgg16_cam_deploy.prototxt")
+    assert net["layers"]
+    weights = answer(capsys, "inspect", CAFFE_FILES / "toy_iter_6.caffemodel")
+    assert weights["report"]
+    target = tmp_path / "toy.safetensors"
+    assert answer(capsys, "convert", CAFFE_FILES / "toy_iter_6.caffemodel", target)["written"] == [
+        str(target)
+    ]
+
+
+def test_a_checks_failure_is_an_answer_too(tmp_path, capsys):
+    """One document on standard output whatever the status; what fails is said on standard error."""
+    assert run_command(["data", "verify", str(tmp_path / "nowhere"), "--json"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("repro: ")
+
+
+# --- what is misspelt ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "repro: No such command 'trian'. Did you mean 'train'?; repro --help shows"),
+        (["data", "feth"], "Did you mean 'fetch'?; repro data --help shows"),
+        (["train", "--confg", "mini"], "No such option: --confg; did you mean '--config'?"),
+        (["train", "--device", "cpu"], "No such option: --device; a setting is given as device=VALUE"),
+        (["train", "--stage", "3"], "Invalid value for '--stage'"),
+        (["evaluate", "--pred", "x"], "Missing option '--gt'"),
+    ],
+)
+def test_a_usage_error_is_one_line(capsys, arguments, message):
+    assert run_command(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("repro: ")
+    assert message in line
+
+
+@pytest.mark.parametrize("arguments", [[], ["data"]])
+def test_no_verb_shows_the_help(capsys, arguments):
+    assert run_command(arguments) == 2
+    assert "Commands:" in capsys.readouterr().err
+
+
+# --- how an experiment ends ---------------------------------------------------------------------------------
+
+
+def test_reproduce_ends_with_the_rows_beside_the_papers(tmp_path, capsys, monkeypatch):
+    rows = [("baseline", 52.5, 51.54, None), ("+Retrain", 59.0, 60.25, 1.5)]
+    summary = {
+        "data": "40 generated images",
+        "rows": [{"row": row, "paper": paper, "ours": ours, "sd": sd} for row, paper, ours, sd in rows],
+    }
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    monkeypatch.setattr("repro.run.plan.plan", lambda *arguments, **options: [])
+    monkeypatch.setattr("repro.run.reproduce.reproduce", lambda runs: None)
+    monkeypatch.setattr("repro.report.report_planned", lambda runs: [tmp_path])
+    assert run_command(["reproduce", "--config", "mini"]) == 0
+    printed = [re.split(r"\s{2,}", line) for line in capsys.readouterr().out.splitlines()[-3:]]
+    assert printed == [
+        ["mean IoU, percent", "baseline", "+Retrain"],
+        ["paper, VOC 2012 val", "52.5", "59.0"],
+        ["40 generated images", "51.5", "60.2 ± 1.5"],
+    ]
+    told = answer(capsys, "reproduce", "--config", "mini")
+    assert told["results"] == [{"folder": str(tmp_path), **summary}]

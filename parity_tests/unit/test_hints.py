@@ -1,0 +1,120 @@
+"""What was meant: a name that is nearly one of a closed set, a folder a level off, a file of another kind."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from parity_tests.conftest import CAFFE_FILES
+from repro.config import load_config
+from repro.data import VocLayout
+from repro.data.labels import read_labels
+from repro.errors import InputError
+from repro.fetch.get_data import Fetcher
+from repro.metrics import mean_iou
+from repro.models import build_model, load_net
+from repro.models.weights import load_weights
+from repro.paper.experiments import experiments
+from weights_conversion.errors import some
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("device=gpu", "device: 'gpu': expected one of auto, cpu, cuda, cuda:0; did you mean 'cuda'?"),
+        ("device=CUDA", "did you mean 'cuda'?"),
+        ("device=cuda0", "did you mean 'cuda:0'?"),
+        (
+            "precision=fats",
+            "precision: expected one of faithful, fast, double; did you mean 'fast'?, found 'fats'",
+        ),
+        ("stage1.solver.type=adam", "did you mean 'Adam'?"),
+        ("stage1.solver.lr_policy=steps", "did you mean 'step'?"),
+        ("inference.protocol=dsrg_finale", "did you mean 'dsrg_final'?"),
+        ("model.name=vgg16_asp", "did you mean 'vgg16_aspp'?"),
+        ("rows=[+DRSG]", "did you mean '+DSRG'?"),
+        ("stage1.solver.max_itr=3", "unknown key 'stage1.solver.max_itr'; did you mean 'max_iter'?"),
+        ("stag1.solver.max_iter=3", "unknown key 'stag1'; did you mean 'stage1'?"),
+        ("precision=quick", "expected one of faithful, fast, double, found 'quick'"),
+    ],
+)
+def test_settings(override, message):
+    with pytest.raises(InputError) as caught:
+        load_config("dsrg_vgg16_voc", [override])
+    assert message in str(caught.value)
+
+
+def near_names(tmp_path: Path):
+    (tmp_path / "l.csv").write_text("a.jpg,Dgo\n")
+    (tmp_path / "net.prototxt").write_text(
+        'input: "data" input_shape { dim: 1 dim: 3 dim: 8 dim: 8 }\n'
+        'layer { name: "c" type: "Convolutoin" bottom: "data" top: "c" }\n'
+    )
+    return {
+        "profile": (lambda: load_config("dsrg_vgg16_vco"), "dsrg_vgg16_voc"),
+        "experiment": (lambda: experiments().named(["tabel2"]), "table2"),
+        "source": (lambda: Fetcher(tmp_path / "VOC2012").selected(["voc2021"]), "voc2012"),
+        "class": (lambda: read_labels(tmp_path / "l.csv", ["background", "cat", "dog"]), "dog"),
+        "layer type": (lambda: load_net(tmp_path / "net.prototxt"), "Convolution"),
+        "net": (lambda: build_model("vgg16_largfov"), "vgg16_largefov"),
+        "rule": (lambda: mean_iou(np.eye(2, dtype=np.int64), "relased"), "released"),
+    }
+
+
+@pytest.mark.parametrize("what", ["profile", "experiment", "source", "class", "layer type", "net", "rule"])
+def test_names(tmp_path, what):
+    call, meant = near_names(tmp_path)[what]
+    with pytest.raises(InputError) as caught:
+        call()
+    assert f"did you mean '{meant}'?" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "given", [".", "VOCdevkit", "VOCdevkit/VOC2012/JPEGImages", "VOCdevkit/VOC2012/ImageSets"]
+)
+def test_a_voc_root_a_level_off(tmp_path, given):
+    right = tmp_path / "VOCdevkit" / "VOC2012"
+    for folder in ("JPEGImages", "ImageSets/Segmentation"):
+        (right / folder).mkdir(parents=True)
+    with pytest.raises(InputError) as caught:
+        VocLayout.open(tmp_path / given)
+    assert f"did you mean {right}?" in str(caught.value)
+    assert VocLayout.open(right).root == right
+
+
+def test_a_folder_that_is_no_voc_root_and_near_none(tmp_path):
+    with pytest.raises(InputError, match="such as VOCdevkit/VOC2012"):
+        VocLayout.open(tmp_path)
+
+
+def other_files(folder: Path) -> dict[str, tuple[bytes, str]]:
+    np.save(folder / "a.npy", np.zeros((3, 4)))
+    model = (CAFFE_FILES / "toy_iter_6.caffemodel").read_bytes()
+    return {
+        "npy": ((folder / "a.npy").read_bytes(), ".npy"),
+        "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 1\n", "Git LFS pointer"),
+        "html": (b"<!DOCTYPE html>\n<html><body>404</body></html>", "web page (HTML)"),
+        "gzip": (gzip.compress(model), "compressed by gzip"),
+    }
+
+
+@pytest.mark.parametrize("name", ["vgg16_20M.caffemodel", "iter_8.safetensors", "weights.pth", "weights.h5"])
+@pytest.mark.parametrize("kind", ["npy", "lfs", "html", "gzip"])
+def test_other_files_given_as_weights(tmp_path, kind, name):
+    content, message = other_files(tmp_path)[kind]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        load_weights(build_model("vgg16_largefov", width_divisor=64), tmp_path / name)
+    assert message in str(caught.value)
+    assert name in str(caught.value)
+
+
+def test_many_missing_layers_are_summed_up():
+    report = load_weights(
+        build_model("resnet101_aspp", width_divisor=64), CAFFE_FILES / "toy_iter_6.caffemodel"
+    )
+    assert "res2a_branch1, bn2a_branch1, scale2a_branch1 and 310 more; not in the model" in str(report)
+    assert some(["a", "b"], 2) == "a, b"
