@@ -288,12 +288,12 @@ def test_images_can_be_leafed_through(open_page):
 
 
 @pytest.fixture(scope="module")
-def unequal(runs, tmp_path_factory) -> tuple[Path, dict[str, Path]]:
+def unequal(runs, mini_root, tmp_path_factory) -> tuple[Path, dict[str, Path]]:
     """A page of two methods of very different scores, baseline's masks being the truth, and the masks' folders."""
     folder = tmp_path_factory.mktemp("unequal")
     for run in runs:
         shutil.copytree(run, folder / run.name)
-    truth = runs[0].parent / "mini" / "SegmentationClass"
+    truth = mini_root / "SegmentationClass"
     masks = {
         "baseline": folder / "r-baseline/predictions/stage1",
         "+Retrain": folder / "r/predictions/stage2",
@@ -315,11 +315,11 @@ def shown_scores(page: str) -> list[tuple[str, dict[str, str], str]]:
     ]
 
 
-def test_score_order_and_mask_are_one_methods(unequal, runs):
+def test_score_order_and_mask_are_one_methods(unequal, mini_root):
     page, masks = unequal
     shown = shown_scores((page / "index.html").read_text(encoding="utf-8"))
     assert len(shown) == 6
-    truth = runs[0].parent / "mini" / "SegmentationClass"
+    truth = mini_root / "SegmentationClass"
     for name, ious, caption in shown:
         assert ious["baseline"] == "100.0"
         matrix = confusion_matrix(
