@@ -18,6 +18,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 GOLDEN = HERE / "golden"
 CAFFE_FILES = GOLDEN / "caffe_files"
+REPRODUCE_MINI = ("reproduce", "--config", "mini", "device=cpu")
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from parity_tests.conftest import CAFFE_FILES, assert_close
+from parity_tests.conftest import CAFFE_FILES, REPRODUCE_MINI, assert_close
 from parity_tests.processes import contents, rows, run_processes
 from parity_tests.recorded_files import write_both
 from parity_tests.tolerances import RANKS
@@ -139,13 +139,8 @@ def test_too_few_images_for_the_processes(inputs, tmp_path):
 def test_a_whole_experiment(mini_root, tmp_path, no_figures):
     """Masks and scores of each rank's part are those of one process that continues from the same weights."""
     call = [
-        *(
-            "reproduce",
-            "--config",
-            "mini",
-            "device=cpu",
-            f"dataset.root={mini_root}",
-        ),
+        *REPRODUCE_MINI,
+        f"dataset.root={mini_root}",
         *("rows=[+DSRG, +Retrain]", "solver.max_iter=2", "data.batch_size=3", "data.workers=0"),
         *("dataset.train_limit=5", "dataset.val_limit=3", "inference.crf=false", "pseudo_labels.crf=false"),
         f"output={tmp_path}/r",

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from parity_tests.conftest import REPRODUCE_MINI
 from repro.cli import run_command
 from repro.data import read_mask, write_mask
 from repro.metrics import confusion_matrix, per_class_iou
@@ -33,10 +34,7 @@ SHORT = [
 def runs(mini_root, tmp_path_factory) -> list[Path]:
     root = tmp_path_factory.mktemp("page")
     arguments = [
-        "reproduce",
-        "--config",
-        "mini",
-        "device=cpu",
+        *REPRODUCE_MINI,
         f"dataset.root={mini_root}",
         f"output={root}/r",
     ]

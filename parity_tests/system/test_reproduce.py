@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from parity_tests.conftest import REPRODUCE_MINI
 from repro.cli import run_command
 from repro.config import load_config
 from repro.data import read_id_list, read_mask
@@ -34,10 +35,7 @@ pytestmark = pytest.mark.usefixtures("no_figures")
 @pytest.fixture
 def arguments(mini_root, tmp_path) -> list[str]:
     return [
-        "reproduce",
-        "--config",
-        "mini",
-        "device=cpu",
+        *REPRODUCE_MINI,
         f"dataset.root={mini_root}",
         f"output={tmp_path}/r",
         *SHORT,

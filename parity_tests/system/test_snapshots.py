@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from parity_tests.conftest import CAFFE_FILES
+from parity_tests.conftest import CAFFE_FILES, REPRODUCE_MINI
 from parity_tests.processes import contents, rows, run_processes
 from parity_tests.recorded_files import write_both
 from repro.cli import run_command
@@ -324,13 +324,8 @@ def experiment(mini_root, tmp_path_factory) -> tuple[list[str], Path, int]:
     """A whole experiment cut down: its arguments but for the output, its run's folder, the calls it takes."""
     base = tmp_path_factory.mktemp("experiment")
     call = [
-        *(
-            "reproduce",
-            "--config",
-            "mini",
-            "device=cpu",
-            f"dataset.root={mini_root}",
-        ),
+        *REPRODUCE_MINI,
+        f"dataset.root={mini_root}",
         *("rows=[+DSRG, +Retrain]", "solver.max_iter=3", "solver.snapshot=1", "solver.snapshot_keep=2"),
         *("data.batch_size=2", "data.workers=0", "inference.crf=false", "pseudo_labels.crf=false"),
         *("dataset.train_limit=3", "dataset.val_limit=2", "model.dropout=0.5", "solver.iter_size=2"),
