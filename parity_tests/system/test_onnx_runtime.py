@@ -183,7 +183,7 @@ def test_a_provider_that_does_not_start_is_no_reason_either(exported, monkeypatc
 def test_cuda_keeps_float32s_bits_unless_told_otherwise(exported, monkeypatch, given, want):
     seen = {}
 
-    def session(path, options, *, providers, provider_options):
+    def session(path, options, *, providers, provider_options, enable_fallback):
         seen.update(zip(providers, provider_options, strict=True))
         raise RuntimeError("no such device")
 

@@ -283,11 +283,11 @@ class EvilArray(np.ndarray):
         ({"4_labels": Evil()}, "system"),
         (np.memmap, "numpy.memmap"),
         (eval, "builtins.eval|__builtin__.eval"),
-        (collections.OrderedDict(a=1), "collections.OrderedDict"),
+        (collections.Counter(a=1), "collections.Counter"),
         (np.array([1]).view(EvilArray), "EvilArray"),
         (np.random.default_rng(0), "numpy.random"),
     ],
-    ids=["call", "nested", "class", "builtin", "ordered", "subclass", "generator"],
+    ids=["call", "nested", "class", "builtin", "counter", "subclass", "generator"],
 )
 def test_a_pickle_imports_nothing_else(tmp_path, monkeypatch, content, named):
     monkeypatch.chdir(tmp_path)
