@@ -394,7 +394,7 @@ def test_reproduce_says_what_is_missing(tmp_path, capsys, monkeypatch):
     assert "no such folder: VOC2012" in refused(capsys, *base, "dataset.root=VOC2012")
     for folder in ("JPEGImages", "ImageSets/Segmentation"):
         (tmp_path / "VOCdevkit/VOC2012" / folder).mkdir(parents=True)
-    assert "such as VOCdevkit/VOC2012" in refused(capsys, *base, "dataset.root=VOCdevkit")
+    assert "did you mean VOCdevkit/VOC2012?" in refused(capsys, *base, "dataset.root=VOCdevkit")
     line = refused(capsys, *base, "dataset.root=VOCdevkit/VOC2012")
     assert "no localization_cues.h5 or localization_cues.pickle" in line
     assert "--seeds 0,a" in refused(capsys, *base, "--seeds", "0,a")

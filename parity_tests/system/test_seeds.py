@@ -550,7 +550,7 @@ def test_bad_input_leaves_nothing(own, tmp_path, capsys, change, message):
 
 def test_what_stage_0_lacks_is_said(own, tmp_path, capsys):
     base = settings(own, f"output={tmp_path}/run")
-    assert "--net 'vgg16_cma': did you mean 'vgg16_cam'?" in refused(
+    assert "--net 'vgg16_cma': expected one of vgg16_cam, vgg16_bg; did you mean" in refused(
         capsys, "seeds", "train", "--net", "vgg16_cma", *base
     )
     line = refused(capsys, "seeds", "make", *base)

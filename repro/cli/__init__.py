@@ -51,7 +51,7 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
             if type(error).__name__ == "NoArgsIsHelpError":  # typer gives its errors no public name
                 print(error, file=sys.stderr)
                 return 2
-            if debug:
+            if debug and not hasattr(error, "ctx"):  # a usage error quotes the arguments as they are
                 traceback.print_exc()
             line, status = _told(error)
             _complain(line)
