@@ -100,7 +100,7 @@ def test_a_second_signal_stops_at_once(inputs, tmp_path, monkeypatch, capfd):
 
     at_update(monkeypatch, 2, twice)
     assert run_command(arguments(inputs, tmp_path, 1)) == 143
-    assert "the same command goes on" in capfd.readouterr().err
+    assert "the same command resumes" in capfd.readouterr().err
     assert not list((tmp_path / "stage1").glob("iter_*"))
 
 

@@ -429,7 +429,7 @@ def test_plans_that_cannot_be():
     for arguments, message in (
         ((None,), "give --config or --experiment"),
         (("sec_vgg16_voc", (), {"names": ["table2"]}), "none of its runs is of sec_vgg16_voc"),
-        ((None, (), {"names": ["table9"]}), "--experiment table9: expected all or one of table1, table2"),
+        ((None, (), {"names": ["table9"]}), "--experiment table9: expected one of all, table1, table2"),
         (("mini", (), {"originals": ["DSRG=x"]}), "--original DSRG=x: expected ROW=FILE"),
         (("mini", (), {"originals": ["+DSRG=x"]}), r"--original \+DSRG: no such file: x"),
     ):
