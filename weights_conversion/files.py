@@ -31,7 +31,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     name survive a power cut.
 
     Raises OSError naming ``path`` when it cannot be written: no permission, a read-only file system, a full disk,
-    also where the writing library reports that as an error of its own.
+    also where the writing library reports that as an error of its own; and where a folder, a device or a pipe is
+    there, which a rename would put a file in the place of (``/dev/null``).
     """
     target = Path(path)
     suffix = (
@@ -41,6 +42,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     with errors_named(target):
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, "expected a file name, this is a folder", str(target))
+        if target.exists() and not target.is_file():
+            raise OSError(errno.EINVAL, "expected a file name, this is a device or a pipe", str(target))
         make_folder(target.parent)
         _record(target.parent)
         # the mode of an ordinary file: the kernel takes the umask off, which a thread must not touch to learn it

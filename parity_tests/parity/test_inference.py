@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from parity_tests.conftest import CAFFE_FILES, assert_close
 from parity_tests.tolerances import MASK_PIXELS, NETWORK_BLOB_REL
@@ -85,8 +86,6 @@ def test_bad_arguments(model):
 
 
 def test_a_folder_resumes(golden, model, tmp_path):
-    from PIL import Image
-
     recorded = golden("inference")
     images = {}
     for name in IMAGES:
@@ -104,6 +103,16 @@ def test_a_folder_resumes(golden, model, tmp_path):
     assert (result.written, result.kept, result.failures) == (1, 1, {})
     with pytest.raises(InputError, match="made with weights = 'a', now 'b'"):
         predict_folder(segmenter, images, out, described={"weights": "b"})
+
+
+def test_files_of_others_are_no_masks(model, tmp_path):
+    """Photographs or ground truth in the folder were counted as masks that are there already."""
+    photo = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(photo)
+    segmenter = TorchSegmenter(model, PredictConfig(protocol="sec", crf=False))
+    with pytest.raises(InputError, match=r"a\.png is there and no settings\.json"):
+        predict_folder(segmenter, {"a": photo}, tmp_path, described={"weights": "a"})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
 @pytest.mark.parametrize(

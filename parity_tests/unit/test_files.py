@@ -52,6 +52,18 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
     assert [entry.name for entry in path.parent.iterdir()] == ["a.txt"]
 
 
+def test_no_file_takes_the_place_of_a_pipe_or_device(tmp_path):
+    """As root, writing to /dev/null would otherwise remove it."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(OSError, match="device or a pipe"):
+            write_text(tmp_path / name, "a")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["link", "pipe"]
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "link").is_symlink()
+
+
 def test_file_and_folder_are_synced_around_the_rename(tmp_path, monkeypatch):
     """In this order: the file's content, its name, the folder that holds the name."""
     steps = []

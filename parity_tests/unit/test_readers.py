@@ -95,6 +95,22 @@ def test_a_line_that_no_csv_has(tmp_path):
     one_line(caught, "a.csv:2", "more than 100000 letters")
 
 
+@pytest.mark.parametrize("content", [b"a\0.jpg,cat\n", "a.jpg,cat\n".encode("utf-16-le")])
+def test_zero_bytes_in_a_table(tmp_path, content):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"image,classes\n" + content)
+    with pytest.raises(InputError) as caught:
+        read_labels(path, CLASSES)
+    one_line(caught, "a.csv:2", "zero byte")
+
+
+def test_images_without_a_label_are_counted(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.csv").write_text("image,dog,cat\na.jpg,0,0\nb.jpg,1,0\n")
+    assert run_command(["data", "labels", "a.csv", "labels.csv"]) == 0
+    assert capsys.readouterr().out == "labels.csv: 1 images; 1 without a label are left out\n"
+
+
 # --- COCO -------------------------------------------------------------------------------------------------
 
 
@@ -141,6 +157,23 @@ def test_outlines_that_coco_must_not_see(tmp_path, segmentation):
         list(CocoInstances(path, CLASSES).write_masks(tmp_path))
     one_line(caught, "a.json")
     assert not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("second", "said"),
+    [
+        ({"id": 2, "file_name": "a.png"}, "a.jpg and a.png would share"),
+        ({"id": 2, "file_name": "other/a.jpg"}, "a.jpg and other/a.jpg would share"),
+        ({"id": 1, "file_name": "b.jpg"}, "image 1 again"),
+    ],
+)
+def test_two_images_of_one_name_or_id(tmp_path, second, said):
+    size = {"height": 20, "width": 20}
+    images = [{"id": 1, "file_name": "a.jpg", **size}, {**second, **size}]
+    path = coco(tmp_path / "a.json", [[0, 0, 5, 5, 0, 5]], images=images)
+    with pytest.raises(InputError) as caught:
+        CocoInstances(path, CLASSES)
+    one_line(caught, "a.json", said)
 
 
 def test_runs_are_read_as_coco_reads_them():

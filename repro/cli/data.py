@@ -205,7 +205,11 @@ def data_labels(
     labels = read_labels(source, classes, input_list=input_list, first_class=first_class)
     write_labels(target, labels, classes)
     images = sum(map(bool, labels.values()))
-    return Answer({"labels": target, "images": images}, [f"{target}: {images} images"])
+    without = len(labels) - images
+    return Answer(
+        {"labels": target, "images": images, "without_label": without},
+        [f"{target}: {images} images" + (f"; {without} without a label are left out" if without else "")],
+    )
 
 
 @verb(

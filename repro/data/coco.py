@@ -159,17 +159,23 @@ class CocoInstances:
                 f"{self.path}: none of the categories {', '.join(categories.values())} is one of the classes "
                 f"{', '.join(classes[1:])}"
             )
-        self.images = {
-            self._field(entry, "id", int): (
+        self.images: dict[int, tuple[str, int, int]] = {}
+        for entry in self._stream("images.item"):
+            number = self._field(entry, "id", int)
+            if number in self.images:
+                raise InputError(f"{self.path}: image {_shown(number)} again, each id once expected")
+            self.images[number] = (
                 self._field(entry, "file_name", str),
                 self._field(entry, "height", int),
                 self._field(entry, "width", int),
             )
-            for entry in self._stream("images.item")
-        }
+        named: dict[str, str] = {}  # by the name that mask and labels have: the file
         for name, height, width in self.images.values():
             if path_inside(Path(), Path(name).stem) is None:  # its mask is written under it
                 raise InputError(f"{self.path}: image {name!r}: a file's name expected")
+            if other := named.get(Path(name).stem):
+                raise InputError(f"{self.path}: {other} and {name} would share their labels and mask")
+            named[Path(name).stem] = name
             if height < 1 or width < 1 or height * width > MAX_PIXELS:
                 raise InputError(
                     f"{self.path}: image {name!r} has {width}x{height} pixels, 1 to {MAX_PIXELS} expected"

@@ -205,7 +205,7 @@ def read_text(path: PathLike, expected: str) -> str:
         data = Path(path).read_bytes()
         # Windows' shell writes its lists as UTF-16
         wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        return data.decode("utf-16" if wide else "utf-8-sig")
+        text = data.decode("utf-16" if wide else "utf-8-sig")
     except FileNotFoundError as error:
         raise InputError(f"{name}: no such list") from error
     except UnicodeDecodeError as error:
@@ -214,6 +214,11 @@ def read_text(path: PathLike, expected: str) -> str:
         ) from error
     except OSError as error:
         raise InputError(f"{name}: cannot be read ({error.strerror}), a list expected") from error
+    before, zero, _ = text.partition("\0")
+    if zero:  # UTF-16 that does not say so, or no text
+        line = before.count("\n") + 1
+        raise InputError(f"{name}:{line}: a zero byte, a text file of {expected} a line expected")
+    return text
 
 
 def _lines(path: PathLike, expected: str, *counts: int) -> Iterator[tuple[int, list[str]]]:

@@ -75,8 +75,9 @@ def predict_folder(
         title: of the progress bar.
 
     Raises:
-        InputError: a folder of masks made with other settings, a file in its place. An image that cannot be read or
-            segmented is no error here: the others go on, and the result names it.
+        InputError: a folder of masks made with other settings, or of files under the masks' names that are not known
+            to be such (no ``settings.json``): photographs, ground truth; a file in its place. An image that cannot be
+            read or segmented is no error here: the others go on, and the result names it.
     """
     if out_dir.exists() and not out_dir.is_dir():
         raise InputError(f"{out_dir}: a file is there, a folder for the masks expected")
@@ -85,7 +86,13 @@ def predict_folder(
     described = json.loads(json.dumps(described))
     check_settings(out_dir, described)
     absent = [name for name in images if not os.path.exists(out_dir / f"{name}.png")]
-    absent = distributed.from_first(absent)  # the first's view: another rank may be writing already
+    others = () if os.path.exists(out_dir / "settings.json") else images.keys() - set(absent)
+    # the first's view: another rank may be writing already
+    absent, others = distributed.from_first((absent, sorted(others)))
+    if others:
+        raise InputError(
+            f"{out_dir}: {others[0]}.png is there and no settings.json says what made it; choose another folder"
+        )
     kept = len(images) - len(absent)
     missing = {name: images[name] for name in absent[distributed.rank() :: distributed.size()]}
     result = FolderResult(kept=kept)
