@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from parity_tests.conftest import CAFFE_FILES, assert_close
 from parity_tests.tolerances import MASK_PIXELS, NETWORK_BLOB_REL
@@ -103,6 +104,17 @@ def test_a_folder_resumes(golden, model, tmp_path):
     assert (result.written, result.kept, result.failures) == (1, 1, {})
     with pytest.raises(InputError, match="made with weights = 'a', now 'b'"):
         predict_folder(segmenter, images, out, described={"weights": "b"})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_make_no_masks(tmp_path, value):
+    net = build_model("vgg16_aspp", width_divisor=16)
+    weights = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
+    name = next(iter(weights))
+    weights[name].view(-1)[0] = value
+    save_file(weights, tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match=f"{name} holds NaN or infinity"):
+        predict.load_every_layer(net, tmp_path / "w.safetensors", "vgg16_aspp")
 
 
 def test_files_of_others_are_no_masks(model, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 
 import numpy as np
@@ -137,3 +138,9 @@ def test_verify_counts_turned_images(tmp_path):
     shutil.copy(tmp_path / "turned.jpg", layout.image("2007_000001"))
     (check,) = (check for check in verify(layout.root, partial=True).checks if check.name == "images")
     assert "1 carry an EXIF orientation" in str(check)
+
+
+def test_pipes_and_endless_devices_are_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    assert survey_images([tmp_path / "pipe.jpg", tmp_path / "zero.jpg"]) == []

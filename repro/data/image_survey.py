@@ -43,6 +43,8 @@ def survey_images(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
 
 def _unused(path: str | os.PathLike[str]) -> tuple[bool, bool]:
     """Whether there are an orientation and further frames."""
+    if not os.path.isfile(path):
+        return False, False  # opening a pipe would wait for its writer
     try:
         with open_header(os.fspath(path)) as image:
             # Pillow turns TIFFs itself, and has their size after that

@@ -86,9 +86,9 @@ def predict_folder(
     described = json.loads(json.dumps(described))
     check_settings(out_dir, described)
     absent = [name for name in images if not os.path.exists(out_dir / f"{name}.png")]
-    others = () if os.path.exists(out_dir / "settings.json") else images.keys() - set(absent)
+    others = [] if os.path.exists(out_dir / "settings.json") else sorted(images.keys() - set(absent))
     # the first's view: another rank may be writing already
-    absent, others = distributed.from_first((absent, sorted(others)))
+    absent, others = distributed.from_first((absent, others))
     if others:
         raise InputError(
             f"{out_dir}: {others[0]}.png is there and no settings.json says what made it; choose another folder"

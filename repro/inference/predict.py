@@ -338,11 +338,15 @@ def load_every_layer(model: nn.Module, weights: str | Path, name: str) -> LoadRe
     """`load_weights` of a file that has to hold every layer of ``model``, called ``name`` in the error.
 
     Raises:
-        InputError: a file that cannot be read, does not fit, or lacks a layer.
+        InputError: a file that cannot be read, does not fit, lacks a layer, or holds NaN or infinity, as one of a
+            training that diverged does: every pixel would be the first class.
     """
     report = load_weights(model, weights)
     if report.missing:
         raise InputError(f"{weights}: has no weights for {some(report.missing)} of {name}")
+    for key, values in model.state_dict().items():
+        if values.is_floating_point() and not values.isfinite().all():
+            raise InputError(f"{weights}: {key} holds NaN or infinity, finite numbers expected")
     return report
 
 
@@ -350,7 +354,7 @@ def load_model(config: Config, weights: Path, device: torch.device) -> CaffeNet:
     """The config's net with all its weights from a file, on a device, in evaluation mode.
 
     Raises:
-        InputError: a file that cannot be read, does not fit, or lacks a layer.
+        InputError: as `load_every_layer`.
     """
     fields = config.model
     model = build_model(fields.name, num_classes=fields.num_classes, width_divisor=fields.width_divisor)
