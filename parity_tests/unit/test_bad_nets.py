@@ -46,7 +46,7 @@ BAD = {
     "no type": ('layer { name: "a" bottom: "x" top: "y" }', r"layer 'a' \(\): type: the layer has none"),
     "unknown type": (
         layer("a", "Mish2", "x", "y"),
-        r"'Mish2' is not known; did you mean 'Swish'\?; add it .*@repro\.models\.register\(\"Mish2\"\), see docs/design\.md",
+        r"'Mish2' is not known; did you mean 'Swish'\?; add it .*@repro\.models\.register\(\"Mish2\"\), see docs",
     ),
     "recurrent": (layer("a", "LSTM", "x", "y"), r"layer 'a' \(LSTM\): .*recurrent layers are left out"),
     "detection": (
