@@ -56,7 +56,7 @@ class Pooling(Layer):
                 self.fail("kernel_size" if kernel < 1 else "stride", "0, expected 1 or more")
             if pad >= kernel:
                 self.fail("pad", f"{pad}, expected less than the kernel's {kernel}")
-            if size + 2 * pad < kernel:
+            if pooled_size(size, kernel, stride, pad, floor=self.floor) < 1:
                 self.fail("kernel_size", f"{kernel} does not fit into {size} cells with pad {pad}")
 
     def infer(self, *bottoms: torch.Tensor) -> tuple[torch.Tensor, ...]:
