@@ -147,6 +147,30 @@ def test_a_layer_without_importer_is_in_the_table(opencv, tmp_path, capfd):
     assert err.endswith("OpenCV can run no layer of this net: OpenCV has no importer for Threshold\n")
 
 
+@pytest.mark.parametrize(
+    ("layer", "note"),
+    [
+        (
+            'type: "InnerProduct" inner_product_param { num_output: 2 transpose: true '
+            'weight_filler { type: "xavier" } }',
+            "OpenCV ignores transpose of layer l1",
+        ),
+        *(
+            (
+                f'type: "LRN" lrn_param {{ local_size: 3 norm_region: {region} }}',
+                "OpenCV's default for alpha, which layer l1 leaves out, is not Caffe's",
+            )
+            for region in ("ACROSS_CHANNELS", "WITHIN_CHANNEL")
+        ),
+    ],
+)
+def test_what_opencv_reads_otherwise_is_no_difference(opencv, tmp_path, capfd, layer, note):
+    status, out, _ = check(capfd, layer_net(tmp_path, 'type: "ReLU"', layer))
+    assert status == 0
+    assert out.splitlines()[0] == f"{note}: each layer is compared alone, on the blobs that ours reads"
+    assert out.splitlines()[3].endswith(f"-           {note}")
+
+
 def test_layers_of_other_phases_are_not_given_to_opencv(opencv, tmp_path, capfd):
     path = layer_net(
         tmp_path,

@@ -37,6 +37,7 @@ BESIDE = "those of OpenCV's importer"
 # Settings that OpenCV (4.14) does not follow; our layers are held to recordings of Caffe in them.
 _IGNORED = {
     "Deconvolution": "dilation",
+    "InnerProduct": "transpose",
     "Interp": "shrink_factor",
     "LRN": "k",
     "Log": "base",
@@ -199,6 +200,8 @@ def _ignored(net: CaffeNet, layer: NetLayer) -> str:
     value = getattr(message, field)
     default = message.DESCRIPTOR.fields_by_name[field].default_value
     if all(size == 1 for size in value) if isinstance(default, list) else value == default:
+        if layer.type == "LRN" and not message.HasField("alpha"):
+            return f"OpenCV's default for alpha, which layer {layer.name} leaves out, is not Caffe's"
         return ""
     return f"OpenCV ignores {field} of layer {layer.name}"
 
