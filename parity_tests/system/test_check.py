@@ -171,6 +171,29 @@ def test_what_opencv_reads_otherwise_is_no_difference(opencv, tmp_path, capfd, l
     assert out.splitlines()[3].endswith(f"-           {note}")
 
 
+@pytest.mark.parametrize("after", ['type: "ReLU"', 'type: "Threshold"'])
+def test_the_holes_of_deeplab_are_compared(opencv, tmp_path, capfd, after):
+    """As a whole, and where the layers run alone."""
+    convolution = (
+        'type: "Convolution" convolution_param '
+        '{ num_output: 4 kernel_size: 3 %s weight_filler { type: "xavier" } }'
+    )
+    path = layer_net(tmp_path, convolution % "hole: 2 pad: 2", convolution % "hole_h: 2 hole_w: 1", after)
+    status, out, _ = check(capfd, path)
+    assert status == 0
+    rows = {line.split()[0]: line.split() for line in out.splitlines() if line.startswith("l")}
+    assert rows["l0"][3] == "1x4x9x8"
+    assert rows["l1"][3] == "1x4x5x6"
+    assert out.startswith("OpenCV") == ("Threshold" in after)
+
+
+def test_the_holes_of_a_deconvolution_are_left_out(opencv, tmp_path, capfd):
+    upwards = 'type: "Deconvolution" convolution_param { num_output: 4 kernel_size: 3 hole: 2 }'
+    status, out, _ = check(capfd, layer_net(tmp_path, 'type: "ReLU"', upwards))
+    assert status == 0
+    assert out.startswith("OpenCV ignores dilation of layer l1")
+
+
 def test_layers_of_other_phases_are_not_given_to_opencv(opencv, tmp_path, capfd):
     path = layer_net(
         tmp_path,

@@ -197,7 +197,7 @@ def _ignored(net: CaffeNet, layer: NetLayer) -> str:
     if field is None:
         return ""
     message = net[layer.name].p
-    value = getattr(message, field)
+    value = net[layer.name].dilation if field == "dilation" else getattr(message, field)
     default = message.DESCRIPTOR.fields_by_name[field].default_value
     if all(size == 1 for size in value) if isinstance(default, list) else value == default:
         if layer.type == "LRN" and not message.HasField("alpha"):
@@ -228,6 +228,7 @@ def _alone(
     parameter.layer.add().CopyFrom(net[layer.name].layer)
     for field in ("param", "loss_weight", "propagate_down", "include", "exclude"):
         parameter.layer[0].ClearField(field)
+    _holes_as_dilation(net, parameter)
     weights = NetParameter()
     weights.layer.add(name=layer.name, type=layer.type)
     number = LayerParameter.DESCRIPTOR.fields_by_name["blobs"].number
@@ -250,13 +251,32 @@ def _alone(
 
 
 def _prototxt(net: CaffeNet) -> bytes:
-    """The file that the net was loaded from; its text where it was made otherwise, or where layers of the file are of
-    other phases, which OpenCV would build, too."""
-    if net.path:
+    """The file that the net was loaded from; its text where it was made otherwise, or where the file has what OpenCV
+    would not read so: layers of other phases, which it would build, too, and DeepLab-v1's ``hole``."""
+    parameter = NetParameter()
+    parameter.CopyFrom(net.parameter)
+    holes = _holes_as_dilation(net, parameter)
+    if net.path and not holes:
         message = read_net(net.path)
         if len(upgraded(message, net.path).layer) == len(net.parameter.layer):
             return Path(net.path).read_bytes()
-    return format_prototxt(lower(net.parameter)).encode()
+    return format_prototxt(lower(parameter)).encode()
+
+
+def _holes_as_dilation(net: CaffeNet, parameter: NetParameter) -> bool:
+    """Say ``dilation`` where layers of ``parameter`` say ``hole``, which OpenCV does not know. True if any did."""
+    found = False
+    for layer in parameter.layer:
+        if layer.type not in ("Convolution", "Deconvolution"):
+            continue
+        p = layer.convolution_param
+        given = [field.name for field, _ in p.ListFields() if field.name.startswith("hole")]
+        for name in given:
+            p.ClearField(name)
+        if given:
+            p.dilation[:] = net[layer.name].dilation
+            found = True
+    return found
 
 
 def _read(cv2: Any, prototxt: bytes, caffemodel: bytes) -> Any:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from repro.layers.rearrange import embed, im2col
-from repro.models.layer_types.spatial import spatial
+from repro.models.layer_types.spatial import dilation, spatial
 from repro.models.registry import Layer, Shape, meta, register
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -37,9 +37,7 @@ class ConvolutionBase(Layer):
         self.kernel = spatial(self, "kernel_size", axes)
         self.stride = spatial(self, "stride", axes, 1)
         self.pad = spatial(self, "pad", axes, 0)
-        # DeepLab-v1 calls dilation hole
-        holes = any(p.HasField(name) for name in ("hole_h", "hole_w")) or p.hole
-        self.dilation = spatial(self, "hole" if holes and not p.dilation else "dilation", axes, 1)
+        self.dilation = dilation(self, axes)
         self.group, self.outputs, channels = p.group, p.num_output, shape[1]
         if not self.outputs:
             self.fail("num_output", "missing")
@@ -65,11 +63,11 @@ class ConvolutionBase(Layer):
         self._check_size(shape)
 
     def _check_size(self, shape: tuple[int, ...]) -> None:
-        for size, kernel, pad, dilation in zip(shape[2:], self.kernel, self.pad, self.dilation, strict=True):
-            if not self.transposed and size + 2 * pad < dilation * (kernel - 1) + 1:
+        for size, kernel, pad, hole in zip(shape[2:], self.kernel, self.pad, self.dilation, strict=True):
+            if not self.transposed and size + 2 * pad < hole * (kernel - 1) + 1:
                 self.fail(
                     "kernel_size",
-                    f"{kernel} with dilation {dilation} does not fit into {size}+2*{pad} cells",
+                    f"{kernel} with dilation {hole} does not fit into {size}+2*{pad} cells",
                 )
 
     def convolve(self, operator: str, graph: Any, bottoms: list[str], tops: list[str]) -> None:
@@ -278,8 +276,9 @@ class Im2col(Layer):
             self.fail("", f"a bottom of {len(self.shapes[0])} axes, expected 4")
         self.kernel = spatial(self, "kernel_size", 2)
         self.others = {
-            name: spatial(self, name, 2, default)
-            for name, default in (("stride", 1), ("pad", 0), ("dilation", 1))
+            "stride": spatial(self, "stride", 2, 1),
+            "pad": spatial(self, "pad", 2, 0),
+            "dilation": dilation(self, 2),
         }
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

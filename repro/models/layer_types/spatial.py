@@ -31,3 +31,10 @@ def spatial(layer: Layer, field: str, axes: int, default: int | None = None) -> 
     if len(values) not in (1, axes):
         layer.fail(field, f"{len(values)} values for {axes} spatial axes")
     return tuple(values * axes if len(values) == 1 else values)
+
+
+def dilation(layer: Layer, axes: int) -> tuple[int, ...]:
+    """The dilation of a convolution_param for each spatial axis, which DeepLab-v1 calls hole."""
+    p = layer.p
+    holes = any(p.HasField(name) for name in ("hole_h", "hole_w")) or p.hole
+    return spatial(layer, "hole" if holes and not p.dilation else "dilation", axes, 1)
