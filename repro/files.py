@@ -61,6 +61,15 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
         temporary.write_bytes(f"{text}\n".encode("utf-8", "backslashreplace"))
 
 
+def write_report(path: str | os.PathLike[str], content: Any) -> None:
+    """As `write_json`, where the user has said the name. Raises InputError for one of a file that is no JSON object."""
+    if os.path.isfile(path) and os.path.getsize(path):
+        with open(path, "rb") as file:
+            if not file.read(100).lstrip().startswith(b"{"):
+                raise InputError(f"{os.fspath(path)}: is there and is no JSON report; choose another name")
+    write_json(path, content)
+
+
 _MOST_JSON = 16 << 20  # bytes of a file of ours: a score's matrix has some kilobytes
 _MOST_VALUES = 1 << 20  # lists and dicts in it: each takes 20 times its two brackets
 

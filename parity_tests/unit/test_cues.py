@@ -163,6 +163,15 @@ def test_converting_replaces_and_keeps_the_old_file_on_failure(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cues.h5", "cues.pickle"]
 
 
+def test_converting_into_the_pickle_itself_leaves_it(tmp_path):
+    source = tmp_path / "cues.pickle"
+    write_cues(source, {0: (np.array([1]), np.array([[1], [2], [3]]))})
+    before = source.read_bytes()
+    with pytest.raises(InputError, match=r"ends in \.h5"):
+        convert_cues(source, source)
+    assert source.read_bytes() == before
+
+
 def test_an_open_cue_file_can_be_pickled(cue_file):
     """As for a DataLoader worker that is spawned."""
     file = pickle.loads(pickle.dumps(CueFile.open(cue_file)))

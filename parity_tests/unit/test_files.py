@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from parity_tests.conftest import ROOT
 from repro.errors import InputError
-from repro.files import LOCK_NAME, lock_folder
+from repro.files import LOCK_NAME, lock_folder, write_report
 from weights_conversion.files import atomic_path, make_folder, write_text
 
 
@@ -62,6 +62,18 @@ def test_no_file_takes_the_place_of_a_pipe_or_device(tmp_path):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["link", "pipe"]
     assert (tmp_path / "pipe").is_fifo()
     assert (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["list.txt", "mask.png"])
+def test_a_report_takes_no_other_files_place(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b"\x89PNG")
+    with pytest.raises(InputError, match="is no JSON report"):
+        write_report(path, {"images": 1})
+    assert path.read_bytes() == b"\x89PNG"
+    write_report(tmp_path / "a.json", {"images": 1})
+    write_report(tmp_path / "a.json", {"images": 2})
+    assert '"images": 2' in (tmp_path / "a.json").read_text()
 
 
 def test_file_and_folder_are_synced_around_the_rename(tmp_path, monkeypatch):

@@ -12,7 +12,14 @@ from repro.cli import run_command
 from repro.cli.shared import images_of
 from repro.constants import VOID
 from repro.data import LabelMapDataset, write_mask
-from repro.data.image_list import CueLine, LabelLine, read_id_list, read_label_list, read_pairs_list
+from repro.data.image_list import (
+    CueLine,
+    LabelLine,
+    read_cue_indices,
+    read_id_list,
+    read_label_list,
+    read_pairs_list,
+)
 from repro.errors import InputError
 
 
@@ -146,3 +153,17 @@ def test_one_list_serves_training_prediction_and_evaluation(tree, list_of, capsy
 def test_a_name_without_suffix_that_has_no_image_is_named(tree, list_of):
     with pytest.raises(InputError, match=r"list\.txt:2: no such file: .*/z$"):
         LabelMapDataset(tree, tree, read_label_list(list_of("x\nz\n")))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a.jpg 0\na.jpg 5\n", "list.txt:2: a has the cue index 5, and 0 before it"),
+        ("a.jpg 0\nb.jpg 0\n", "list.txt:2: b has the cue index 0 of a"),
+    ],
+)
+def test_each_image_has_cues_of_its_own(tmp_path, text, message):
+    path = tmp_path / "list.txt"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_cue_indices(path)

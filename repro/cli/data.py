@@ -12,7 +12,7 @@ import typer
 from repro.cli.shared import Answer, ConfigOption, FirstClass, InputList, app, verb
 from repro.constants import CLASS_NAMES, VOID
 from repro.errors import InputError
-from repro.files import write_json
+from repro.files import write_report
 
 if TYPE_CHECKING:
     from repro.fetch.get_data import Fetcher
@@ -134,7 +134,7 @@ def data_verify(
 
     report = verify(root, cues=cues, input_list=input_list, quick=quick, partial=partial, pin=pin)
     if out:
-        write_json(out, report.as_dict())
+        write_report(out, report.as_dict())
 
     def checked() -> Iterator[object]:
         yield from report.checks

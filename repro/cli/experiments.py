@@ -13,7 +13,7 @@ from repro import distributed
 from repro.cli.shared import Answer, ConfigOption, OptionalConfig, Overrides, app, verb
 from repro.constants import CLASS_NAMES, VOID
 from repro.errors import InputError
-from repro.files import write_json
+from repro.files import write_report
 from repro.profiles import profile_names
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def evaluate(
         )
     data = {**scores, "classes": named}
     if out and distributed.is_first():
-        write_json(out, data)
+        write_report(out, data)
     return Answer(data, lines)
 
 
@@ -192,7 +192,7 @@ def _explained(scores: list[Score], expected: float | None, out: Path | None) ->
         )
     data = {score.name: score.mean_iou for score in scores}
     if out and distributed.is_first():
-        write_json(out, data)
+        write_report(out, data)
     return Answer(data, [*lines, UNTOLD])
 
 

@@ -10,7 +10,7 @@ import typer
 from repro import distributed
 from repro.cli.shared import Answer, ConfigOption, FirstClass, ImageList, InputList, Overrides, app, verb
 from repro.errors import chosen
-from repro.files import write_json
+from repro.files import write_report
 
 if TYPE_CHECKING:
     from repro.config import Config
@@ -183,5 +183,5 @@ def seeds_score(
         lines.append(f"{name:<24}" + "".join(f"{cell:>10}" for cell in cells))
     lines.append(f"{metrics['images']} images, {100 * metrics['labelled']:.1f} % of the pixels labelled")
     if out:
-        write_json(out, metrics)
+        write_report(out, metrics)
     return Answer(metrics, lines)

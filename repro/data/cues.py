@@ -291,7 +291,13 @@ def holds_cues(content: guard.Content) -> bool:
 
 
 def convert_cues(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Write the cue file ``source`` as HDF5 to ``target``, atomically. Errors as `CueFile.open`."""
+    """Write the cue file ``source`` as HDF5 to ``target``, atomically.
+
+    Errors as `CueFile.open`; InputError, too, for a target that does not end in ``.h5`` or ``.hdf5``: it may be the
+    source.
+    """
+    if not os.fspath(target).endswith(HDF5_SUFFIXES):
+        raise InputError(f"{os.fspath(target)}: expected a name that ends in {' or '.join(HDF5_SUFFIXES)}")
     _write_hdf5(target, CueFile.open(source))
 
 

@@ -152,8 +152,22 @@ def read_pairs_list(path: PathLike) -> Lines[CueLine]:
 
 
 def read_cue_indices(path: PathLike) -> dict[str, int]:
-    """Image name -> index of its cues, from an ``input_list.txt``. As `read_pairs_list`."""
-    return {image_name(line.image): line.cue_index for line in read_pairs_list(path)}
+    """Image name -> index of its cues, from an ``input_list.txt``.
+
+    Raises InputError as `read_pairs_list`, and for an image of two indices and an index of two images.
+    """
+    found: dict[str, int] = {}
+    images: dict[int, str] = {}
+    for line in read_pairs_list(path):
+        name, index = image_name(line.image), line.cue_index
+        where = f"{os.fspath(path)}:{line.line}"
+        if found.setdefault(name, index) != index:
+            raise InputError(f"{where}: {name} has the cue index {index}, and {found[name]} before it")
+        if images.setdefault(index, name) != name:
+            raise InputError(
+                f"{where}: {name} has the cue index {index} of {images[index]}, one of its own expected"
+            )
+    return found
 
 
 def read_label_list(path: PathLike) -> Lines[LabelLine]:
