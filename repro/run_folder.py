@@ -272,6 +272,15 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> bool:
     return True
 
 
+def check_no_others(folder: Path, *files: str) -> None:
+    """Raise InputError where one of the files is there and no ``settings.json`` says what made it: it is the user's."""
+    for name in files:
+        if os.path.lexists(folder / name) and not (folder / "settings.json").exists():
+            raise InputError(
+                f"{folder}: {name} is there and no settings.json says what made it; choose another folder"
+            )
+
+
 def provenance(config: RunConfig, device: torch.device) -> dict[str, Any]:
     """What made a result: command, seed, commit, device, arithmetic, versions."""
     return {

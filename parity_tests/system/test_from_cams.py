@@ -171,3 +171,30 @@ def test_refusals_are_a_line_and_write_nothing(tmp_path, monkeypatch, capsys, co
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_maps_that_give_no_cue_are_told(tmp_path, capsys, caplog):
+    save(tmp_path / "cams" / "a.npy", {1: heat(3, 3) - 2})
+    assert run(tmp_path, "--first-class", "0") == 2
+    assert "no map is above 0 anywhere" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    save(tmp_path / "cams" / "b.npy", {1: heat(3, 3)})
+    assert run(tmp_path, "--first-class", "0") == 0
+    assert "1 of 2 images have a map that is nowhere above 0" in caplog.text
+    assert "a.npy: index 1" in caplog.text
+
+
+def test_the_users_list_stays(tmp_path, capsys):
+    save(tmp_path / "cams" / "a.npy", {1: heat(3, 3)})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "input_list.txt").write_text("mine")
+    assert run(tmp_path, "--first-class", "0") == 2
+    assert "choose another folder" in capsys.readouterr().err
+    assert (tmp_path / "out" / "input_list.txt").read_text() == "mine"
+
+
+def test_a_list_of_the_users_among_pseudo_labels_stays(tmp_path, capsys):
+    (tmp_path / "list.txt").write_text("mine")
+    assert run_command(["pseudo-labels", "--config", "mini", "--weights", "w", "--out", str(tmp_path)]) == 2
+    assert "list.txt is there and no settings.json" in capsys.readouterr().err
+    assert (tmp_path / "list.txt").read_text() == "mine"

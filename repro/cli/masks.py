@@ -147,8 +147,10 @@ def pseudo_labels(
     from repro.data import find_images
     from repro.data.experiment import open_experiment, open_labelled
     from repro.data.image_list import list_line
+    from repro.run_folder import check_no_others
 
     distributed.join()
+    check_no_others(out, "list.txt")
     settings = load_config(config, overrides or [])
     if settings.pseudo_labels is None:
         raise InputError(f"{config}: the profile has no section pseudo_labels")

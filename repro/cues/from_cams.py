@@ -14,6 +14,7 @@ is below a threshold.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,6 +33,8 @@ from repro.layers import foreground_cells, lowest_cells, merge_cells
 from repro.layers.resize import zoom_to
 from weights_conversion import guard
 from weights_conversion.files import write_text
+
+log = logging.getLogger(__name__)
 
 _EXPECTED = "a dict of class index to map, or of 'keys' and 'cam' or 'high_res'"
 
@@ -68,11 +71,15 @@ def cues_from_cams(
         raise InputError(f"{folder}: no map (*.npy) in it")
     if absent := [name for name in chosen if name not in found]:
         raise InputError(f"{folder}: no maps of image {absent[0]}, {absent[0]}.npy expected")
+    made = MadeCues(out / "cues.h5", out / "input_list.txt", len(chosen))
+    if made.input_list.exists() and not made.cues.exists():
+        raise InputError(f"{made.input_list}: is there without the cues.h5 of ours; choose another folder")
     grid, settings, classes = score_grid(config), stage0_of(config).cues, config.model.num_classes
     maps = {name: _read_maps(found[name], grid) for name in chosen}
     indices = {name: np.array(list(of_image)) for name, of_image in maps.items()}
     first = first_index(str(folder), indices, classes) if first_class is None else first_class
     entries = {}
+    nowhere: list[str] = []  # maps that give no cue
     for number, (name, of_image) in enumerate(maps.items()):
         kept = {index + 1 - first: values for index, values in of_image.items() if first == 0 or index != 0}
         if not kept or min(kept) < 1 or max(kept) >= classes:
@@ -81,6 +88,8 @@ def cues_from_cams(
                 f"{found[name]}: maps of the indices {shown}, {first} to {classes - 2 + first} expected for the "
                 f"{classes} classes"
             )
+        if empty := [index - 1 + first for index, values in kept.items() if values.max() <= 0]:
+            nowhere.append(f"{found[name]}: index {empty[0]}")
         stacked = np.zeros((1, classes - 1, *grid), np.float32)
         labels = np.zeros((1, classes - 1), np.float32)
         for index, values in kept.items():
@@ -96,7 +105,18 @@ def cues_from_cams(
         cells = merge_cells(background, foreground, rule=settings.merge)[0].numpy()
         rows, columns = np.nonzero(cells != VOID)
         entries[number] = sorted(kept), np.stack([cells[rows, columns].astype(np.int64), rows, columns])
-    made = MadeCues(out / "cues.h5", out / "input_list.txt", len(chosen))
+    if nowhere:
+        log.warning(
+            "%d of %d images have a map that is nowhere above 0, so that it gives no cue of its class; the first: %s; "
+            "maps that begin at 0 are expected, not scores before ReLU or softmax",
+            len(nowhere),
+            len(chosen),
+            nowhere[0],
+        )
+    if not any(cues.size for _, cues in entries.values()):
+        raise InputError(
+            f"{folder}: no map is above 0 anywhere, so there is no cue; maps that begin at 0 expected"
+        )
     write_cues(made.cues, entries, grid, chosen)
     write_text(made.input_list, "".join(list_line(name, number) for number, name in enumerate(chosen)))
     return made

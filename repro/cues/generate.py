@@ -56,7 +56,7 @@ from repro.layers.resize import zoom_to
 from repro.metrics import seed_matrix, seed_metrics
 from repro.models import CaffeNet, build_model
 from repro.precision import LAYOUT, to_device
-from repro.run_folder import check_settings
+from repro.run_folder import check_no_others, check_settings
 from weights_conversion.files import atomic_path, file_sha256, write_text
 
 _FILE_THREADS = 4
@@ -174,6 +174,7 @@ def make_cues(
     nets = {net: weights[net] for net in SEED_CLASSIFIERS if net == "cam" or saliency is None}
     described = _cue_settings(config, section, labelled, nets, grid)
     check_settings(out, described)
+    check_no_others(out, "png", "cues.h5", "input_list.txt", "localization_cues.pickle")
     survey_images(list(labelled.images.values()))
     models = {net: _trained(config, net, path, device) for net, path in nets.items()}
 
