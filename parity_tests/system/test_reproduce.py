@@ -79,7 +79,7 @@ def test_every_row_of_table_2(arguments, tmp_path, capsys):
     assert float(rows["+Retrain"]["ours"]) == pytest.approx(
         100 * scores["scores"]["mean_iou"]["voc"], abs=1e-3
     )
-    assert "not comparable" in capsys.readouterr().out
+    assert "no photographs" in capsys.readouterr().out
 
     before = files_of(tmp_path)
     assert run_command(arguments) == 0

@@ -16,7 +16,9 @@ def train(folder, first: int, last: int, state: dict) -> dict[int, dict]:
     """The iterations from ``first`` on, as the loop would do them; the hook's state after each."""
     hook = SeedQuality(IMAGES, BATCH)
     hook.load_state_dict(state)
-    loop = SimpleNamespace(folder=folder, solver=SimpleNamespace(iteration=first))
+    loop = SimpleNamespace(
+        folder=folder, solver=SimpleNamespace(iteration=first), measured=lambda name, metrics: None
+    )
     hook.before_training(loop)
     states = {}
     for iteration in range(first, last):
