@@ -146,7 +146,11 @@ class Run:
         if not path.exists():
             return {}
         try:
-            return _mapping(path, "the manifest of a run")
+            manifest = _mapping(path, "the manifest of a run")
+            steps = manifest.get("steps", {})
+            if isinstance(steps, dict) and all(isinstance(entry, dict) for entry in steps.values()):
+                return manifest
+            raise InputError(f"{path}: 'steps' that are no objects by name, the manifest of a run expected")
         except InputError as error:
             log.warning("%s; rebuilt without the steps' times, devices and versions, which are lost", error)
         steps = {}

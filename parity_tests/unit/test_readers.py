@@ -25,6 +25,7 @@ from repro.errors import InputError, StoppedError
 from repro.files import read_json
 from repro.models.inspection import describe_file
 from repro.report.submission import check_submission
+from repro.run_folder import Run
 from repro.training.csv_log import CsvLog, read_log
 from repro.yaml12 import load_yaml
 from weights_conversion import read_prototxt, read_pth
@@ -364,6 +365,7 @@ def reopened(path, iteration, every=2):
         ("iteration,lr,loss\n" + "".join(ROWS).replace("4,0.1", "4,\xff", 1), None, "1 damaged rows"),
         ("iteration,lr,loss\n" + "".join(ROWS).replace("\n4,0.1", "\n,0.1", 1), None, "1 damaged rows"),
         ("iterat", [], "are lost"),
+        ("".join(ROWS), list(range(0, 20, 2)), ""),  # without the line of the names
     ],
 )
 def test_a_damaged_log_keeps_its_whole_rows(tmp_path, caplog, content, kept, said):
@@ -372,6 +374,17 @@ def test_a_damaged_log_keeps_its_whole_rows(tmp_path, caplog, content, kept, sai
     found = reopened(path, 20)
     assert found == (kept if kept is not None else [0, 2, *range(6, 20, 2)])
     assert said in caplog.text if said else not caplog.text
+
+
+@pytest.mark.parametrize("steps", [[], "x", {"stage1": "x"}, None])
+def test_a_manifest_whose_steps_are_damaged_is_rebuilt(tmp_path, caplog, steps):
+    run = Run(load_config("mini", [f"output={tmp_path}"]), torch.device("cpu"), tmp_path)
+    (tmp_path / "manifest.json").write_text(json.dumps({"steps": steps}))
+    (tmp_path / "stage1").mkdir()
+    (tmp_path / "stage1" / "settings.json").write_text('{"a": 1}')
+    (tmp_path / "stage1" / "done.json").write_text("{}")
+    assert run.manifest() == {"steps": {"stage1": {"settings": {"a": 1}, "resumed": True, "rebuilt": True}}}
+    assert "rebuilt" in caplog.text
 
 
 def test_rows_that_stood_farther_apart_are_not_lost(tmp_path, caplog):

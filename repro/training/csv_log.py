@@ -68,7 +68,9 @@ class CsvLog:
         self.writer = csv.DictWriter(self.file, self.columns, lineterminator="\n")
 
     def _kept(self, path: Path, iteration: int, every: int) -> list[list[str]]:
-        _, rows, damaged = _whole_rows(path, len(self.columns))
+        header, rows, damaged = _whole_rows(path, len(self.columns))
+        if len(header) == len(self.columns) and all(map(_is_number, header)):
+            rows.insert(0, header)  # the line of the names is gone
         numbered = [row for row in rows if row[self.columns.index("iteration")]]
         damaged += len(rows) - len(numbered)
         before = [row for row in numbered if float(row[self.columns.index("iteration")]) < iteration]
