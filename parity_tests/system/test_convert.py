@@ -104,3 +104,11 @@ def test_a_layer_without_a_form_and_weights_that_lack_one(capsys, tmp_path):
         )
         assert "has no weights for z" in convert(capsys, more, WEIGHTS, tmp_path / name)[2]
         assert not list(tmp_path.glob("x*"))
+
+
+@pytest.mark.parametrize("ending", [".onnx", ".py", ".safetensors"])
+def test_a_net_without_its_weights_is_told_where_they_go(capsys, tmp_path, ending):
+    net, target = CAFFE_FILES / "vgg16_aspp_deploy.prototxt", tmp_path / f"out{ending}"
+    assert run_command(["convert", str(net), str(target)]) == 2
+    assert f"repro: {net}: a net, and its weights were expected" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())

@@ -127,6 +127,10 @@ def _write_weights(
     from weights_conversion.conversion import NET_ENDINGS
 
     as_net = target.suffix in NET_ENDINGS
+    if source.suffix == ".prototxt":
+        raise InputError(
+            f"{source}: a net, and its weights were expected: repro convert {source} WEIGHTS {target}"
+        )
     if as_net and model is None:
         raise InputError(f"{target}: say which net it is: its prototxt before the weights, or --to")
     with hints():
