@@ -103,7 +103,7 @@ def test_answers_as_json(tmp_path, capsys):
         capsys, "data", "labels", root / "localization_cues.pickle", tmp_path / "l.csv", "--config", "mini",
         *cues[2:],
     )  # fmt: skip
-    assert labels == {"labels": str(tmp_path / "l.csv"), "images": figures["images"]}
+    assert labels == {"labels": str(tmp_path / "l.csv"), "images": figures["images"], "without_label": 0}
     runs = answer(capsys, "reproduce", "--config", "mini", "--dry-run", f"dataset.root={root}", "device=cpu")
     assert runs["runs"]
     assert runs["forecast"]
