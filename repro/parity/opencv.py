@@ -197,7 +197,8 @@ def _ignored(net: CaffeNet, layer: NetLayer) -> str:
     if field is None:
         return ""
     message = net[layer.name].p
-    value = net[layer.name].dilation if field == "dilation" else getattr(message, field)
+    # DeepLab-v1's hole is dilation, too
+    value: Any = net[layer.name].dilation if field == "dilation" else getattr(message, field)
     default = message.DESCRIPTOR.fields_by_name[field].default_value
     if all(size == 1 for size in value) if isinstance(default, list) else value == default:
         if layer.type == "LRN" and not message.HasField("alpha"):
