@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from parity_tests.conftest import CAFFE_FILES
-from parity_tests.fuzz_structure import scattered
+from parity_tests.fuzz_structure import scattered, varint
 from repro.models.inspection import describe_file
 from weights_conversion import (
     caffe_pb2,
@@ -102,15 +102,7 @@ SEEDS: dict[str, Callable[[], bytes]] = {
 
 
 def _field(number: int, payload: bytes) -> bytes:
-    return _varint(number << 3 | 2) + _varint(len(payload)) + payload
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value >= 128:
-        out.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*out, value])
+    return varint(number << 3 | 2) + varint(len(payload)) + payload
 
 
 def _net(blob: bytes) -> bytes:
@@ -118,7 +110,7 @@ def _net(blob: bytes) -> bytes:
 
 
 def _shaped(count: int, values: bytes) -> bytes:
-    return _net(_field(7, _field(1, _varint(count))) + values)
+    return _net(_field(7, _field(1, varint(count))) + values)
 
 
 def _nested(depth: int) -> bytes:

@@ -6,6 +6,8 @@ import fcntl
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -19,6 +21,26 @@ ROOT = HERE.parent
 GOLDEN = HERE / "golden"
 CAFFE_FILES = GOLDEN / "caffe_files"
 REPRODUCE_MINI = ("reproduce", "--config", "mini", "device=cpu")
+
+
+@contextmanager
+def held_by_another(folder: Path) -> Iterator[int]:
+    """While entered, another process has the folder's lock; its number."""
+    held = f"lock_folder(Path({str(folder)!r})); print('held', flush=True); sys.stdin.read()"
+    other = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"import sys; from pathlib import Path; from repro.files import lock_folder\n{held}",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert other.stdout.readline() == b"held\n"
+        yield other.pid
+    finally:
+        other.communicate()
 
 
 @pytest.fixture(scope="session")

@@ -127,7 +127,8 @@ def lines_of_json(data: bytes, rng: random.Random) -> bytes:
 # --- protobuf ---------------------------------------------------------------------------------------------
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
+    """Protobuf's base 128."""
     out = bytearray()
     while value >= 128:
         out.append(value & 127 | 128)
@@ -169,8 +170,8 @@ def _fields(data: bytes) -> list[tuple[int, int, Any]]:
 def _written(fields: list[tuple[int, int, Any]]) -> bytes:
     out = bytearray()
     for number, kind, value in fields:
-        out += _varint(number << 3 | kind)
-        out += _varint(value) if kind == 0 else (_varint(len(value)) if kind == 2 else b"") + value
+        out += varint(number << 3 | kind)
+        out += varint(value) if kind == 0 else (varint(len(value)) if kind == 2 else b"") + value
     return bytes(out)
 
 

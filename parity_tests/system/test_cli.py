@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from parity_tests.conftest import CAFFE_FILES
+from parity_tests.conftest import CAFFE_FILES, held_by_another
 from parity_tests.recorded_files import write_retrain_inputs, write_stage1_inputs
 from repro.cli import run_command
 from repro.data import CueFile, read_mask, write_mask
@@ -97,22 +97,10 @@ def test_no_verb_and_a_wrong_one(capsys):
 
 def test_two_runs_in_one_folder(inputs, capsys):
     (inputs / "run").mkdir()
-    other = subprocess.Popen(
-        [
-            *(sys.executable, "-c"),
-            "import sys; from pathlib import Path; from repro.files import lock_folder\n"
-            f"lock_folder(Path({str(inputs / 'run')!r})); print('held', flush=True); sys.stdin.read()",
-        ],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    try:
-        assert other.stdout.readline() == b"held\n"
+    with held_by_another(inputs / "run") as process:
         line = refused(capsys, *train_arguments(inputs))
-        assert f"{inputs}/run: in use by process {other.pid} on " in line
+        assert f"{inputs}/run: in use by process {process} on " in line
         assert [path.name for path in (inputs / "run").iterdir()] == [".sec-dsrg-lock"]
-    finally:
-        other.communicate()
     assert run(capsys, *train_arguments(inputs))[0] == 0
 
 

@@ -6,8 +6,6 @@ import gzip
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from parity_tests.conftest import CAFFE_FILES
+from parity_tests.conftest import CAFFE_FILES, held_by_another
 from parity_tests.server import serving
 from parity_tests.small_voc import CLASS, TRAIN_AUG, packed, write_cue_files, write_sbd, write_voc
 from repro.cli import run_command
@@ -337,22 +335,10 @@ def test_what_a_killed_call_left_is_cleared(place, capsys):
 
 def test_two_calls_at_once(place, capsys):
     place.data.mkdir()
-    other = subprocess.Popen(
-        [
-            *(sys.executable, "-c"),
-            "import sys; from pathlib import Path; from repro.files import lock_folder\n"
-            f"lock_folder(Path({str(place.data)!r})); print('held', flush=True); sys.stdin.read()",
-        ],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    try:
-        assert other.stdout.readline() == b"held\n"
+    with held_by_another(place.data) as process:
         status, _, message = place.fetch(capsys)
         assert status == 2
-        assert f"{place.data}: in use by process {other.pid} on " in message
-    finally:
-        other.communicate()
+        assert f"{place.data}: in use by process {process} on " in message
 
 
 def test_a_folder_that_cannot_be_made(place, capsys):

@@ -254,7 +254,7 @@ def test_tables_write_through_no_link(tmp_path, no_figures):
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
-@pytest.mark.parametrize("family", ["/tmp/x", "..", "../x", "a/b", "", ".git", ".", "a\0b", 3, None, ["a"]])
+@pytest.mark.parametrize("family", ["/x", "..", "../x", "a/b", "", ".git", ".", "a\0b", 3, None, ["a"]])
 def test_a_family_is_one_folder_among_the_results(tmp_path, no_figures, family):
     write_run(tmp_path / "runs", "a", "+DSRG", family=family)
     (tmp_path / "results").mkdir()

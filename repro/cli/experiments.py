@@ -15,10 +15,10 @@ from repro.constants import CLASS_NAMES, VOID
 from repro.errors import InputError
 from repro.files import write_report
 from repro.profiles import profile_names
+from weights_conversion.files import write_text
 
 if TYPE_CHECKING:
     from repro.inference.explain import Score
-from weights_conversion.files import write_text
 
 
 @verb(
