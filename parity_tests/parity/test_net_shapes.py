@@ -97,7 +97,10 @@ DATA = 'input: "x" input_dim: 2 input_dim: 6 input_dim: 10 input_dim: 7\n'
         ('type: "Pooling" pooling_param { kernel_size: 2 stride: 3 }', (2, 6, 4, 3)),
         ('type: "Pooling" pooling_param { kernel_size: 3 stride: 2 pad: 1 }', (2, 6, 6, 4)),
         ('type: "Pooling" pooling_param { kernel_size: 3 stride: 2 round_mode: FLOOR }', (2, 6, 4, 3)),
-        ('type: "Pooling" pooling_param { kernel_h: 2 kernel_w: 1 stride: 2 pad_h: 1 }', (2, 6, 6, 4)),
+        (
+            'type: "Pooling" pooling_param { kernel_h: 2 kernel_w: 1 stride: 2 pad_h: 1 pad_w: 0 }',
+            (2, 6, 6, 4),
+        ),
         ('type: "Pooling" pooling_param { global_pooling: true }', (2, 6, 1, 1)),
         (
             'type: "Convolution" convolution_param { num_output: 4 kernel_size: 3 hole: 2 group: 2 }',

@@ -31,6 +31,10 @@ def fill_(blob: torch.Tensor, filler: FillerParameter, generator: torch.Generato
     Raises:
         ValueError: an unknown type, or one that the blob's shape does not suit.
     """
+    if filler.sparse != -1 and filler.type in TYPES and (filler.type != "gaussian" or filler.sparse < -1):
+        raise ValueError(
+            f"sparse {filler.sparse}, expected none" + " or 0 or more" * (filler.type == "gaussian")
+        )
     if filler.type == "constant":
         blob.fill_(filler.value)
     elif filler.type == "gaussian":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -67,9 +68,12 @@ class Builder:
             net.inputs[name] = shape
 
     def _split_names(self) -> list[list[str | None]]:
-        """For each layer the names of the copies of a blob that its bottoms read (``insert_splits.cpp``)."""
+        """For each layer the names of the copies of a blob that its bottoms read (``insert_splits.cpp``).
+
+        A top that stands in the loss has a copy for it.
+        """
         makers = dict(self.makers)
-        readers: dict[tuple[str, str, int], list[tuple[int, int]]] = {}
+        readers: dict[tuple[str, str, int], list[tuple[int, int | None]]] = {}
         layers = self.net.parameter.layer
         names: list[list[str | None]] = [[None] * len(layer.bottom) for layer in layers]
         for index, layer in enumerate(layers):
@@ -77,10 +81,17 @@ class Builder:
                 if bottom in makers:
                     readers.setdefault((bottom, *makers[bottom]), []).append((index, place))
             makers.update({top: (layer.name, place) for place, top in enumerate(layer.top)})
+            for place, weight in enumerate(layer.loss_weight[: len(layer.top)]):
+                if weight:
+                    readers.setdefault((layer.top[place], layer.name, place), []).append((index, None))
+        known = {*self.makers, *(top for layer in layers for top in layer.top)}
         for (blob, maker, number), places in readers.items():
-            if len(places) > 1:
-                for copy_number, (index, place) in enumerate(places):
-                    names[index][place] = f"{blob}_{maker}_{number}_split_{copy_number}"
+            for copy_number, (index, place) in enumerate(places if len(places) > 1 else ()):
+                name = f"{blob}_{maker}_{number}_split_{copy_number}"
+                if name in known:
+                    raise self._fail(layers[index], f"top: {name!r} is Caffe's name for a copy of {blob!r}")
+                if place is not None:
+                    names[index][place] = name
         return names
 
     def _add_layer(self, parameter: LayerParameter, copies: list[str | None]) -> None:
@@ -89,25 +100,13 @@ class Builder:
             kind = layer_class(parameter)
         except InputError as error:
             raise InputError(f"{net.place}{error}") from None
-        if kind.is_loss and not parameter.top:  # AutoTopBlobs
-            parameter.top.append(parameter.name or parameter.type)
         for bottom in parameter.bottom:
             if bottom not in self.blobs:
                 later = [other.name for other in net.parameter.layer if bottom in other.top]
                 reason = f"layer {later[0]!r}, which makes it, comes later" if later else "no layer makes it"
                 raise self._fail(parameter, f"bottom: {bottom!r}: {reason}")
-        for index, top in enumerate(parameter.top):
-            in_place = index < len(parameter.bottom) and parameter.bottom[index] == top
-            if top in parameter.top[:index]:
-                raise self._fail(parameter, f"top: {top!r} twice")
-            if top in self.blobs and not in_place:
-                maker = self.makers[top][0]
-                raise self._fail(parameter, f"top: {top!r} is made twice, by {maker!r} too")
-        if parameter.propagate_down and len(parameter.propagate_down) != len(parameter.bottom):
-            raise self._fail(
-                parameter,
-                f"propagate_down: {len(parameter.propagate_down)} values for {len(parameter.bottom)} bottoms",
-            )
+        if problem := wrong_place(parameter, kind, {name: maker for name, (maker, _) in self.makers.items()}):
+            raise self._fail(parameter, problem)
         bottoms = [
             Bottom(bottom, tuple(self.blobs[bottom].shape), self.modules.get(self.makers[bottom][0]))
             for bottom in parameter.bottom
@@ -165,19 +164,16 @@ class Builder:
             raise self._fail(parameter, "name: two layers have it, and one has parameters")
         return f"{name} {len(self.modules) + 1}"
 
-    def _loss_weights(self, parameter: LayerParameter, module: Layer) -> tuple[float, ...]:
+    @staticmethod
+    def _loss_weights(parameter: LayerParameter, module: Layer) -> tuple[float, ...]:
         given, tops = list(parameter.loss_weight), len(parameter.top)
-        if given and len(given) != tops:
-            raise self._fail(parameter, f"loss_weight: {len(given)} values for {tops} tops")
         return tuple(given or [1.0 if module.is_loss and index == 0 else 0.0 for index in range(tops)])
 
     def _set_parameters(self, key: str, parameter: LayerParameter, module: Layer) -> None:
         """Multipliers, and one tensor for all parameters of one name."""
         specs = list(parameter.param)
-        if len(specs) > len(module.fillers):
-            raise self._fail(
-                parameter, f"param: {len(specs)} given, the layer has {len(module.fillers)} blobs"
-            )
+        if problem := too_many_params(parameter, module):
+            raise self._fail(parameter, problem)
         for index, kind in enumerate(module.fillers):
             spec = specs[index] if index < len(specs) else ParamSpec()
             owner = self.owners.setdefault(spec.name, (key, kind)) if spec.name else (key, kind)
@@ -237,3 +233,32 @@ class Builder:
                         module.fail("", f"its {kind} of {tuple(old.shape)} does not fit into memory")
                     made[id(old)] = new
                 module._parameters[kind] = made[id(old)]
+
+
+def wrong_place(parameter: LayerParameter, kind: type[Layer], makers: Mapping[str, str]) -> str:
+    """Why Caffe refuses a layer among those before it, whatever its settings; "" where it does not.
+
+    A loss without a top gets one of its own name (``AutoTopBlobs``). ``makers`` are the layers that made the blobs so
+    far.
+    """
+    if kind.is_loss and not parameter.top:
+        parameter.top.append(parameter.name or parameter.type)
+    for index, top in enumerate(parameter.top):
+        in_place = index < len(parameter.bottom) and parameter.bottom[index] == top
+        if top in parameter.top[:index]:
+            return f"top: {top!r} twice"
+        if top in makers and not in_place:
+            return f"top: {top!r} is made twice, by {makers[top]!r} too"
+    for field, values, what, blobs in (
+        ("propagate_down", parameter.propagate_down, "bottoms", parameter.bottom),
+        ("loss_weight", parameter.loss_weight, "tops", parameter.top),
+    ):
+        if values and len(values) != len(blobs):
+            return f"{field}: {len(values)} values for {len(blobs)} {what}"
+    return ""
+
+
+def too_many_params(parameter: LayerParameter, module: Layer) -> str:
+    """What is said of a layer with more ``param`` than blobs; "" of any other."""
+    given, blobs = len(parameter.param), len(module.fillers)
+    return f"param: {given} given, the layer has {blobs} blobs" if given > blobs else ""

@@ -161,6 +161,7 @@ class Layer(nn.Module):
     is_loss: ClassVar[bool] = False
     edits: ClassVar[tuple[int, ...]] = ()
     keeps_shape: ClassVar[bool] = False
+    in_place: ClassVar[bool] = True  # whether Caffe takes a top of a bottom's name
     reads_bottom: ClassVar[bool] = False
     reads_top: ClassVar[bool] = False
     overwrites_itself: ClassVar[bool] = False
@@ -178,6 +179,8 @@ class Layer(nn.Module):
         self.not_learnt: set[str] = set()
         self._check_count("bottoms", self.counts, len(bottoms))
         self._check_count("tops", self.top_counts, len(layer.top))
+        if not self.in_place and (both := {*layer.top} & {*layer.bottom}):
+            self.fail("top", f"{min(both)!r} is a bottom too, the layer cannot be in-place")
         self.setup()
 
     @property

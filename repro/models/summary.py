@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from repro.errors import InputError
+from repro.models.net_builder import too_many_params, wrong_place
 from repro.models.net_state import PhaseName, filtered
 from repro.models.registry import Bottom, Layer, Shape, beyond_caffe, describe, layer_class, meta
 from weights_conversion.caffe_pb2 import NetParameter
@@ -107,6 +108,7 @@ class _Walk:
     def __init__(self, net: NetParameter, phase: str) -> None:
         self.blobs: dict[str, torch.Tensor | None] = {}
         self.makers: dict[str, Layer] = {}
+        self.made_by: dict[str, str] = {}  # blob -> the name of the layer that made it last
         self.found: list[LayerSummary] = []
         self.counted: dict[str, int] = {}  # by a parameter's own or shared name
         self.training = phase == "train"
@@ -119,6 +121,7 @@ class _Walk:
             known = shape is not None and all(size > 0 for size in shape)
             if known and shape is not None and (reason := beyond_caffe(shape)):
                 raise InputError(f"input {name}: {reason}")
+            self.made_by[name] = "input"
             self.blobs[name] = meta(shape) if known and shape is not None else None
             self.found.append(
                 LayerSummary("input", "input", [], [name], [shape], {}, 0, "" if known else "no shape")
@@ -130,14 +133,18 @@ class _Walk:
         unknown = [name for name in layer.bottom if self.blobs.get(name) is None]
         missing = [name for name in unknown if name not in self.blobs]
         note, cost = "", None
-        shapes: list[Shape | None] = [None] * len(layer.top)
         parameters: dict[str, Shape] = {}
+        shapes: list[Shape | None] = []
         try:
             if missing:
                 raise InputError(f"no layer before it makes {missing[0]}")
             kind = layer_class(layer)
+            if problem := wrong_place(layer, kind, self.made_by):
+                raise InputError(problem)
             if not unknown:
                 module, tops = self._run(kind, layer)
+                if problem := too_many_params(layer, module):
+                    raise InputError(problem)
                 made = [tuple(top.shape) for top in tops[: len(layer.top)]]
                 blobs = {name: tuple(blob.shape) for name, blob in module.caffe_blobs().items()}
                 if reason := next(filter(None, map(beyond_caffe, (*made, *blobs.values()))), ""):
@@ -146,10 +153,18 @@ class _Walk:
                 cost = module.multiply_adds([bottom.shape for bottom in module.bottoms])
                 for index, (name, shape) in enumerate(parameters.items()):
                     shared = layer.param[index].name if index < len(layer.param) else ""
-                    self.counted[shared or f"{layer.name}.{name}"] = math.prod(shape)
+                    count = self.counted.setdefault(shared or f"{layer.name}.{name}", math.prod(shape))
+                    if count != math.prod(shape):
+                        raise InputError(
+                            f"param.name: {shared!r} has {count} values in an earlier layer"
+                            if shared
+                            else "name: two layers have it, and one has parameters"
+                        )
         except (ValueError, RuntimeError, IndexError, TypeError, NotImplementedError, OSError) as error:
             note = (str(error).splitlines() or [type(error).__name__])[0].split("; add it in Python")[0]
             note = note.removeprefix(f"{describe(layer)}: ")
+        shapes = shapes or [None] * len(layer.top)
+        self.made_by.update(dict.fromkeys(layer.top, layer.name))
         self.blobs.update(
             {
                 top: None if shape is None else meta(shape)

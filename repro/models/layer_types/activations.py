@@ -92,10 +92,7 @@ class AbsVal(Unary):
     """abs x; Caffe has it with a top of its own alone (``absval_layer.cpp``)."""
 
     function, operator = torch.abs, "Abs"
-
-    def setup(self) -> None:
-        if self.layer.top[0] == self.layer.bottom[0]:
-            self.fail("", "cannot be in-place")
+    in_place = False
 
 
 @register("BNLL")
@@ -162,6 +159,8 @@ class PReLU(Layer):
     keeps_shape = True
 
     def setup(self) -> None:
+        if len(self.shapes[0]) < 2:
+            self.fail("", f"a bottom of {len(self.shapes[0])} axes, expected 2 or more")
         filler = self.p.filler if self.p.HasField("filler") else FillerParameter(value=0.25)
         self.blob("weight", () if self.p.channel_shared else self.shapes[0][1:2], filler)
 
@@ -267,8 +266,11 @@ def _log_base(layer: Exp | Log) -> float:
 
 
 def _base_scale_shift(layer: Layer) -> dict[str, float]:
-    if layer.p.base != -1 and layer.p.base <= 0:
-        layer.fail("base", f"{layer.p.base:g}, expected more than 0, or -1 for e")
+    base = layer.p.base
+    if base != -1 and not 0 < base < math.inf:
+        layer.fail("base", f"{base:g}, expected more than 0, or -1 for e")
+    if base == 1 and layer.field == "log_param":
+        layer.fail("base", "1, of which there are no logarithms")
     return {name: getattr(layer.p, name) for name in ("base", "scale", "shift")}
 
 

@@ -41,13 +41,6 @@ class ConvolutionBase(Layer):
         self.group, self.outputs, channels = p.group, p.num_output, shape[1]
         if not self.outputs:
             self.fail("num_output", "missing")
-        for name, values in (
-            ("kernel_size", self.kernel),
-            ("stride", self.stride),
-            ("dilation", self.dilation),
-        ):
-            if min(values) < 1:
-                self.fail(name, f"{min(values)}, expected 1 or more")
         if self.group < 1 or channels % self.group or self.outputs % self.group:
             self.fail("group", f"{self.group} does not divide {channels} channels in and {self.outputs} out")
         inner = (

@@ -67,8 +67,10 @@ class DummyData(DataLayer):
     def setup(self) -> None:
         p, tops = self.p, len(self.layer.top)
         shapes = [tuple(shape.dim) for shape in p.shape]
+        columns = [list(getattr(p, name)) for name in ("num", "channels", "height", "width")]
+        if shapes and any(columns):
+            self.fail("shape", "beside num, channels, height or width, expected one or the other")
         if not shapes:
-            columns = [list(getattr(p, name)) for name in ("num", "channels", "height", "width")]
             if len({len(column) for column in columns}) > 1:
                 self.fail("num", "channels, height and width: expected as many of each")
             shapes = list(zip(*columns, strict=True))

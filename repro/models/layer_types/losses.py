@@ -27,6 +27,15 @@ class Loss(Layer):
     counts: ClassVar[Count] = 2
     is_loss = True
 
+    def setup(self) -> None:
+        """Caffe asks it of every loss, whatever the sizes behind (``loss_layer.cpp``)."""
+        first, second = (shape[:1] for shape in self.shapes[:2])
+        if first != second:
+            self.fail(
+                "",
+                f"bottoms of the shapes {self.shapes[0]} and {self.shapes[1]}, expected as many items in both",
+            )
+
     def infer(self, *bottoms: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """A scalar, and probabilities in the shape of the scores where there is a second top."""
         return tuple(meta(bottoms[0].shape if index else ()) for index in range(len(self.layer.top)))
@@ -63,6 +72,7 @@ class SoftmaxWithLoss(Loss):
     top_counts = (1, 2)
 
     def setup(self) -> None:
+        super().setup()
         self.along = self.axis(self.p.axis)
         self.ignored, self.mode = self.normalization("VALID")
         check_labels(self, self.along)
@@ -79,6 +89,7 @@ class SigmoidCrossEntropyLoss(Loss):
     """Sigmoid and binary cross entropies."""
 
     def setup(self) -> None:
+        super().setup()
         self.ignored, self.mode = self.normalization("BATCH_SIZE")
         self.same_size()
 
@@ -91,6 +102,7 @@ class EuclideanLoss(Loss):
     """Half the mean squared distance."""
 
     def setup(self) -> None:
+        super().setup()
         self.same_size()
 
     def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
@@ -104,6 +116,7 @@ class HingeLoss(Loss):
     field = "hinge_loss_param"
 
     def setup(self) -> None:
+        super().setup()
         one_label_an_image(self)
         self.norm = HingeLossParameter.Norm.Name(self.p.norm)
 
@@ -116,6 +129,7 @@ class MultinomialLogisticLoss(Loss):
     """The logarithm of the label's probability, of probabilities."""
 
     def setup(self) -> None:
+        super().setup()
         one_label_an_image(self)
 
     def forward(self, probs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -130,6 +144,7 @@ class InfogainLoss(Loss):
     counts = (2, 3)
 
     def setup(self) -> None:
+        super().setup()
         one_label_an_image(self)
         if len(self.bottoms) < 3:
             self.fail("source", "a matrix from a file is not supported, give it as the third bottom")
@@ -149,11 +164,14 @@ class ContrastiveLoss(Loss):
     counts = 3
 
     def setup(self) -> None:
+        super().setup()
         first, second, similar = self.shapes
-        if first != second or torch.Size(similar).numel() != first[0]:
+        flat = all(size == 1 for size in first[2:])
+        if first != second or not flat or torch.Size(similar).numel() != first[0]:
             self.fail(
                 "",
-                f"bottoms of the shapes {first}, {second} and {similar}, expected two equal ones and N values",
+                f"bottoms of the shapes {first}, {second} and {similar}, expected (N, C) or (N, C, 1, 1) twice and N "
+                "values",
             )
         self.margin, self.legacy = self.p.margin, self.p.legacy_version
 

@@ -38,6 +38,9 @@ class BatchNorm(Layer):
 
     def setup(self) -> None:
         p, shape = self.p, self.shapes[0]
+        specs = self.layer.param
+        if len(specs) < 3 and any(spec.lr_mult for spec in specs):  # of three Caffe sets them itself
+            self.fail("param", "lr_mult above 0, expected 0: statistics are not learnt")
         self.use_global = p.use_global_stats if p.HasField("use_global_stats") else None
         self.mixes_images = not self.use_global
         self.fraction, self.eps = p.moving_average_fraction, p.eps
@@ -188,6 +191,8 @@ def covered_axes(layer: Layer) -> tuple[int, tuple[int, ...]]:
         if shape[first : first + len(factors)] != factors:
             layer.fail("", f"a second bottom of shape {factors} does not fit {shape} from axis {first}")
         return first, factors
+    if layer.p.num_axes < -1:
+        layer.fail("num_axes", f"{layer.p.num_axes}, expected 0 or more, or -1 for all")
     axes = len(shape) - first if layer.p.num_axes < 0 else layer.p.num_axes
     if first + axes > len(shape):
         layer.fail("num_axes", f"{axes} from axis {first} in a blob of {len(shape)} axes")

@@ -46,14 +46,15 @@ class Pooling(Layer):
         if self.mask and self.method != PoolingParameter.MAX:
             self.fail("pool", f"{_METHODS.Name(self.method)} gives no mask, which the second top asks for")
         self.stride, self.pad = spatial(self, "stride", 2, 1), spatial(self, "pad", 2, 0)
+        sizes = [name for name in ("kernel_size", "kernel_h", "kernel_w") if p.HasField(name)]
+        if self.whole and sizes:
+            self.fail(sizes[0], "beside global_pooling, which takes the whole plane")
         self.kernel = shape[2:] if self.whole else spatial(self, "kernel_size", 2)
         if self.whole and (self.stride, self.pad) != ((1, 1), (0, 0)):
             self.fail("global_pooling", "goes with no other stride than 1 and no pad")
         if self.method == PoolingParameter.STOCHASTIC and self.pad != (0, 0):
             self.fail("pad", "STOCHASTIC pooling knows none")
         for size, kernel, stride, pad in zip(shape[2:], self.kernel, self.stride, self.pad, strict=True):
-            if min(kernel, stride) < 1:
-                self.fail("kernel_size" if kernel < 1 else "stride", "0, expected 1 or more")
             if pad >= kernel:
                 self.fail("pad", f"{pad}, expected less than the kernel's {kernel}")
             if pooled_size(size, kernel, stride, pad, floor=self.floor) < 1:

@@ -13,6 +13,15 @@ from repro.models.literals import literal
 from repro.models.registry import Layer, meta, register, shapes_of
 
 
+def one_axis(layer: Layer, old: str) -> int:
+    """``axis``, or the field that it was called before; both at once Caffe refuses."""
+    if not layer.p.HasField(old):
+        return layer.axis(layer.p.axis)
+    if layer.p.HasField("axis"):
+        layer.fail(old, "beside axis, expected one or the other")
+    return layer.axis(getattr(layer.p, old), old)
+
+
 @register("Concat")
 class Concat(Layer):
     """Blobs one behind the other along ``axis``, or the old ``concat_dim`` (``concat_layer.cpp``)."""
@@ -21,8 +30,7 @@ class Concat(Layer):
     counts = (1, None)
 
     def setup(self) -> None:
-        p = self.p
-        self.along = self.axis(p.concat_dim, "concat_dim") if p.HasField("concat_dim") else self.axis(p.axis)
+        self.along = one_axis(self, "concat_dim")
         rest = [shape[: self.along] + shape[self.along + 1 :] for shape in self.shapes]
         if any(other != rest[0] for other in rest):
             shapes = ", ".join(map(str, self.shapes))
@@ -59,9 +67,8 @@ class Slice(Layer):
     top_counts = (1, None)
 
     def setup(self) -> None:
-        p = self.p
-        self.along = self.axis(p.slice_dim, "slice_dim") if p.HasField("slice_dim") else self.axis(p.axis)
-        self.points = list(p.slice_point)
+        self.along = one_axis(self, "slice_dim")
+        self.points = list(self.p.slice_point)
         self._cut(meta(self.shapes[0]))
 
     def _cut(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -94,6 +101,7 @@ class Flatten(Layer):
     """Axes ``axis`` to ``end_axis`` as one (``flatten_layer.cpp``)."""
 
     field = "flatten_param"
+    in_place = False
 
     def setup(self) -> None:
         self.first, self.last = self.axis(self.p.axis), self.axis(self.p.end_axis, "end_axis")
@@ -116,6 +124,7 @@ class Reshape(Layer):
     """A range of axes replaced by ``shape``: 0 copies an axis, -1 is what is left (``reshape_layer.cpp``)."""
 
     field = "reshape_param"
+    in_place = False
 
     def setup(self) -> None:
         p = self.p
@@ -277,6 +286,7 @@ class Split(Layer):
     """The bottom again under other names; gradients add (``split_layer.cpp``)."""
 
     top_counts = (1, None)
+    in_place = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         tops = tuple(x.view_as(x) for _ in self.layer.top)
