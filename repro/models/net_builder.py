@@ -86,12 +86,12 @@ class Builder:
                     readers.setdefault((layer.top[place], layer.name, place), []).append((index, None))
         known = {*self.makers, *(top for layer in layers for top in layer.top)}
         for (blob, maker, number), places in readers.items():
-            for copy_number, (index, place) in enumerate(places if len(places) > 1 else ()):
+            for copy_number, (index, reader) in enumerate(places if len(places) > 1 else ()):
                 name = f"{blob}_{maker}_{number}_split_{copy_number}"
                 if name in known:
                     raise self._fail(layers[index], f"top: {name!r} is Caffe's name for a copy of {blob!r}")
-                if place is not None:
-                    names[index][place] = name
+                if reader is not None:
+                    names[index][reader] = name
         return names
 
     def _add_layer(self, parameter: LayerParameter, copies: list[str | None]) -> None:
