@@ -92,25 +92,16 @@ def accuracy(
     return right.sum() / used.sum(), rights / counts.clamp_min(1)
 
 
-def seg_accuracy(
+def confusion(
     scores: torch.Tensor, labels: torch.Tensor, *, ignore_labels: Sequence[int] = ()
 ) -> torch.Tensor:
-    """DeepLab-v2's ``SegAccuracy`` of one batch, (1, 1, 1, 3): the share of right cells, the mean recall over the
-    classes that occur in the labels, and the mean intersection over union over **all** classes, where one that
-    occurs neither in the labels nor in the prediction counts as 1.
+    """Cells by true and winning class, (C, C) int64.
 
     Args:
         scores: (N, C, H, W).
         labels: (N, 1, H, W) class ids, float or integer.
         ignore_labels: labels of cells that count nothing; those that are no class do not either.
     """
-    return seg_scores(confusion(scores, labels, ignore_labels=ignore_labels))
-
-
-def confusion(
-    scores: torch.Tensor, labels: torch.Tensor, *, ignore_labels: Sequence[int] = ()
-) -> torch.Tensor:
-    """Cells by true and winning class, (C, C) int64, of scores (N, C, H, W) and labels (N, 1, H, W)."""
     classes = scores.shape[1]
     ids = labels.reshape(len(scores), *scores.shape[2:]).long()
     valid = (ids >= 0) & (ids < classes)
@@ -124,7 +115,9 @@ def confusion(
 
 
 def seg_scores(counts: torch.Tensor) -> torch.Tensor:
-    """``SegAccuracy``'s three figures, (1, 1, 1, 3), of a confusion matrix (C, C)."""
+    """DeepLab-v2's ``SegAccuracy``, (1, 1, 1, 3), of a confusion matrix (C, C): the share of right cells, the mean
+    recall over the classes that occur in the labels, and the mean intersection over union over **all** classes, where
+    one that occurs neither in the labels nor in the prediction counts as 1."""
     matrix = counts.float()
     correct, actual = matrix.diagonal(), matrix.sum(dim=1)
     union = actual + matrix.sum(dim=0) - correct

@@ -70,10 +70,8 @@ class Graph:
     def parameter(self, layer: Layer, name: str) -> str:
         """A layer's blob."""
         blob = layer.caffe_blobs()[name]
-        self._owners.setdefault(
-            id(blob), f"{layer.caffe_name}.{name}"
-        )  # one that layers share is written once
-        return self.constant(self._owners[id(blob)], blob)
+        # one that layers share is written once
+        return self.constant(self._owners.setdefault(id(blob), f"{layer.caffe_name}.{name}"), blob)
 
     def constant(self, name: str, value: np.ndarray | torch.Tensor) -> str:
         """An initializer, once under each name; tensors become float32."""
@@ -82,7 +80,16 @@ class Graph:
             self.initializers[name] = numpy_helper.from_array(np.asarray(array, order="C"), name)
         return name
 
+    def number(self, value: float) -> str:
+        """A float32 scalar."""
+        return self.constant(f"number_{value!r}", np.array(value, np.float32))
+
+    def numbers(self, *values: int) -> str:
+        """Whole numbers in a row, int64."""
+        return self.constant("numbers_" + "_".join(map(str, values)), np.array(values, np.int64))
+
     def integer(self, value: int) -> str:
+        """An int64 scalar."""
         return self.constant(f"integer_{value}", np.array(value, np.int64))
 
     def double(self, value: float) -> str:

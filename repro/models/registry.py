@@ -17,11 +17,14 @@ A type is a class under ``@register("Type")``, in ``repro/models/layer_types/`` 
             graph.emit("Mul", [bottoms[0], graph.step("tanh", "Tanh", [soft])], tops[0])
 
 A type without settings may be a plain function of its bottoms: ``@register("Square") def square(x): return x * x``.
+One that calls a function of ours may derive from :class:`Called`: ``function`` in the class, ``self.arguments`` in
+``setup``.
 
 **Reading.** ``self.layer`` is the typed LayerParameter, ``self.p`` the message in its ``field`` (with Caffe's defaults;
 ``self.p.HasField("axis")`` tells what was written). Both are slow: ``setup`` copies what ``forward`` needs into plain
 attributes. ``self.bottoms`` are what the layer reads: name, shape as built, and the layer that made it.
-``counts`` and ``top_counts`` (a number, or lowest and highest with None for any) are checked before ``setup``.
+``counts`` and ``top_counts`` (a number, or lowest and highest with None for any) are checked before ``setup``, and
+``bottom_axes``, where the first bottom must have so many.
 What does not fit ends in ``self.fail("kernel_size", "expected …, found …")``: one line that names layer and field.
 A setting that would change a number and is not supported is refused in the same way, never ignored.
 
@@ -56,7 +59,8 @@ module for a class of that name gets the same entry. ``self.settings()`` is the 
 
 **ONNX.** ``onnx(graph, bottoms, tops)`` gets names of tensors. ``graph.step(what, operator, inputs, **attributes)``
 adds a node and returns its output's name, ``graph.emit(operator, inputs, top, **attributes)`` the one that gives a top,
-``graph.parameter(self, "weight")`` is a blob, ``graph.constant(name, array)`` and ``graph.integer(n)`` other values.
+``graph.parameter(self, "weight")`` is a blob, ``graph.number(0.5)``, ``graph.numbers(1, 2)``, ``graph.integer(n)`` and
+``graph.constant(name, array)`` are other values.
 Without the method the layer has no form in ONNX, and exporting its net is refused with its name.
 
 **Plain PyTorch.** ``source(code, *bottoms)`` gets names of variables and returns the expression of the top, or several:
@@ -158,6 +162,7 @@ class Layer(nn.Module):
     field: ClassVar[str] = ""
     counts: ClassVar[Count] = 1
     top_counts: ClassVar[Count] = 1
+    bottom_axes: ClassVar[int] = 0
     is_loss: ClassVar[bool] = False
     edits: ClassVar[tuple[int, ...]] = ()
     keeps_shape: ClassVar[bool] = False
@@ -170,6 +175,10 @@ class Layer(nn.Module):
     harmless_after: ClassVar[frozenset[str]] = frozenset()
     weight: torch.Tensor
     bias: torch.Tensor | None
+    function: Callable[
+        ..., Any
+    ]  # what ``forward`` calls, with ``arguments`` by name, where a type has no other
+    arguments: Mapping[str, Any] = {}
 
     def __init__(self, layer: LayerParameter, bottoms: Sequence[Bottom]) -> None:
         super().__init__()
@@ -181,6 +190,8 @@ class Layer(nn.Module):
         self._check_count("tops", self.top_counts, len(layer.top))
         if not self.in_place and (both := {*layer.top} & {*layer.bottom}):
             self.fail("top", f"{min(both)!r} is a bottom too, the layer cannot be in-place")
+        if self.bottom_axes and len(self.shapes[0]) != self.bottom_axes:
+            self.fail("", f"a bottom of {len(self.shapes[0])} axes, expected {self.bottom_axes}")
         self.setup()
 
     @property
@@ -198,6 +209,11 @@ class Layer(nn.Module):
 
     def setup(self) -> None:
         """Read ``self.p`` and make the blobs."""
+
+    def _call(self, *bottoms: torch.Tensor) -> Any:
+        return type(self).function(*bottoms, **self.arguments)
+
+    forward: Callable[..., Any] = _call
 
     def infer(self, *bottoms: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """What ``forward`` gives, on the meta device, where only shapes count."""
@@ -262,9 +278,9 @@ class Layer(nn.Module):
             if value if is_repeated(self.p.DESCRIPTOR.fields_by_name[field]) else self.p.HasField(field):
                 self.fail(field, "not supported")
 
-    def axis(self, axis: int, field: str = "axis", *, bottom: int = 0) -> int:
-        """A canonical axis of a bottom, counted from the end where negative."""
-        axes = len(self.shapes[bottom])
+    def axis(self, axis: int, field: str = "axis") -> int:
+        """A canonical axis of the first bottom, counted from the end where negative."""
+        axes = len(self.shapes[0])
         if not -axes <= axis < axes:
             self.fail(field, f"no axis {axis} in a blob of {axes} axes")
         return axis % axes
@@ -276,17 +292,18 @@ class Layer(nn.Module):
     def _check_count(self, what: str, allowed: Count, found: int) -> None:
         lowest, highest = allowed if isinstance(allowed, tuple) else (allowed, allowed)
         if found < lowest or (highest is not None and found > highest):
-            expected = (
-                f"{lowest} or more"
-                if highest is None
-                else f"{lowest}"
-                if highest == lowest
-                else f"{lowest} to {highest}"
-            )
-            self.fail("", f"{found} {what}, expected {expected}")
+            upto = "" if highest == lowest else " or more" if highest is None else f" to {highest}"
+            self.fail("", f"{found} {what}, expected {lowest}{upto}")
 
     def __str__(self) -> str:
         return describe(self.layer)
+
+
+class Called(Layer):
+    """A layer that calls a function of this project, here and in plain PyTorch."""
+
+    def source(self, code: Any, *bottoms: str) -> str:
+        return str(code.call(type(self).function, *bottoms, **self.arguments))
 
 
 class DataLayer(Layer):
@@ -404,7 +421,7 @@ def register(type_: str) -> Callable[[Entry], Entry]:
         if isinstance(entry, type):
             _ENTRIES[type_] = entry
         else:
-            _ENTRIES[type_] = type(type_, (Layer,), {"counts": (1, None), "forward": lambda _, *x: entry(*x)})
+            _ENTRIES[type_] = type(type_, (Layer,), {"counts": (1, None), "function": entry})
         return entry
 
     return add

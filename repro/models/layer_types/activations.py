@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
 from repro.layers.powers import exponential, logarithm, power
 from repro.models.literals import literal
-from repro.models.registry import Layer, register
+from repro.models.registry import Called, Layer, register
 from weights_conversion.caffe_pb2 import FillerParameter
 
 
@@ -70,14 +68,10 @@ class Dropout(Layer):
 
 
 class Unary(Layer):
-    """A function of each value, without settings, that ONNX has under a name of its own."""
+    """A function of PyTorch's of each value, without settings, that ONNX has under a name of its own."""
 
-    function: ClassVar[Callable[[torch.Tensor], torch.Tensor]]
     operator: ClassVar[str]
     keeps_shape = True
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return type(self).function(x)
 
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
         graph.emit(self.operator, bottoms, tops[0])
@@ -177,17 +171,15 @@ class PReLU(Layer):
 
 
 @register("Power")
-class Power(Layer):
+class Power(Called):
     """(shift + scale · x)^power (``power_layer.cpp``)."""
 
     field = "power_param"
+    function = power
     keeps_shape = reads_bottom = overwrites_itself = True
 
     def setup(self) -> None:
         self.arguments = {name: getattr(self.p, name) for name in ("power", "scale", "shift")}
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return power(x, **self.arguments)
 
     def caffe_gradient(self, top_diff: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
         """The factor twice: Caffe writes it where the incoming gradient stood, then multiplies the two."""
@@ -202,76 +194,55 @@ class Power(Layer):
 
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
         inner = linear(graph, bottoms[0], self.arguments["scale"], self.arguments["shift"])
-        graph.emit("Pow", [inner, number(graph, self.arguments["power"])], tops[0])
+        graph.emit("Pow", [inner, graph.number(self.arguments["power"])], tops[0])
 
-    def source(self, code: Any, *bottoms: str) -> str:
-        return str(code.call(power, *bottoms, **self.arguments))
+
+class WithBase(Called):
+    """Exp and Log: a base, -1 for e, and scale · x + shift."""
+
+    keeps_shape = True
+
+    def setup(self) -> None:
+        base, self.scale, self.shift = self.p.base, self.p.scale, self.p.shift
+        if base != -1 and not 0 < base < math.inf:
+            self.fail("base", f"{base:g}, expected more than 0, or -1 for e")
+        if base == 1 and self.field == "log_param":
+            self.fail("base", "1, of which there are no logarithms")
+        self.log_base = 1.0 if base == -1 else math.log(base)
+        self.arguments = {"base": base, "scale": self.scale, "shift": self.shift}
 
 
 @register("Exp")
-class Exp(Layer):
+class Exp(WithBase):
     """base^(shift + scale · x), base -1 for e (``exp_layer.cpp``)."""
 
     field = "exp_param"
-    keeps_shape = reads_top = True
-
-    def setup(self) -> None:
-        self.arguments = _base_scale_shift(self)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return exponential(x, **self.arguments)
+    function = exponential
+    reads_top = True
 
     def caffe_gradient(self, top_diff: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
-        return top_diff * held * (self.arguments["scale"] * _log_base(self))
+        return top_diff * held * (self.scale * self.log_base)
 
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
-        _, scale, shift = self.arguments.values()
-        log_base = _log_base(self)
-        graph.emit("Exp", [linear(graph, bottoms[0], log_base * scale, log_base * shift)], tops[0])
-
-    def source(self, code: Any, *bottoms: str) -> str:
-        return str(code.call(exponential, *bottoms, **self.arguments))
+        scale, shift = self.log_base * self.scale, self.log_base * self.shift
+        graph.emit("Exp", [linear(graph, bottoms[0], scale, shift)], tops[0])
 
 
 @register("Log")
-class Log(Layer):
+class Log(WithBase):
     """log_base(shift + scale · x), base -1 for e (``log_layer.cpp``)."""
 
     field = "log_param"
-    keeps_shape = reads_bottom = overwrites_itself = True
-
-    def setup(self) -> None:
-        self.arguments = _base_scale_shift(self)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return logarithm(x, **self.arguments)
+    function = logarithm
+    reads_bottom = overwrites_itself = True
 
     def caffe_gradient(self, top_diff: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
         """The factor twice, as for Power."""
-        scale, shift = self.arguments["scale"], self.arguments["shift"]
-        return (scale / _log_base(self) / (scale * held + shift)).square()
+        return (self.scale / self.log_base / (self.scale * held + self.shift)).square()
 
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
-        _, scale, shift = self.arguments.values()
-        inner = graph.step("log", "Log", [linear(graph, bottoms[0], scale, shift)])
-        graph.emit("Div", [inner, number(graph, _log_base(self))], tops[0])
-
-    def source(self, code: Any, *bottoms: str) -> str:
-        return str(code.call(logarithm, *bottoms, **self.arguments))
-
-
-def _log_base(layer: Exp | Log) -> float:
-    base = layer.arguments["base"]
-    return 1.0 if base == -1 else math.log(base)
-
-
-def _base_scale_shift(layer: Layer) -> dict[str, float]:
-    base = layer.p.base
-    if base != -1 and not 0 < base < math.inf:
-        layer.fail("base", f"{base:g}, expected more than 0, or -1 for e")
-    if base == 1 and layer.field == "log_param":
-        layer.fail("base", "1, of which there are no logarithms")
-    return {name: getattr(layer.p, name) for name in ("base", "scale", "shift")}
+        inner = graph.step("log", "Log", [linear(graph, bottoms[0], self.scale, self.shift)])
+        graph.emit("Div", [inner, graph.number(self.log_base)], tops[0])
 
 
 @register("Threshold")
@@ -288,7 +259,7 @@ class Threshold(Layer):
         return (x > self.threshold).to(x.dtype)
 
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
-        above = graph.step("above", "Greater", [*bottoms, number(graph, self.threshold)])
+        above = graph.step("above", "Greater", [*bottoms, graph.number(self.threshold)])
         graph.emit("Cast", [above], tops[0], to=1)
 
     def source(self, code: Any, *bottoms: str) -> str:
@@ -313,7 +284,7 @@ class Clip(Layer):
         return x.clamp(*self.limits)
 
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
-        graph.emit("Clip", [*bottoms, *(number(graph, limit) for limit in self.limits)], tops[0])
+        graph.emit("Clip", [*bottoms, *map(graph.number, self.limits)], tops[0])
 
     def source(self, code: Any, *bottoms: str) -> str:
         return f"{bottoms[0]}.clamp({', '.join(map(literal, self.limits))})"
@@ -351,13 +322,8 @@ class Swish(Layer):
         return f"{x} * torch.sigmoid({literal(self.beta)} * {x})"
 
 
-def number(graph: Any, value: float) -> str:
-    """A float32 scalar in an ONNX graph."""
-    return graph.constant(f"number_{value!r}", np.array(value, np.float32))
-
-
 def linear(graph: Any, x: str, scale: float, shift: float) -> str:
     """Nodes for scale · x + shift, none where it is x."""
     if scale != 1:
-        x = graph.step("scale", "Mul", [x, number(graph, scale)])
-    return x if shift == 0 else graph.step("shift", "Add", [x, number(graph, shift)])
+        x = graph.step("scale", "Mul", [x, graph.number(scale)])
+    return x if shift == 0 else graph.step("shift", "Add", [x, graph.number(shift)])

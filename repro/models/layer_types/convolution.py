@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
 from repro.layers.rearrange import embed, im2col
 from repro.models.layer_types.spatial import dilation, spatial
-from repro.models.registry import Layer, Shape, meta, register
+from repro.models.registry import Called, Layer, Shape, meta, register
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _DECONVOLUTIONS = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -24,6 +23,8 @@ class ConvolutionBase(Layer):
     field = "convolution_param"
     counts = top_counts = (1, None)
     transposed = False
+    operator: ClassVar[str]  # of ONNX
+    others: tuple[Any, ...]  # what ``function`` takes behind weight and bias
 
     def setup(self) -> None:
         p, shape = self.p, self.shapes[0]
@@ -43,39 +44,33 @@ class ConvolutionBase(Layer):
             self.fail("num_output", "missing")
         if self.group < 1 or channels % self.group or self.outputs % self.group:
             self.fail("group", f"{self.group} does not divide {channels} channels in and {self.outputs} out")
-        inner = (
-            (channels, self.outputs // self.group)
-            if self.transposed
-            else (self.outputs, channels // self.group)
-        )
-        self.blob("weight", (*inner, *self.kernel), p.weight_filler)
-        if p.bias_term:
-            self.blob("bias", (self.outputs,), p.bias_filler)
-        else:
-            self.bias = None
-        self._check_size(shape)
-
-    def _check_size(self, shape: tuple[int, ...]) -> None:
+        inner = (channels, self.outputs) if self.transposed else (self.outputs, channels)
+        self.blob("weight", (inner[0], inner[1] // self.group, *self.kernel), p.weight_filler)
+        self.bias = self.blob("bias", (self.outputs,), p.bias_filler) if p.bias_term else None
         for size, kernel, pad, hole in zip(shape[2:], self.kernel, self.pad, self.dilation, strict=True):
             if not self.transposed and size + 2 * pad < hole * (kernel - 1) + 1:
-                self.fail(
-                    "kernel_size",
-                    f"{kernel} with dilation {hole} does not fit into {size}+2*{pad} cells",
-                )
+                reason = f"{kernel} with dilation {hole} does not fit into {size}+2*{pad} cells"
+                self.fail("kernel_size", reason)
 
-    def convolve(self, operator: str, graph: Any, bottoms: list[str], tops: list[str]) -> None:
+    def cells(self, size: int, kernel: int, stride: int, pad: int, hole: int) -> int:
+        """The size of the top along an axis."""
+        raise NotImplementedError
+
+    def infer(self, *bottoms: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        sizes = zip(bottoms[0].shape[2:], self.kernel, self.stride, self.pad, self.dilation, strict=True)
+        cells = [self.cells(*each) for each in sizes]
+        return tuple(meta((len(x), self.outputs, *cells)) for x in bottoms)
+
+    def forward(self, *bottoms: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        tops = tuple(self.function(x, self.weight, self.bias, *self.others) for x in bottoms)
+        return tops if len(tops) > 1 else tops[0]
+
+    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
         parameters = [graph.parameter(self, name) for name in self.fillers]
+        settings: dict[str, Any] = {"kernel_shape": self.kernel, "strides": self.stride, "pads": self.pad * 2}
+        settings |= {"dilations": self.dilation} | ({"group": self.group} if self.group > 1 else {})
         for bottom, top in zip(bottoms, tops, strict=True):
-            graph.emit(
-                operator,
-                [bottom, *parameters],
-                top,
-                kernel_shape=self.kernel,
-                strides=self.stride,
-                pads=[*self.pad, *self.pad],
-                dilations=self.dilation,
-                **({"group": self.group} if self.group > 1 else {}),
-            )
+            graph.emit(self.operator, [bottom, *parameters], top, **settings)
 
     def source(self, code: Any, *bottoms: str) -> Sequence[str]:
         def each(values: tuple[int, ...]) -> str:
@@ -104,8 +99,11 @@ class ConvolutionBase(Layer):
 class Convolution(ConvolutionBase):
     """Cross-correlation; the output size is rounded down."""
 
+    operator = "Conv"
+
     def setup(self) -> None:
         super().setup()
+        self.others = self.stride, self.pad, self.dilation, self.group
         self.compute_by(None)
 
     def compute_by(self, conv2d: Callable[..., torch.Tensor] | None) -> None:
@@ -113,52 +111,23 @@ class Convolution(ConvolutionBase):
         own = _CONVOLUTIONS[len(self.kernel)]
         self.function = conv2d if conv2d is not None and len(self.kernel) == 2 else own
 
-    def infer(self, *bottoms: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        sizes = zip(bottoms[0].shape[2:], self.kernel, self.stride, self.pad, self.dilation, strict=True)
-        spatial = [
-            (size + 2 * pad - hole * (kernel - 1) - 1) // stride + 1
-            for size, kernel, stride, pad, hole in sizes
-        ]
-        return tuple(meta((len(x), self.outputs, *spatial)) for x in bottoms)
-
-    def forward(self, *bottoms: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        tops = tuple(
-            self.function(x, self.weight, self.bias, self.stride, self.pad, self.dilation, self.group)
-            for x in bottoms
-        )
-        return tops if len(tops) > 1 else tops[0]
-
-    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
-        self.convolve("Conv", graph, bottoms, tops)
+    def cells(self, size: int, kernel: int, stride: int, pad: int, hole: int) -> int:
+        return (size + 2 * pad - hole * (kernel - 1) - 1) // stride + 1
 
 
 @register("Deconvolution")
 class Deconvolution(ConvolutionBase):
     """A convolution's backward pass: a size becomes stride · (size - 1) + dilation · (kernel - 1) + 1 - 2 · pad."""
 
-    transposed = True
+    transposed, operator = True, "ConvTranspose"
 
     def setup(self) -> None:
         super().setup()
+        self.others = self.stride, self.pad, 0, self.group, self.dilation
         self.function = _DECONVOLUTIONS[len(self.kernel)]
 
-    def infer(self, *bottoms: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        sizes = zip(bottoms[0].shape[2:], self.kernel, self.stride, self.pad, self.dilation, strict=True)
-        spatial = [
-            stride * (size - 1) + hole * (kernel - 1) + 1 - 2 * pad
-            for size, kernel, stride, pad, hole in sizes
-        ]
-        return tuple(meta((len(x), self.outputs, *spatial)) for x in bottoms)
-
-    def forward(self, *bottoms: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        tops = tuple(
-            self.function(x, self.weight, self.bias, self.stride, self.pad, 0, self.group, self.dilation)
-            for x in bottoms
-        )
-        return tops if len(tops) > 1 else tops[0]
-
-    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
-        self.convolve("ConvTranspose", graph, bottoms, tops)
+    def cells(self, size: int, kernel: int, stride: int, pad: int, hole: int) -> int:
+        return stride * (size - 1) + hole * (kernel - 1) + 1 - 2 * pad
 
 
 @register("InnerProduct")
@@ -175,10 +144,7 @@ class InnerProduct(Layer):
         self.inputs, self.outputs = math.prod(shape[self.first :]), p.num_output
         weight = (self.inputs, self.outputs) if p.transpose else (self.outputs, self.inputs)
         self.blob("weight", weight, p.weight_filler)
-        if p.bias_term:
-            self.blob("bias", (p.num_output,), p.bias_filler)
-        else:
-            self.bias = None
+        self.bias = self.blob("bias", (p.num_output,), p.bias_filler) if p.bias_term else None
 
     def infer(self, *bottoms: torch.Tensor) -> torch.Tensor:
         shape = bottoms[0].shape
@@ -202,8 +168,7 @@ class InnerProduct(Layer):
 
     def _onnx_from(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
         """From another axis than 1 on: a matrix product over what comes before."""
-        dims = np.array([0] * self.first + [-1], np.int64)
-        flat = graph.step("flat", "Reshape", [*bottoms, graph.constant(f"{self.caffe_name}.dims", dims)])
+        flat = graph.step("flat", "Reshape", [*bottoms, graph.numbers(*[0] * self.first, -1)])
         weight = self.weight if self.transpose else self.weight.T
         product = [flat, graph.constant(f"{self.caffe_name}.matrix", weight)]
         if self.bias is None:
@@ -237,10 +202,7 @@ class Embed(Layer):
             if not getattr(p, name):
                 self.fail(name, "missing")
         self.blob("weight", (p.input_dim, p.num_output), p.weight_filler)
-        if p.bias_term:
-            self.blob("bias", (p.num_output,), p.bias_filler)
-        else:
-            self.bias = None
+        self.bias = self.blob("bias", (p.num_output,), p.bias_filler) if p.bias_term else None
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return embed(ids, self.weight, self.bias)
@@ -259,23 +221,17 @@ class Embed(Layer):
 
 
 @register("Im2col")
-class Im2col(Layer):
+class Im2col(Called):
     """The windows of a convolution as channels."""
 
     field = "convolution_param"
+    bottom_axes = 4
+    function = im2col
 
     def setup(self) -> None:
-        if len(self.shapes[0]) != 4:
-            self.fail("", f"a bottom of {len(self.shapes[0])} axes, expected 4")
-        self.kernel = spatial(self, "kernel_size", 2)
-        self.others = {
+        self.arguments = {
+            "kernel": spatial(self, "kernel_size", 2),
             "stride": spatial(self, "stride", 2, 1),
             "pad": spatial(self, "pad", 2, 0),
             "dilation": dilation(self, 2),
         }
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return im2col(x, self.kernel, **self.others)
-
-    def source(self, code: Any, *bottoms: str) -> str:
-        return str(code.call(im2col, *bottoms, self.kernel, **self.others))

@@ -112,9 +112,8 @@ class MemoryData(DataLayer):
             self.fail("", f"batch_size, channels, height and width of {self.shape}, expected 1 or more")
         transform = self.layer.transform_param
         if transform.ListFields():
-            self.fail(
-                "transform_param.scale" if transform.HasField("scale") else "transform_param", "not supported"
-            )
+            field = "transform_param.scale" if transform.HasField("scale") else "transform_param"
+            self.fail(field, "not supported")
         self.batch = p.batch_size
         self.data: torch.Tensor | None = None
         self.labels = torch.empty(0)

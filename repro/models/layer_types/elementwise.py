@@ -8,9 +8,8 @@ from typing import Any
 import torch
 
 from repro.layers.elementwise import axpy, bias_channel, eltwise_max, eltwise_product, eltwise_sum
-from repro.models.layer_types.activations import number
 from repro.models.literals import literal
-from repro.models.registry import Layer, meta, register, shapes_of
+from repro.models.registry import Called, Layer, meta, register, shapes_of
 from weights_conversion.caffe_pb2 import BiasChannelParameter, EltwiseParameter
 
 
@@ -48,7 +47,7 @@ class Eltwise(Layer):
         operator = {EltwiseParameter.PROD: "Mul", EltwiseParameter.SUM: "Add", EltwiseParameter.MAX: "Max"}
         for index, value in enumerate(self.coefficients):
             if value != 1:
-                bottoms[index] = graph.step(f"times{index}", "Mul", [bottoms[index], number(graph, value)])
+                bottoms[index] = graph.step(f"times{index}", "Mul", [bottoms[index], graph.number(value)])
         total = bottoms[0]
         for index, bottom in enumerate(bottoms[1:-1], start=1):
             total = graph.step(str(index), operator[self.operation], [total, bottom])
@@ -65,10 +64,11 @@ class Eltwise(Layer):
 
 
 @register("Axpy")
-class Axpy(Layer):
+class Axpy(Called):
     """a · x + y with a number per image and channel (SENet's ``axpy_layer.cpp``)."""
 
     counts = 3
+    function = axpy
 
     def setup(self) -> None:
         a, x, y = self.shapes
@@ -77,16 +77,10 @@ class Axpy(Layer):
                 "", f"bottoms of the shapes {a}, {x}, {y}, expected (N, C, 1, 1) and twice (N, C, H, W)"
             )
 
-    def forward(self, a: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return axpy(a, x, y)
-
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
         if len(self.shapes[0]) != 4:
             super().onnx(graph, bottoms, tops)
         graph.emit("Add", [graph.step("scaled", "Mul", bottoms[:2]), bottoms[2]], tops[0])
-
-    def source(self, code: Any, *bottoms: str) -> str:
-        return str(code.call(axpy, *bottoms))
 
 
 @register("SpatialProduct")
@@ -112,10 +106,11 @@ class SpatialProduct(Layer):
 
 
 @register("BiasChannel")
-class BiasChannel(Layer):
+class BiasChannel(Called):
     """Raises the channels that an image's labels name (DeepLab-v2's ``bias_channel_layer.cpp``)."""
 
     field = "bias_channel_param"
+    function = bias_channel
     counts = 2
     keeps_shape = True
 
@@ -126,13 +121,5 @@ class BiasChannel(Layer):
         for name in ("bg_bias", "fg_bias"):
             if getattr(p, name) < 0:
                 self.fail(name, f"{getattr(p, name):g}, expected 0 or more")
-        self.background, self.foreground, self.ignored = p.bg_bias, p.fg_bias, list(p.ignore_label)
-
-    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return bias_channel(
-            x, labels, bg_bias=self.background, fg_bias=self.foreground, ignore_labels=self.ignored
-        )
-
-    def source(self, code: Any, *bottoms: str) -> str:
-        settings = {"bg_bias": self.background, "fg_bias": self.foreground, "ignore_labels": self.ignored}
-        return str(code.call(bias_channel, *bottoms, **settings))
+        ignored = list(p.ignore_label)
+        self.arguments = {"bg_bias": p.bg_bias, "fg_bias": p.fg_bias, "ignore_labels": ignored}

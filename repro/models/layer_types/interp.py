@@ -8,19 +8,19 @@ import numpy as np
 import torch
 
 from repro.layers.interp import interp, interp_size
-from repro.models.registry import Layer, meta, register
+from repro.models.registry import Called, meta, register
 
 
 @register("Interp")
-class Interp(Layer):
+class Interp(Called):
     """To a size, or by a factor, after a crop (``interp_layer.cpp``)."""
 
     field = "interp_param"
+    bottom_axes = 4
+    function = interp
 
     def setup(self) -> None:
         self.arguments = {field.name: value for field, value in self.p.ListFields()}
-        if len(self.shapes[0]) != 4:
-            self.fail("", f"a bottom of {len(self.shapes[0])} axes, expected 4")
         try:
             interp_size(*self.shapes[0][2:], **self.arguments)
         except ValueError as error:
@@ -30,19 +30,9 @@ class Interp(Layer):
         shape = bottoms[0].shape
         return meta((*shape[:2], *interp_size(*shape[2:], **self.arguments)))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return interp(x, **self.arguments)
-
-    def source(self, code: Any, *bottoms: str) -> str:
-        return str(code.call(interp, *bottoms, **self.arguments))
-
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
         """Resize with aligned corners; the size is worked out in the graph, for images of any size."""
-
-        def numbers(*values: int) -> str:
-            return graph.constant("numbers_" + "_".join(map(str, values)), np.array(values, np.int64))
-
-        x, get = bottoms[0], self.arguments.get
+        x, get, numbers = bottoms[0], self.arguments.get, graph.numbers
         if get("pad_beg", 0) or get("pad_end", 0):
             begin, end = -get("pad_beg", 0), get("pad_end", 0) or np.iinfo(np.int64).max
             x = graph.step("crop", "Slice", [x, numbers(begin, begin), numbers(end, end), numbers(2, 3)])
@@ -50,9 +40,8 @@ class Interp(Layer):
         if "height" in self.arguments:
             size = numbers(self.arguments["height"], self.arguments["width"])
         else:
-            less = graph.step(
-                "less", "Sub", [graph.step("size", "Gather", [shape, numbers(2, 3)]), numbers(1)]
-            )
+            before = graph.step("size", "Gather", [shape, numbers(2, 3)])
+            less = graph.step("less", "Sub", [before, numbers(1)])
             shrunk = graph.step("shrunk", "Div", [less, numbers(get("shrink_factor", 1))])
             zoomed = graph.step("zoomed", "Mul", [shrunk, numbers(get("zoom_factor", 1))])
             size = graph.step("new", "Add", [zoomed, numbers(1)])

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from repro.layers.norms import lrn_across, lrn_within, mvn, normalize
-from repro.models.layer_types.activations import linear, number
+from repro.models.layer_types.activations import linear
 from repro.models.literals import literal
-from repro.models.registry import Layer, register
+from repro.models.registry import Called, Layer, register
 from weights_conversion.caffe_pb2 import FillerParameter, LRNParameter
 
 
@@ -18,6 +18,7 @@ class LRN(Layer):
     """Response normalisation across channels or within them."""
 
     field = "lrn_param"
+    bottom_axes = 4
     keeps_shape = True
 
     def setup(self) -> None:
@@ -26,8 +27,6 @@ class LRN(Layer):
         self.across = p.norm_region == LRNParameter.ACROSS_CHANNELS
         if self.size % 2 == 0:
             self.fail("local_size", f"{self.size}, expected an odd number")
-        if len(self.shapes[0]) != 4:
-            self.fail("", f"a bottom of {len(self.shapes[0])} axes, expected 4")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.across:
@@ -43,9 +42,8 @@ class LRN(Layer):
                 "count_include_pad": 1,
             }
             mean = graph.step("mean", "AveragePool", [square], **window)
-            scale = graph.step(
-                "power", "Pow", [linear(graph, mean, self.alpha, 1.0), number(graph, -self.beta)]
-            )
+            base = linear(graph, mean, self.alpha, 1.0)
+            scale = graph.step("power", "Pow", [base, graph.number(-self.beta)])
             graph.emit("Mul", [bottoms[0], scale], tops[0])
             return
         graph.emit("LRN", bottoms, tops[0], size=self.size, alpha=self.alpha, beta=self.beta, bias=self.k)
@@ -59,37 +57,29 @@ class LRN(Layer):
 
 
 @register("MVN")
-class MVN(Layer):
+class MVN(Called):
     """Mean 0 and, unless ``normalize_variance: false``, variance 1, per channel or over all of them."""
 
     field = "mvn_param"
+    function = mvn
     keeps_shape = True
 
     def setup(self) -> None:
-        p = self.p
-        self.variance, self.across, self.eps = p.normalize_variance, p.across_channels, p.eps
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return mvn(x, normalize_variance=self.variance, across_channels=self.across, eps=self.eps)
+        names = ("normalize_variance", "across_channels", "eps")
+        self.arguments = {name: getattr(self.p, name) for name in names}
 
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
-        axes = list(range(1 if self.across else 2, len(self.shapes[0])))
+        axes = list(range(1 if self.arguments["across_channels"] else 2, len(self.shapes[0])))
         mean = graph.step("mean", "ReduceMean", bottoms, axes=axes)
-        if not self.variance:
+        if not self.arguments["normalize_variance"]:
             graph.emit("Sub", [bottoms[0], mean], tops[0])
             return
         centred = graph.step("centred", "Sub", [bottoms[0], mean])
         square = graph.step("square", "Mul", [centred, centred])
-        deviation = graph.step(
-            "deviation", "Sqrt", [graph.step("variance", "ReduceMean", [square], axes=axes)]
-        )
-        graph.emit(
-            "Div", [centred, graph.step("divisor", "Add", [deviation, number(graph, self.eps)])], tops[0]
-        )
-
-    def source(self, code: Any, *bottoms: str) -> str:
-        settings = {"normalize_variance": self.variance, "across_channels": self.across, "eps": self.eps}
-        return str(code.call(mvn, *bottoms, **settings))
+        variance = graph.step("variance", "ReduceMean", [square], axes=axes)
+        deviation = graph.step("deviation", "Sqrt", [variance])
+        divisor = graph.step("divisor", "Add", [deviation, graph.number(self.arguments["eps"])])
+        graph.emit("Div", [centred, divisor], tops[0])
 
 
 @register("Normalize")
@@ -111,7 +101,7 @@ class Normalize(Layer):
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
         axes = list(range(1, len(self.shapes[0]))) if self.across else [1]
         total = graph.step("total", "ReduceSumSquare", bottoms, axes=axes)
-        norm = graph.step("norm", "Sqrt", [graph.step("sum", "Add", [total, number(graph, self.eps)])])
+        norm = graph.step("norm", "Sqrt", [graph.step("sum", "Add", [total, graph.number(self.eps)])])
         gain = self.weight.reshape(-1, *[1] * (len(self.shapes[0]) - 2))
         scaled = graph.step("scaled", "Div", [bottoms[0], norm])
         graph.emit("Mul", [scaled, graph.constant(f"{self.caffe_name}.gain", gain)], tops[0])

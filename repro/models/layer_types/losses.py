@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -41,22 +41,22 @@ class Loss(Layer):
         return tuple(meta(bottoms[0].shape if index else ()) for index in range(len(self.layer.top)))
 
     def items(self, *bottoms: torch.Tensor) -> torch.Tensor | int | None:
-        ignored, mode = getattr(self, "ignored", None), getattr(self, "mode", "BATCH_SIZE")
+        ignored, mode = self.arguments.get("ignore_label"), self.arguments.get("normalization")
         if mode == "NONE":
             return 0
         if mode == "VALID" and ignored is not None:
             return (bottoms[1] != ignored).sum()
         return len(bottoms[0])
 
-    def normalization(self, default: Normalization) -> tuple[int | None, Normalization]:
-        """``ignore_label`` and the normalisation mode of loss_param, with the old ``normalize`` as Caffe reads it."""
+    def normalization(self, mode: Normalization) -> dict[str, Any]:
+        """``ignore_label`` and normalisation of loss_param, by default ``mode``, also from the old ``normalize``."""
         p = self.layer.loss_param
-        ignored = p.ignore_label if p.HasField("ignore_label") else None
         if p.HasField("normalization"):
-            return ignored, LossParameter.NormalizationMode.Name(p.normalization)
-        if p.HasField("normalize"):
-            return ignored, "VALID" if p.normalize else "BATCH_SIZE"
-        return ignored, default
+            mode = LossParameter.NormalizationMode.Name(p.normalization)
+        elif p.HasField("normalize"):
+            mode = "VALID" if p.normalize else "BATCH_SIZE"
+        ignored = p.ignore_label if p.HasField("ignore_label") else None
+        return {"ignore_label": ignored, "normalization": mode}
 
     def same_size(self) -> None:
         """Refuse bottoms of different sizes."""
@@ -74,13 +74,11 @@ class SoftmaxWithLoss(Loss):
     def setup(self) -> None:
         super().setup()
         self.along = self.axis(self.p.axis)
-        self.ignored, self.mode = self.normalization("VALID")
+        self.arguments = {"axis": self.along, **self.normalization("VALID")}
         check_labels(self, self.along)
 
     def forward(self, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        loss = softmax_loss(
-            scores, labels, axis=self.along, ignore_label=self.ignored, normalization=self.mode
-        )
+        loss = softmax_loss(scores, labels, **self.arguments)
         return loss if len(self.layer.top) == 1 else (loss, scores.detach().softmax(self.along))
 
 
@@ -88,25 +86,23 @@ class SoftmaxWithLoss(Loss):
 class SigmoidCrossEntropyLoss(Loss):
     """Sigmoid and binary cross entropies."""
 
+    function = sigmoid_cross_entropy_loss
+
     def setup(self) -> None:
         super().setup()
-        self.ignored, self.mode = self.normalization("BATCH_SIZE")
+        self.arguments = self.normalization("BATCH_SIZE")
         self.same_size()
-
-    def forward(self, scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return sigmoid_cross_entropy_loss(scores, targets, ignore_label=self.ignored, normalization=self.mode)
 
 
 @register("EuclideanLoss")
 class EuclideanLoss(Loss):
     """Half the mean squared distance."""
 
+    function = euclidean_loss
+
     def setup(self) -> None:
         super().setup()
         self.same_size()
-
-    def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        return euclidean_loss(first, second)
 
 
 @register("HingeLoss")
@@ -114,26 +110,23 @@ class HingeLoss(Loss):
     """One against all, L1 or L2."""
 
     field = "hinge_loss_param"
+    function = hinge_loss
 
     def setup(self) -> None:
         super().setup()
         one_label_an_image(self)
-        self.norm = HingeLossParameter.Norm.Name(self.p.norm)
-
-    def forward(self, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return hinge_loss(scores, labels, norm=self.norm)
+        self.arguments = {"norm": HingeLossParameter.Norm.Name(self.p.norm)}
 
 
 @register("MultinomialLogisticLoss")
 class MultinomialLogisticLoss(Loss):
     """The logarithm of the label's probability, of probabilities."""
 
+    function = multinomial_logistic_loss
+
     def setup(self) -> None:
         super().setup()
         one_label_an_image(self)
-
-    def forward(self, probs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return multinomial_logistic_loss(probs, labels)
 
 
 @register("InfogainLoss")
@@ -141,6 +134,7 @@ class InfogainLoss(Loss):
     """Logarithms of probabilities weighed by a matrix, the third bottom (Caffe up to DeepLab-v2; no softmax inside)."""
 
     field = "infogain_loss_param"
+    function = infogain_loss
     counts = (2, 3)
 
     def setup(self) -> None:
@@ -152,15 +146,13 @@ class InfogainLoss(Loss):
         if torch.Size(self.shapes[2]).numel() != classes**2:
             self.fail("", f"a matrix of shape {self.shapes[2]} for {classes} classes")
 
-    def forward(self, probs: torch.Tensor, labels: torch.Tensor, infogain: torch.Tensor) -> torch.Tensor:
-        return infogain_loss(probs, labels, infogain)
-
 
 @register("ContrastiveLoss")
 class ContrastiveLoss(Loss):
     """Pairs: similar ones are drawn together, others pushed apart up to the margin."""
 
     field = "contrastive_loss_param"
+    function = contrastive_loss
     counts = 3
 
     def setup(self) -> None:
@@ -168,15 +160,11 @@ class ContrastiveLoss(Loss):
         first, second, similar = self.shapes
         flat = all(size == 1 for size in first[2:])
         if first != second or not flat or torch.Size(similar).numel() != first[0]:
+            shapes = f"{first}, {second} and {similar}"
             self.fail(
-                "",
-                f"bottoms of the shapes {first}, {second} and {similar}, expected (N, C) or (N, C, 1, 1) twice and N "
-                "values",
+                "", f"bottoms of the shapes {shapes}, expected (N, C) or (N, C, 1, 1) twice and N values"
             )
-        self.margin, self.legacy = self.p.margin, self.p.legacy_version
-
-    def forward(self, first: torch.Tensor, second: torch.Tensor, similar: torch.Tensor) -> torch.Tensor:
-        return contrastive_loss(first, second, similar, margin=self.margin, legacy_version=self.legacy)
+        self.arguments = {"margin": self.p.margin, "legacy_version": self.p.legacy_version}
 
 
 def one_label_an_image(layer: Layer) -> None:

@@ -50,13 +50,9 @@ class BatchNorm(Layer):
         self.blob("variance", (channels,), one, learnt=False)
         self.blob("factor", (1,), one, learnt=False)
 
-    def statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and variance (C), divided by the factor."""
-        return statistics(self)
-
     def gain_and_bias(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The layer with global statistics as y = gain·x + bias, both (C)."""
-        mean, variance = self.statistics()
+        mean, variance = statistics(self)
         gain = (variance + self.eps).rsqrt()
         return gain, -mean * gain
 
@@ -82,7 +78,7 @@ class BatchNorm(Layer):
 
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
         channels, name = len(self.mean), self.caffe_name
-        mean, variance = self.statistics()
+        mean, variance = statistics(self)
         gain = [
             graph.constant(f"ones_{channels}", np.ones(channels, np.float32)),
             graph.constant(f"zeros_{channels}", np.zeros(channels, np.float32)),
@@ -116,10 +112,7 @@ class Scale(Layer):
         self.first, factors = covered_axes(self)
         if len(self.bottoms) == 1:
             self.blob("weight", factors, p.filler if p.HasField("filler") else ONE)
-        if p.bias_term:
-            self.blob("bias", factors, p.bias_filler)
-        else:
-            self.bias = None
+        self.bias = self.blob("bias", factors, p.bias_filler) if p.bias_term else None
 
     def forward(self, x: torch.Tensor, factor: torch.Tensor | None = None) -> torch.Tensor:
         return affine(x, self.weight if factor is None else factor, self.bias, axis=self.first)
@@ -165,11 +158,10 @@ def in_graph(layer: Scale | Bias, graph: Any, name: str, bottoms: list[str]) -> 
     """The second bottom, or else the blob ``name``, in ONNX and in a shape that goes along the first bottom."""
     axes = len(layer.shapes[0]) - layer.first
     if len(bottoms) > 1:
-        missing = np.arange(len(layer.shapes[1]), axes)
-        if not len(missing):
+        missing = range(len(layer.shapes[1]), axes)
+        if not missing:
             return bottoms[1]
-        named = graph.constant("numbers_" + "_".join(map(str, missing)), missing.astype(np.int64))
-        return str(graph.step("along", "Unsqueeze", [bottoms[1], named]))
+        return str(graph.step("along", "Unsqueeze", [bottoms[1], graph.numbers(*missing)]))
     blob = layer.caffe_blobs()[name]
     shape = (*blob.shape, *[1] * (axes - blob.ndim))
     return str(graph.constant(f"{layer.caffe_name}.{name}", blob.reshape(shape)))

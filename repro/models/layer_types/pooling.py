@@ -17,7 +17,6 @@ from repro.layers.pooling import (
     stochastic_pool,
     unpool,
 )
-from repro.models.layer_types.activations import number
 from repro.models.layer_types.spatial import spatial
 from repro.models.literals import Code
 from repro.models.registry import Layer, meta, register
@@ -35,12 +34,11 @@ class Pooling(Layer):
     """
 
     field = "pooling_param"
+    bottom_axes = 4
     top_counts = (1, 2)
 
     def setup(self) -> None:
         p, shape = self.p, self.shapes[0]
-        if len(shape) != 4:
-            self.fail("", f"a bottom of {len(shape)} axes, expected 4")
         self.method, self.whole, self.mask = p.pool, p.global_pooling, len(self.layer.top) > 1
         self.floor = p.round_mode == PoolingParameter.FLOOR
         if self.mask and self.method != PoolingParameter.MAX:
@@ -117,10 +115,7 @@ class Pooling(Layer):
         A mean counts the cells of the blob and of the padding that the prototxt asks for, and no more: it is the mean
         of the padded values, divided by the mean of ones padded likewise.
         """
-
-        def numbers(*values: int) -> str:
-            return str(graph.constant("numbers_" + "_".join(map(str, values)), np.array(values, np.int64)))
-
+        number, numbers = graph.number, graph.numbers
         sides = graph.step("sides", "Slice", [graph.step("shape", "Shape", [x]), *_last_two(graph)])
         span = [2 * pad - kernel for pad, kernel in zip(self.pad, self.kernel, strict=True)]
         if not self.floor:
@@ -129,9 +124,8 @@ class Pooling(Layer):
         last = graph.step("last", "Div", [room, numbers(*self.stride)])  # index of the last window
         # with padding, a window that would start behind the blob is dropped
         least = [pad - 1 if pad else np.iinfo(np.int32).max for pad in self.pad]
-        most = graph.step(
-            "most", "Div", [graph.step("inside", "Add", [sides, numbers(*least)]), numbers(*self.stride)]
-        )
+        inside = graph.step("inside", "Add", [sides, numbers(*least)])
+        most = graph.step("most", "Div", [inside, numbers(*self.stride)])
         last = graph.step("last_kept", "Min", [last, most])
         start = graph.step("start", "Mul", [last, numbers(*self.stride)])
         end = graph.step("end", "Add", [start, numbers(*self.kernel)])
@@ -141,7 +135,7 @@ class Pooling(Layer):
             covered = graph.step(f"{what}_covered", "Add", [sides, numbers(*before)])
             behind = graph.step(f"{what}_behind", "Sub", [end, covered])
             pads = graph.step(f"{what}_pads", "Concat", [numbers(0, 0, *before, 0, 0), behind], axis=0)
-            return str(graph.step(what, "Pad", [values, pads, number(graph, value)]))
+            return str(graph.step(what, "Pad", [values, pads, number(value)]))
 
         if self.method == PoolingParameter.MAX:
             graph.emit("MaxPool", [padded("padded", x, self.pad, LOWEST)], top, **common)
@@ -149,14 +143,13 @@ class Pooling(Layer):
         mean = graph.step("mean", "AveragePool", [padded("padded", x, self.pad, 0.0)], **common)
         framed = graph.step("framed", "Add", [sides, numbers(*(2 * pad for pad in self.pad))])
         plane = graph.step("plane", "Concat", [numbers(1, 1), framed], axis=0)
-        ones = graph.step("ones", "Expand", [number(graph, 1.0), plane])
+        ones = graph.step("ones", "Expand", [number(1.0), plane])
         behind = graph.step("beyond", "Sub", [end, framed])
         pads = graph.step("beyond_pads", "Concat", [numbers(0, 0, 0, 0, 0, 0), behind], axis=0)
-        counted = graph.step("counted", "Pad", [ones, pads, number(graph, 0.0)])
+        counted = graph.step("counted", "Pad", [ones, pads, number(0.0)])
         share = graph.step("share", "AveragePool", [counted], **common)
-        least_share = number(
-            graph, 0.5 / (self.kernel[0] * self.kernel[1])
-        )  # a window outside of everything: 0
+        # a window outside of everything: 0
+        least_share = number(0.5 / (self.kernel[0] * self.kernel[1]))
         graph.emit("Div", [mean, graph.step("divisor", "Max", [share, least_share])], top)
 
     def source(self, code: Any, *bottoms: str) -> str | Sequence[str]:
@@ -165,9 +158,8 @@ class Pooling(Layer):
         kernel = Code(f"{x}.shape[2:]") if self.whole else self.kernel
         floor = {"floor": True} if self.floor else {}
         if self.mask:
-            code.line(
-                f"values, places = {code.call(max_pool_with_mask, x, kernel, self.stride, self.pad, **floor)}"
-            )
+            call = code.call(max_pool_with_mask, x, kernel, self.stride, self.pad, **floor)
+            code.line(f"values, places = {call}")
             return ("values", "places.to(values.dtype)")
         if self.method == PoolingParameter.STOCHASTIC:
             training = Code("self.training")
@@ -180,8 +172,7 @@ class Pooling(Layer):
 
 def _last_two(graph: Any) -> list[str]:
     """Start and end of a shape's last two numbers, for ONNX's Slice."""
-    ends = ((2,), (4,))
-    return [graph.constant(f"numbers_{end[0]}", np.array(end, np.int64)) for end in ends]
+    return [graph.numbers(2), graph.numbers(4)]
 
 
 @register("SPP")
@@ -189,10 +180,9 @@ class SPP(Layer):
     """Pooling into 1, 4, 16, … cells, side by side (``spp_layer.cpp``)."""
 
     field = "spp_param"
+    bottom_axes = 4
 
     def setup(self) -> None:
-        if len(self.shapes[0]) != 4:
-            self.fail("", f"a bottom of {len(self.shapes[0])} axes, expected 4")
         self.height = self.p.pyramid_height
         if self.height < 1:
             self.fail("pyramid_height", "missing")
@@ -220,10 +210,8 @@ class Upsample(Layer):
     def setup(self) -> None:
         p = self.p
         if len(self.shapes[0]) != 4 or self.shapes[0] != self.shapes[1]:
-            self.fail(
-                "",
-                f"bottoms of the shapes {self.shapes[0]} and {self.shapes[1]}, expected equal ones of 4 axes",
-            )
+            shapes = f"{self.shapes[0]} and {self.shapes[1]}"
+            self.fail("", f"bottoms of the shapes {shapes}, expected equal ones of 4 axes")
         self.size = (p.upsample_h, p.upsample_w) if p.upsample_h and p.upsample_w else None
         self.scale = (p.scale_h, p.scale_w) if p.HasField("scale_h") else (p.scale, p.scale)
         self.missing = (int(p.pad_out_h), int(p.pad_out_w))
@@ -238,19 +226,14 @@ class Upsample(Layer):
         return unpool(x, mask, self.size or (high, wide))
 
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
-        def numbers(*values: int) -> str:
-            return graph.constant("numbers_" + "_".join(map(str, values)), np.array(values, np.int64))
-
+        numbers = graph.numbers
         shape = graph.step("shape", "Shape", bottoms[:1])
         front = graph.step("front", "Slice", [shape, numbers(0), numbers(2)])
         if self.size:
             size = numbers(*self.size)
         else:
-            grown = graph.step(
-                "grown",
-                "Mul",
-                [graph.step("sides", "Slice", [shape, *_last_two(graph)]), numbers(*self.scale)],
-            )
+            sides = graph.step("sides", "Slice", [shape, *_last_two(graph)])
+            grown = graph.step("grown", "Mul", [sides, numbers(*self.scale)])
             size = graph.step("size", "Sub", [grown, numbers(*self.missing)])
         cells = graph.step("cells", "ReduceProd", [size], keepdims=1)
         flat = graph.step("flat", "Concat", [front, cells], axis=0)

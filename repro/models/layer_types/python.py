@@ -10,34 +10,27 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from repro.layers.dense_crf import crf_log, refine
 from repro.layers.losses import balanced_seed_loss, constrain_loss, expand_loss, seed_loss
 from repro.layers.region_growing import RULES, grow_seeds
 from repro.layers.softmax import MIN_PROB, caffe_softmax
-from repro.models.layer_types.activations import number
-from repro.models.registry import Layer, meta, register
+from repro.models.registry import Called, Layer, meta, register
 
 
 @register("pylayers.SoftmaxLayer")
-class SoftmaxLayer(Layer):
+class SoftmaxLayer(Called):
     """The min-prob softmax."""
 
+    function = caffe_softmax
     keeps_shape = True
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return caffe_softmax(x)
 
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
         softmax = graph.step("softmax", "Softmax", bottoms, axis=1)
-        floored = graph.step("floored", "Add", [softmax, number(graph, MIN_PROB)])
-        axes = graph.constant("axes_1", np.array([1], np.int64))
-        graph.emit("Div", [floored, graph.step("sum", "ReduceSum", [floored, axes])], tops[0])
-
-    def source(self, code: Any, *bottoms: str) -> str:
-        return str(code.call(caffe_softmax, *bottoms))
+        floored = graph.step("floored", "Add", [softmax, graph.number(MIN_PROB)])
+        total = graph.step("sum", "ReduceSum", [floored, graph.numbers(1)])
+        graph.emit("Div", [floored, total], tops[0])
 
 
 @register("pylayers.CRFLayer")
@@ -52,10 +45,9 @@ class CRFLayer(Layer):
     edits = (0,)
 
     def setup(self) -> None:
-        if len(self.shapes[1]) != 4 or self.shapes[1][1] != 3:
-            self.fail(
-                "bottom", f"{self.bottoms[1].name!r} of shape {self.shapes[1]}, expected images of 3 channels"
-            )
+        name, shape = self.bottoms[1].name, self.shapes[1]
+        if len(shape) != 4 or shape[1] != 3:
+            self.fail("bottom", f"{name!r} of shape {shape}, expected images of 3 channels")
         reads_probs = isinstance(self.bottoms[0].maker, SoftmaxLayer)
         self.variant: Literal["dsrg", "sec"] = "dsrg" if reads_probs else "sec"
 
@@ -121,11 +113,8 @@ def labels_of(layer: Layer, labels: int, probs: int) -> None:
     """Refuse labels that are not one number an image and class."""
     expected = layer.shapes[probs][:2]
     if torch.Size(layer.shapes[labels]).numel() != torch.Size(expected).numel():
-        name = layer.bottoms[labels].name
-        layer.fail(
-            "bottom",
-            f"{name!r} of shape {layer.shapes[labels]}, expected {expected[0]} x {expected[1]} labels",
-        )
+        found = f"{layer.bottoms[labels].name!r} of shape {layer.shapes[labels]}"
+        layer.fail("bottom", f"{found}, expected {expected[0]} x {expected[1]} labels")
 
 
 class _Loss(Layer):
@@ -148,42 +137,38 @@ class _Loss(Layer):
 class SeedLossLayer(_Loss):
     """SEC's seed loss of probabilities and cues."""
 
-    def forward(self, probs: torch.Tensor, cues: torch.Tensor) -> torch.Tensor:
-        return seed_loss(probs, cues)
+    function = seed_loss
 
 
 @register("pylayers.BalancedSeedLossLayer")
 class BalancedSeedLossLayer(_Loss):
     """DSRG's seed loss of probabilities and cues, background and foreground apart."""
 
-    def forward(self, probs: torch.Tensor, cues: torch.Tensor) -> torch.Tensor:
-        return balanced_seed_loss(probs, cues)
+    function = balanced_seed_loss
 
 
 @register("pylayers.ConstrainLossLayer")
 class ConstrainLossLayer(_Loss):
     """The constrain loss of probabilities and the CRF layer's logarithm; DSRG's clips their ratio."""
 
+    function = constrain_loss
+
     def setup(self) -> None:
         super().setup()
         maker = self.bottoms[1].maker
-        self.clip = not isinstance(maker, CRFLayer) or maker.variant == "dsrg"
-
-    def forward(self, probs: torch.Tensor, log_result: torch.Tensor) -> torch.Tensor:
-        return constrain_loss(probs, log_result, clip=self.clip)
+        self.arguments = {"clip": not isinstance(maker, CRFLayer) or maker.variant == "dsrg"}
 
 
 @register("pylayers.ExpandLossLayer")
 class ExpandLossLayer(_Loss):
     """SEC's expand loss of probabilities and labels. Of ours is ``pooling`` in ``param_str``, for the ablation."""
 
+    function = expand_loss
+
     def setup(self) -> None:
         labels_of(self, 1, 0)
-        self.pooling = self.settings().get("pooling", "weighted_rank")
-        if self.pooling not in ("weighted_rank", "max", "average"):
-            self.fail(
-                "python_param.param_str", f"pooling {self.pooling!r}, expected weighted_rank, max or average"
-            )
-
-    def forward(self, probs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return expand_loss(probs, labels, pooling=self.pooling)
+        pooling = self.settings().get("pooling", "weighted_rank")
+        if pooling not in ("weighted_rank", "max", "average"):
+            reason = f"pooling {pooling!r}, expected weighted_rank, max or average"
+            self.fail("python_param.param_str", reason)
+        self.arguments = {"pooling": pooling}

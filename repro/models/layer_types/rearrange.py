@@ -10,7 +10,7 @@ import torch
 
 from repro.layers.rearrange import batch_reindex, crop, filter_batch, reshape, slices, tile
 from repro.models.literals import literal
-from repro.models.registry import Layer, meta, register, shapes_of
+from repro.models.registry import Called, Layer, Shape, meta, register, shapes_of
 
 
 def one_axis(layer: Layer, old: str) -> int:
@@ -31,21 +31,18 @@ class Concat(Layer):
 
     def setup(self) -> None:
         self.along = one_axis(self, "concat_dim")
-        rest = [shape[: self.along] + shape[self.along + 1 :] for shape in self.shapes]
-        if any(other != rest[0] for other in rest):
+        if not self._fit(self.shapes):
             shapes = ", ".join(map(str, self.shapes))
-            self.fail(
-                "", f"bottoms of the shapes {shapes}, expected them to differ in axis {self.along} alone"
-            )
+            reason = f"bottoms of the shapes {shapes}, expected them to differ in axis {self.along} alone"
+            self.fail("", reason)
+
+    def _fit(self, shapes: Sequence[Shape]) -> bool:
+        return len({(*shape[: self.along], *shape[self.along + 1 :]) for shape in shapes}) == 1
 
     def infer(self, *bottoms: torch.Tensor) -> torch.Tensor:
-        shape = list(bottoms[0].shape)
-        if any(
-            (*x.shape[: self.along], *x.shape[self.along + 1 :])
-            != (*shape[: self.along], *shape[self.along + 1 :])
-            for x in bottoms
-        ):
+        if not self._fit([x.shape for x in bottoms]):
             raise RuntimeError(f"layer {self.caffe_name!r}: bottoms of the shapes {shapes_of(bottoms)}")
+        shape = list(bottoms[0].shape)
         shape[self.along] = sum(x.shape[self.along] for x in bottoms)
         return meta(shape)
 
@@ -86,10 +83,8 @@ class Slice(Layer):
         if not self.points:
             edges = list(np.linspace(0, edges[-1], len(tops) + 1).astype(int))
         edges[-1] = np.iinfo(np.int64).max  # to the end, also where a batch is cut
-        axis = graph.constant(f"axis_{self.along}", np.array([self.along], np.int64))
         for low, high, top in zip(edges, edges[1:], tops, strict=False):
-            ends = [graph.constant(f"edge_{edge}", np.array([edge], np.int64)) for edge in (low, high)]
-            graph.emit("Slice", [*bottoms, *ends, axis], top)
+            graph.emit("Slice", [*bottoms, *map(graph.numbers, (low, high, self.along))], top)
 
     def source(self, code: Any, *bottoms: str) -> str:
         cut = f"tensor_split({literal(self.points)}" if self.points else f"chunk({len(self.layer.top)}"
@@ -120,38 +115,33 @@ class Flatten(Layer):
 
 
 @register("Reshape")
-class Reshape(Layer):
+class Reshape(Called):
     """A range of axes replaced by ``shape``: 0 copies an axis, -1 is what is left (``reshape_layer.cpp``)."""
 
     field = "reshape_param"
+    function = reshape
     in_place = False
 
     def setup(self) -> None:
         p = self.p
-        self.dims, self.first, self.axes = list(p.shape.dim), p.axis, p.num_axes
+        self.arguments = {"dims": list(p.shape.dim), "axis": p.axis, "num_axes": p.num_axes}
         try:
-            self.result = tuple(self(meta(self.shapes[0])).shape)
+            self(meta(self.shapes[0]))
         except ValueError as error:
             self.fail("shape", str(error))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return reshape(x, self.dims, axis=self.first, num_axes=self.axes)
-
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
-        axes = len(self.shapes[0])
-        first = self.first if self.first >= 0 else axes + self.first + 1
-        stop = axes if self.axes == -1 else first + self.axes
-        reshaped(graph, bottoms[0], [0] * first + self.dims, stop, axes, tops[0])
-
-    def source(self, code: Any, *bottoms: str) -> str:
-        return str(code.call(reshape, *bottoms, self.dims, axis=self.first, num_axes=self.axes))
+        (dims, first, replaced), axes = self.arguments.values(), len(self.shapes[0])
+        first = first if first >= 0 else axes + first + 1
+        stop = axes if replaced == -1 else first + replaced
+        reshaped(graph, bottoms[0], [0] * first + dims, stop, axes, tops[0])
 
 
 def reshaped(graph: Any, x: str, dims: list[int], stop: int, axes: int, top: str) -> None:
     """ONNX's Reshape to ``dims`` and x's sizes from axis ``stop`` on; a 0 copies the size at its place, as Caffe's."""
-    shape = graph.constant("numbers_" + "_".join(map(str, dims)), np.array(dims, np.int64))
+    shape = graph.numbers(*dims)
     if stop < axes:
-        ends = [graph.constant(f"numbers_{end}", np.array([end], np.int64)) for end in (stop, axes)]
+        ends = [graph.numbers(stop), graph.numbers(axes)]
         behind = graph.step("behind", "Slice", [graph.step("shape", "Shape", [x]), *ends])
         shape = graph.step("dims", "Concat", [shape, behind], axis=0)
     graph.emit("Reshape", [x, shape], top)
@@ -181,37 +171,30 @@ class Permute(Layer):
 
 
 @register("Crop")
-class Crop(Layer):
+class Crop(Called):
     """The first bottom cut to the size of the second from ``axis`` on (``crop_layer.cpp``)."""
 
     field = "crop_param"
+    function = crop
     counts = 2
 
     def setup(self) -> None:
-        self.first, self.offsets = self.axis(self.p.axis), list(self.p.offset)
-        if len(self.shapes[0]) != len(self.shapes[1]):
-            self.fail(
-                "", f"bottoms of the shapes {self.shapes[0]} and {self.shapes[1]}, expected as many axes"
-            )
+        self.arguments = {"axis": self.axis(self.p.axis), "offsets": list(self.p.offset)}
+        x, like = self.shapes
+        if len(x) != len(like):
+            self.fail("", f"bottoms of the shapes {x} and {like}, expected as many axes")
         try:
             self(*(meta(shape) for shape in self.shapes))
         except ValueError as error:
             self.fail("offset", str(error))
 
-    def forward(self, x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        return crop(x, like, axis=self.first, offsets=self.offsets)
-
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
-        axes = np.arange(self.first, len(self.shapes[0]), dtype=np.int64)
-        offsets = np.array(self.offsets or [0], np.int64)
-        starts = graph.constant(f"{self.caffe_name}.starts", np.broadcast_to(offsets, axes.shape).copy())
-        named = graph.constant(f"{self.caffe_name}.axes", axes)
+        axes, offsets = range(self.arguments["axis"], len(self.shapes[0])), self.arguments["offsets"] or [0]
+        starts = graph.numbers(*(offsets * len(axes) if len(offsets) == 1 else offsets))
+        named = graph.numbers(*axes)
         sizes = graph.step("sizes", "Gather", [graph.step("like", "Shape", [bottoms[1]]), named])
         ends = graph.step("ends", "Add", [starts, sizes])
         graph.emit("Slice", [bottoms[0], starts, ends, named], tops[0])
-
-    def source(self, code: Any, *bottoms: str) -> str:
-        return str(code.call(crop, *bottoms, axis=self.first, offsets=self.offsets))
 
 
 @register("Tile")
@@ -236,24 +219,19 @@ class Tile(Layer):
 
 
 @register("BatchReindex")
-class BatchReindex(Layer):
+class BatchReindex(Called):
     """The items of a batch that the second bottom names (``batch_reindex_layer.cpp``)."""
 
+    function = batch_reindex
     counts = 2
 
     def setup(self) -> None:
         if len(self.shapes[1]) != 1:
             self.fail("", f"a second bottom of shape {self.shapes[1]}, expected one axis")
 
-    def forward(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        return batch_reindex(x, index)
-
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
         index = graph.step("index", "Cast", bottoms[1:], to=7)
         graph.emit("Gather", [bottoms[0], index], tops[0], axis=0)
-
-    def source(self, code: Any, *bottoms: str) -> str:
-        return str(code.call(batch_reindex, *bottoms))
 
 
 @register("Filter")
@@ -268,9 +246,8 @@ class Filter(Layer):
             self.fail("", f"{len(self.layer.top)} tops for {len(self.bottoms)} bottoms, expected one less")
         items = self.shapes[-1][0]
         if np.prod(self.shapes[-1]) != items or any(shape[0] != items for shape in self.shapes):
-            self.fail(
-                "", f"bottoms of the shapes {', '.join(map(str, self.shapes))}, expected one selector an item"
-            )
+            shapes = ", ".join(map(str, self.shapes))
+            self.fail("", f"bottoms of the shapes {shapes}, expected one selector an item")
 
     def infer(self, *bottoms: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """As if all were selected, as Caffe begins."""

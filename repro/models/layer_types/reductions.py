@@ -9,8 +9,7 @@ import torch
 
 from repro import distributed
 from repro.layers.reductions import accuracy, argmax, confusion, reduction, seg_scores
-from repro.models.layer_types.activations import number
-from repro.models.registry import Layer, meta, register
+from repro.models.registry import Called, Layer, meta, register
 from weights_conversion.caffe_pb2 import ReductionParameter
 
 
@@ -35,17 +34,16 @@ class Softmax(Layer):
 
 
 @register("Reduction")
-class Reduction(Layer):
+class Reduction(Called):
     """All axes from ``axis`` on as one number: SUM, ASUM, SUMSQ or MEAN, times coeff (``reduction_layer.cpp``)."""
 
     field = "reduction_param"
+    function = reduction
 
     def setup(self) -> None:
         self.first, self.coeff = self.axis(self.p.axis), self.p.coeff
         self.operation = ReductionParameter.ReductionOp.Name(self.p.operation)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return reduction(x, self.operation, axis=self.first, coeff=self.coeff)
+        self.arguments = {"operation": self.operation, "axis": self.first, "coeff": self.coeff}
 
     def items(self, x: torch.Tensor) -> int:  # type: ignore[override]
         return len(x) if self.operation == "MEAN" and self.first == 0 else 0
@@ -55,19 +53,17 @@ class Reduction(Layer):
         axes = list(range(self.first, len(self.shapes[0])))
         inputs, attributes = list(bottoms), {"axes": axes}
         if self.operation == "SUM":  # which alone takes its axes as an input in this version of ONNX
-            inputs, attributes = [*bottoms, graph.constant(f"axes_{axes}", np.array(axes, np.int64))], {}
+            inputs, attributes = [*bottoms, graph.numbers(*axes)], {}
         total = graph.step("total", operator[self.operation], inputs, keepdims=0, **attributes)
-        graph.emit("Mul", [total, number(graph, self.coeff)], tops[0])
-
-    def source(self, code: Any, *bottoms: str) -> str:
-        return str(code.call(reduction, *bottoms, self.operation, axis=self.first, coeff=self.coeff))
+        graph.emit("Mul", [total, graph.number(self.coeff)], tops[0])
 
 
 @register("ArgMax")
-class ArgMax(Layer):
+class ArgMax(Called):
     """The indices, or the values, of the largest (``argmax_layer.cpp``)."""
 
     field = "argmax_param"
+    function = argmax
 
     def setup(self) -> None:
         p, shape = self.p, self.shapes[0]
@@ -76,37 +72,26 @@ class ArgMax(Layer):
         size = torch.Size(shape[1:]).numel() if self.along is None else shape[self.along]
         if not 1 <= self.top_k <= size:
             self.fail("top_k", f"{self.top_k} of {size} values")
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return argmax(x, top_k=self.top_k, out_max_val=self.values, axis=self.along)
+        self.arguments = {"top_k": self.top_k, "out_max_val": self.values, "axis": self.along}
 
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
         """TopK of equal values takes the one with the smaller index, Caffe the larger: the axis is turned round."""
         along = 1 if self.along is None else self.along
         x = graph.step("flat", "Flatten", bottoms, axis=1) if self.along is None else bottoms[0]
-        last, begin, axis, back = (
-            graph.constant(f"numbers_{value}", np.array([value], np.int64))
-            for value in (-1, np.iinfo(np.int64).min, along, -1)
-        )
-        turned = graph.step("turned", "Slice", [x, last, begin, axis, back])
-        count = graph.constant(f"numbers_{self.top_k}", np.array([self.top_k], np.int64))
-        values = graph.step("values", "TopK", [turned, count], more=[f"{graph.layer}/places"], axis=along)
-        index = graph.step("index", "Cast", [f"{graph.layer}/places"], to=1)
+        numbers, places = graph.numbers, f"{graph.layer}/places"
+        backwards = map(numbers, (-1, np.iinfo(np.int64).min, along, -1))  # last, first, axis, step
+        turned = graph.step("turned", "Slice", [x, *backwards])
+        values = graph.step("values", "TopK", [turned, numbers(self.top_k)], more=[places], axis=along)
+        index = graph.step("index", "Cast", [places], to=1)
         size = self.shapes[0][along] if self.along is not None else torch.Size(self.shapes[0][1:]).numel()
-        index = graph.step("index_before", "Sub", [number(graph, size - 1.0), index])
+        index = graph.step("index_before", "Sub", [graph.number(size - 1.0), index])
         if self.along is not None:
             graph.emit("Identity", [values if self.values else index], tops[0])
             return
         wanted = [index, values] if self.values else [index]
         whole = graph.step("whole", "Concat", wanted, axis=1) if self.values else index
         dims = [0, len(wanted), self.top_k, *[1] * max(len(self.shapes[0]) - 3, 0)]
-        graph.emit(
-            "Reshape", [whole, graph.constant(f"{self.caffe_name}.dims", np.array(dims, np.int64))], tops[0]
-        )
-
-    def source(self, code: Any, *bottoms: str) -> str:
-        settings = {"top_k": self.top_k, "out_max_val": self.values, "axis": self.along}
-        return str(code.call(argmax, *bottoms, **settings))
+        graph.emit("Reshape", [whole, numbers(*dims)], tops[0])
 
 
 @register("Accuracy")
@@ -139,6 +124,7 @@ class SegAccuracy(Layer):
     """Share of right cells, mean recall and mean intersection over union (DeepLab-v2's ``seg_accuracy_layer.cpp``)."""
 
     field = "seg_accuracy_param"
+    bottom_axes = 4
     counts = 2
     columns = ("", "-recall", "-jaccard")
 
@@ -146,8 +132,6 @@ class SegAccuracy(Layer):
         if not self.p.reset:
             self.fail("reset", "false is not supported")
         self.ignored = list(self.p.ignore_label)
-        if len(self.shapes[0]) != 4:
-            self.fail("", f"scores of {len(self.shapes[0])} axes, expected 4")
         check_labels(self, 1)
 
     def infer(self, *bottoms: torch.Tensor) -> torch.Tensor:
