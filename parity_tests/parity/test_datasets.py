@@ -12,7 +12,6 @@ from PIL import Image
 
 from repro.constants import MEAN_BGR
 from repro.data import (
-    CaffeBatchSampler,
     CueDataset,
     CueFile,
     LabelMapDataset,
@@ -302,46 +301,51 @@ def test_retraining_refuses(tmp_path, label, reason):
 # --- order --------------------------------------------------------------------------------------------------
 
 
-def flat(sampler) -> list[tuple[int, int]]:
-    return list(itertools.chain.from_iterable(sampler))
+class Lines:
+    """A data layer whose items are the list's indices."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def item(self, index, rng):
+        return {"index": index}
+
+
+def order_of(length, batch_size, shuffle, **options) -> list[list[int]]:
+    return [batch["index"].tolist() for batch in make_loader(Lines(length), batch_size, shuffle, **options)]
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize(("length", "batch_size"), [(7, 3), (6, 3), (3, 8), (1, 4), (10, 1)])
 def test_each_pass_takes_every_line_once(length, batch_size, shuffle):
-    pairs = flat(CaffeBatchSampler(length, batch_size, shuffle, seed=1, iterations=4 * length))
-    assert [position for _, position in pairs] == list(range(4 * length * batch_size))
-    for start in range(0, len(pairs), length):
-        indices = [index for index, _ in pairs[start : start + length]]
+    batches = order_of(length, batch_size, shuffle, seed=1, iterations=4 * length)
+    assert [len(batch) for batch in batches] == [batch_size] * 4 * length
+    stream = list(itertools.chain.from_iterable(batches))
+    for start in range(0, len(stream), length):
+        indices = stream[start : start + length]
         assert sorted(indices) == list(range(length))
         if not shuffle:
             assert indices == list(range(length))
 
 
 def test_batches_run_on_into_the_next_pass():
-    batches = list(CaffeBatchSampler(5, 3, False, seed=0, iterations=3))
-    assert batches == [[(0, 0), (1, 1), (2, 2)], [(3, 3), (4, 4), (0, 5)], [(1, 6), (2, 7), (3, 8)]]
+    assert order_of(5, 3, False, seed=0, iterations=3) == [[0, 1, 2], [3, 4, 0], [1, 2, 3]]
+    assert order_of(5, 3, False, seed=0, iterations=2, share=slice(1, None)) == [[1, 2], [4, 0]]
 
 
 def test_passes_and_seeds_differ():
-    passes = [
-        [index for index, _ in batch] for batch in CaffeBatchSampler(50, 50, True, seed=1, iterations=3)
-    ]
-    other = [index for index, _ in next(iter(CaffeBatchSampler(50, 50, True, seed=2)))]
-    assert len({tuple(order) for order in [*passes, other]}) == 4
+    orders = order_of(50, 50, True, seed=1, iterations=3) + order_of(50, 50, True, seed=2, iterations=1)
+    assert len(set(map(tuple, orders))) == 4
 
 
 @pytest.mark.parametrize("start", [0, 1, 2, 5, 1000])
 def test_order_resumes_at_any_iteration(start):
-    whole = CaffeBatchSampler(7, 3, True, seed=9)
-    rest = CaffeBatchSampler(7, 3, True, seed=9, start_iteration=start, iterations=6)
-    assert list(rest) == list(itertools.islice(whole, start, start + 6))
-    assert len(rest) == 6
-
-
-def test_an_endless_stream_has_no_length():
-    with pytest.raises(TypeError):
-        len(CaffeBatchSampler(7, 3, True, seed=9))
+    whole = make_loader(Lines(7), 3, True, seed=9)  # without end
+    wanted = [batch["index"].tolist() for batch in itertools.islice(whole, start, start + 6)]
+    assert order_of(7, 3, True, seed=9, start_iteration=start, iterations=6) == wanted
 
 
 @pytest.mark.parametrize(
@@ -355,10 +359,10 @@ def test_an_endless_stream_has_no_length():
         {"iterations": -1},
     ],
 )
-def test_sampler_refuses(wrong):
+def test_loader_refuses(wrong):
     arguments = {"length": 5, "batch_size": 2, "shuffle": True, "seed": 0} | wrong
     with pytest.raises(InputError, match=f"^{next(iter(wrong))}: .*expected"):
-        CaffeBatchSampler(**arguments)
+        order_of(**arguments)
 
 
 def test_coins_are_fair_and_independent_of_each_other():

@@ -6,7 +6,7 @@ from repro.data.cues import CueFile, convert_cues, write_cues
 from repro.data.datasets import CueDataset, LabelMapDataset
 from repro.data.image_list import read_id_list, read_label_list, read_pairs_list
 from repro.data.images import find_images, preprocess_zoomed, read_image_bgr, read_image_rgb, subtract_mean
-from repro.data.sampler import CaffeBatchSampler, ItemSource, item_rng, make_loader
+from repro.data.sampler import ItemSource, item_rng, make_loader
 from repro.data.voc import VocLayout, colour_palette, read_mask, write_mask
 from repro.layers.resize import resize_bilinear_u8, zoom_linear
 
@@ -14,7 +14,6 @@ __all__ = [
     "CLASS_NAMES",
     "COCO_CLASS_NAMES",
     "AnnotationCOCO",
-    "CaffeBatchSampler",
     "CocoInstances",
     "CueDataset",
     "CueFile",

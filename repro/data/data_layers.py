@@ -22,7 +22,7 @@ from repro.data.datasets import located, naming, stacked
 from repro.data.image_list import read_text
 from repro.data.image_survey import survey_images
 from repro.data.images import read_image_bgr
-from repro.data.sampler import item_rng, order, order_rng
+from repro.data.sampler import index_at, item_rng, order, order_rng
 from repro.data.voc import read_mask
 from repro.errors import InputError
 from repro.layers.resize import resize_bilinear_u8
@@ -163,8 +163,7 @@ class ListedImages(DataLayer):
         count = len(self.lines)
         if self.skip:
             position += int(order_rng(self.stream_seed, 2**63).integers(min(self.skip, count)))
-        passes, place = divmod(position, count)
-        return int(order(count, self.shuffle, self.stream_seed, passes)[place])
+        return index_at(position, count, self.shuffle, self.stream_seed)
 
     def check(self) -> None:
         survey_images(self.paths)

@@ -24,7 +24,7 @@ from repro.data.datasets import LabelMapDataset, naming, stacked
 from repro.data.image_list import image_name, read_label_list
 from repro.data.image_survey import survey_images
 from repro.data.mask_set import check_masks
-from repro.data.sampler import item_rng, order
+from repro.data.sampler import index_at, item_rng
 from repro.data.voc import CLASS_NAMES
 from repro.models.registry import Count, DataLayer, meta, register
 
@@ -184,8 +184,7 @@ class _Items(_Settings):
     def make(self, *bottoms: torch.Tensor) -> tuple[torch.Tensor, ...]:
         items = []
         for at in self.positions():
-            passes, place = divmod(at, len(self.dataset))
-            index = int(order(len(self.dataset), self.shuffle, self.stream_seed, passes)[place])
+            index = index_at(at, len(self.dataset), self.shuffle, self.stream_seed)
             items.append(self.dataset.item(index, item_rng(self.stream_seed, at)))
         self._extras = {n: torch.stack([item[n] for item in items]) for n in ("truth",) if n in items[0]}
         return tuple(torch.stack([item[name] for item in items]).float() for name in self.names)

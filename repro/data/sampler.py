@@ -13,15 +13,14 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from functools import lru_cache
-from itertools import count, islice
+from functools import lru_cache, partial
 from multiprocessing.connection import wait
 from types import FrameType
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from repro.errors import InputError, StoppedError
 
@@ -60,85 +59,10 @@ def order(length: int, shuffle: bool, seed: int, number: int) -> np.ndarray:
     return order_rng(seed, number).permutation(length) if shuffle else np.arange(length)
 
 
-class CaffeBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (index in the list, position in the stream), in the order of Caffe's data layers.
-
-    Args:
-        length: of the list.
-        shuffle: a new order for each pass; otherwise the list's own.
-        seed: 0 to 2⁶⁴ − 1.
-        start_iteration: the batch to begin with; the stream up to it is skipped, not drawn.
-        iterations: how many batches to give; None for no end.
-        share: the part of each batch to give, by place in it, where several processes divide the batches.
-    """
-
-    def __init__(
-        self,
-        length: int,
-        batch_size: int,
-        shuffle: bool,
-        seed: int,
-        start_iteration: int = 0,
-        iterations: int | None = None,
-        share: slice = slice(None),
-    ) -> None:
-        for name, value, least in (
-            ("length", length, 1),
-            ("batch_size", batch_size, 1),
-            ("seed", seed, 0),
-            ("start_iteration", start_iteration, 0),
-            ("iterations", 0 if iterations is None else iterations, 0),
-        ):
-            if not least <= value < 2**64:
-                raise InputError(f"{name}: {value}, a whole number of at least {least} expected")
-        self.length = length
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.seed = seed
-        self.start_iteration = start_iteration
-        self.iterations = iterations
-        self.share = share
-
-    def __len__(self) -> int:
-        if self.iterations is None:
-            raise TypeError("a stream without end has no length")
-        return self.iterations
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        stream = self._stream(self.start_iteration * self.batch_size)
-        for _ in count() if self.iterations is None else range(self.iterations):
-            yield list(islice(stream, self.batch_size))[self.share]
-
-    def _stream(self, position: int) -> Iterator[tuple[int, int]]:
-        while True:
-            passes, place = divmod(position, self.length)
-            for index in order(self.length, self.shuffle, self.seed, passes)[place:].tolist():
-                yield index, position
-                position += 1
-
-
-class _Stream(Dataset[Any]):
-    """A data layer behind the sampler's pairs. Runs in the workers."""
-
-    def __init__(self, layer: ItemSource, seed: int) -> None:
-        self.layer = layer
-        self.seed = seed
-
-    def __getitem__(self, pair: tuple[int, int]) -> dict[str, Any] | InputError:
-        index, position = pair
-        try:
-            return self.layer.item(index, item_rng(self.seed, position))
-        except InputError as error:
-            # Raised in a worker it would come out as a traceback in a message: it travels as a value.
-            return error
-
-
-def _collate(items: list[dict[str, Any] | InputError]) -> dict[str, torch.Tensor] | InputError:
-    for item in items:
-        if isinstance(item, InputError):
-            return item
-    batch: dict[str, torch.Tensor] = default_collate(items)
-    return batch
+def index_at(position: int, length: int, shuffle: bool, seed: int) -> int:
+    """The list's index at a position of the stream: a new order for each pass with ``shuffle``, else the list's own."""
+    passes, place = divmod(position, length)
+    return int(order(length, shuffle, seed, passes)[place])
 
 
 class _Loader(DataLoader[Any]):
@@ -208,7 +132,7 @@ def _leave_interrupts_alone(worker: int) -> None:
 
 
 class _Made(Dataset[Any]):
-    """Batches that layers of a net make, by number. Runs in the workers."""
+    """Batches that ``make`` gives, by number. Runs in the workers."""
 
     def __init__(self, make: Callable[[int], dict[str, torch.Tensor]], numbers: range) -> None:
         self.make, self.numbers = make, numbers
@@ -220,6 +144,7 @@ class _Made(Dataset[Any]):
         try:
             return self.make(self.numbers[index])
         except InputError as error:
+            # Raised in a worker it would come out as a traceback in a message: it travels as a value.
             return error
 
 
@@ -237,6 +162,8 @@ def load_made(
         num_workers=workers,
         pin_memory=pin_memory,
         worker_init_fn=_leave_interrupts_alone if workers else None,
+        # A loader draws its workers' seed from this generator, by default from torch's global one, which would
+        # make the dropout of a resumed run differ from that of an uninterrupted one.
         generator=torch.Generator(),
     )
 
@@ -254,25 +181,43 @@ def make_loader(
 ) -> DataLoader[dict[str, torch.Tensor]]:
     """A loader of ``layer``'s items in batches: dicts of tensors with the batch first, ints as int64 (N,).
 
-    The batches are a function of layer, batch size, shuffle and seed only; ``start_iteration``,
-    ``iterations`` and ``share`` cut a piece out of them (see `CaffeBatchSampler`), and ``workers`` processes only
-    share the work. The global random state of torch and NumPy is neither used nor moved.
+    The batches are a function of layer, batch size, shuffle and seed only; the other arguments cut a piece out of
+    them, or share the work. The global random state of torch and NumPy is neither used nor moved.
+
+    Args:
+        shuffle: a new order for each pass; otherwise the list's own.
+        seed: 0 to 2⁶⁴ − 1.
+        start_iteration: the batch to begin with; the stream up to it is skipped, not drawn.
+        iterations: how many batches to give; None for no end.
+        share: the part of each batch to give, by place in it, where several processes divide the batches.
+        workers: processes that share the work.
 
     Raises InputError for arguments out of range. While iterating: the layer's own InputError, unchanged, and
     StoppedError when a worker has died (killed for its memory, say).
     """
-    if workers < 0:
-        raise InputError(f"workers: {workers}, a whole number of at least 0 expected")
-    return _Loader(
-        _Stream(layer, seed),
-        batch_sampler=CaffeBatchSampler(
-            len(layer), batch_size, shuffle, seed, start_iteration, iterations, share
-        ),
-        num_workers=workers,
-        collate_fn=_collate,
-        pin_memory=pin_memory,
-        worker_init_fn=_leave_interrupts_alone if workers else None,
-        # A loader draws its workers' seed from this generator, by default from torch's global one, which would
-        # make the dropout of a resumed run differ from that of an uninterrupted one.
-        generator=torch.Generator(),
-    )
+    for name, value, least in (
+        ("length", len(layer), 1),
+        ("batch_size", batch_size, 1),
+        ("seed", seed, 0),
+        ("start_iteration", start_iteration, 0),
+        ("iterations", iterations or 0, 0),
+        ("workers", workers, 0),
+    ):
+        if not least <= value < 2**64:
+            raise InputError(f"{name}: {value}, a whole number of at least {least} expected")
+    numbers = range(start_iteration, _NO_END if iterations is None else start_iteration + iterations)
+    make = partial(_batch, layer, batch_size, shuffle, seed, share)
+    return load_made(make, numbers, workers=workers, pin_memory=pin_memory)
+
+
+_NO_END = 2**62
+
+
+def _batch(
+    layer: ItemSource, batch_size: int, shuffle: bool, seed: int, share: slice, number: int
+) -> dict[str, torch.Tensor]:
+    positions = range(number * batch_size, (number + 1) * batch_size)[share]
+    indices = [index_at(position, len(layer), shuffle, seed) for position in positions]
+    items = [layer.item(i, item_rng(seed, at)) for i, at in zip(indices, positions, strict=True)]
+    batch: dict[str, torch.Tensor] = default_collate(items)
+    return batch
