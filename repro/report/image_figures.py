@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ def growth(scores: Scores, album: Album) -> Iterator[tuple[Drawing, Figure]]:
             place.get_images()[0].set_extent((0, image.shape[1], image.shape[0], 0))
         ends = [labelled(one.seeds[step]) for step in (0, iterations[-1])]
         shares.append(f"{one.name} from {ends[0]:.0f} to {ends[1]:.0f} percent")
-    _legend(figure, album, seen, "no seed, or void")
+    _legend(figure, album.classes, seen, "no seed, or void")
     words = {"mask": ", the mask that stage 2 learns from", "truth": ", the ground truth"}
     yield (
         Drawing(
@@ -77,7 +78,7 @@ def qualitative(album: Album) -> Iterator[tuple[Drawing, Figure]]:
         _show(row[1], coloured(truth), "ground truth")
         _show(row[2], coloured(mask), f"{method}: {100 * picture.iou:.1f}")
         seen |= set(np.unique(truth).tolist()) | set(np.unique(mask).tolist())
-    _legend(figure, album, seen, "void", (255, 255, 255))
+    _legend(figure, album.classes, seen, "void", (255, 255, 255))
     yield (
         Drawing(
             "qualitative",
@@ -86,6 +87,22 @@ def qualitative(album: Album) -> Iterator[tuple[Drawing, Figure]]:
         ),
         figure,
     )
+
+
+def side_by_side(rows: Sequence[tuple[Path, Mapping[str, Path]]], classes: Sequence[str]) -> Figure:
+    """A row an image: the image, then its masks, each under its name."""
+    titles = ["image", *rows[0][1]]
+    figure = Figure(figsize=(1.9 * len(titles), 1.5 * len(rows) + 0.6), layout="constrained")
+    axes = figure.subplots(len(rows), len(titles), squeeze=False)
+    seen: set[int] = set()
+    for number, (row, (image, masks)) in enumerate(zip(axes, rows, strict=True)):
+        _show(row[0], np.asarray(shrunk(image, _SIDE)), "" if number else titles[0])
+        for place, (title, path) in zip(row[1:], masks.items(), strict=True):
+            mask = np.asarray(shrunk(path, _SIDE, mask=True))
+            seen |= set(np.unique(mask).tolist())
+            _show(place, coloured(mask), "" if number else title)
+    _legend(figure, classes, seen, "void", (255, 255, 255))
+    return figure
 
 
 def _named(pictures: Sequence[Any]) -> str:
@@ -99,11 +116,15 @@ def _show(axes: Axes, image: np.ndarray, title: str) -> None:
 
 
 def _legend(
-    figure: Figure, album: Album, seen: set[int], void: str, void_colour: tuple[int, int, int] = _UNLABELLED
+    figure: Figure,
+    classes: Sequence[str],
+    seen: set[int],
+    void: str,
+    void_colour: tuple[int, int, int] = _UNLABELLED,
 ) -> None:
     """Below the figure: the colour of each class that it shows."""
     colours = coloured(np.arange(VOID + 1), void_colour) / 255
-    names = {**dict(enumerate(album.classes)), VOID: void}
+    names = {**dict(enumerate(classes)), VOID: void}
     patches = [
         Patch(facecolor=colours[index], edgecolor="#555555", label=names[index]) for index in sorted(seen)
     ]

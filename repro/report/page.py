@@ -180,9 +180,9 @@ def render_index(folders: Sequence[dict[str, Any]]) -> str:
     return _template("index.html.j2").render(folders=folders)
 
 
-def render_parity(sentence: str, curves: Sequence[Any]) -> str:
-    """The HTML of some `repro.report.parity_curves.Curve`."""
-    return _template("parity.html.j2").render(sentence=sentence, curves=curves)
+def render_parity(sentence: str, curves: Sequence[Any], outcome: Any = None) -> str:
+    """The HTML of some `repro.report.parity_curves.Curve`, and of an ``Outcome`` there."""
+    return _template("parity.html.j2").render(sentence=sentence, curves=curves, outcome=outcome)
 
 
 def _template(name: str) -> jinja2.Template:

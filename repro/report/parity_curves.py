@@ -1,13 +1,14 @@
 """Our losses beside those that the original code logged from the same start on the same images, as a results folder.
 
-``tools/parity_curves`` makes the runs. The page has a figure of the whole curves, and ``curves.csv`` every number.
+``tools/parity_curves`` makes the runs. The page has a figure of the whole curves, and ``curves.csv`` every number. Of a
+longer training, whose curves part as rounding grows, it shows what matters then: the masks and their scores.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from repro.errors import InputError
 from repro.files import write_json
 from repro.report.drawing import OURS, PAPER
 from repro.report.figures import SETTINGS
+from repro.report.image_figures import side_by_side
 from repro.report.page import render_parity
 from weights_conversion.files import atomic_path, make_folder, write_text
 
@@ -43,28 +45,71 @@ class Curve:
         return float(np.max(np.abs(self.ours / self.original - 1)))
 
 
-def report_curves(curves: Sequence[Curve], out_dir: Path) -> None:
-    """Write ``index.html``, ``curves.csv``, ``verdict.json`` and ``figures/curves.png`` and ``.svg``."""
+@dataclass(frozen=True)
+class Outcome:
+    """What the original and this project end with after the same training.
+
+    ``equal`` of ``pixels`` mask pixels are the same. ``mean_iou``: by rule, the original's and ours, 0–1.
+    ``rows``: some images with their masks by name, for a figure.
+    """
+
+    experiment: str
+    curves: Sequence[Curve]
+    equal: int
+    pixels: int
+    mean_iou: Mapping[str, tuple[float, float]]
+    rows: Sequence[tuple[Path, Mapping[str, Path]]]
+    classes: Sequence[str]
+
+    @property
+    def sentence(self) -> str:
+        scores = "; ".join(
+            f"{100 * ours:.2f} against {100 * original:.2f} by the rule {rule}"
+            for rule, (original, ours) in self.mean_iou.items()
+        )
+        return (
+            f"After {self.experiment}, {100 * self.equal / self.pixels:.2f} % of {self.pixels:,} mask pixels are the "
+            f"original's. Mean IoU: {scores}."
+        )
+
+
+def report_curves(curves: Sequence[Curve], out_dir: Path, outcome: Outcome | None = None) -> None:
+    """Write ``index.html``, ``curves.csv``, ``verdict.json`` and the figure ``curves``; of an outcome ``outcome.csv``,
+    ``outcome.json`` and the figures ``outcome-curves`` and ``outcome``."""
     make_folder(out_dir)
     with matplotlib.rc_context(SETTINGS):
-        figure = _figure(curves)
-        for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-            with atomic_path(out_dir / f"figures/curves.{suffix}") as temporary:
-                figure.savefig(temporary, format=suffix, metadata=metadata)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["experiment", "loss", "iteration", "original", "ours"])
-    for curve in curves:
-        for iteration, (original, ours) in enumerate(zip(curve.original, curve.ours, strict=True)):
-            writer.writerow([curve.experiment, curve.loss, iteration, f"{original:.9g}", f"{ours:.9g}"])
-    write_text(out_dir / "curves.csv", text.getvalue())
+        _write_figure(_figure(curves), out_dir / "figures/curves")
+        if outcome is not None:
+            _write_figure(_figure(outcome.curves), out_dir / "figures/outcome-curves")
+            _write_figure(side_by_side(outcome.rows, outcome.classes), out_dir / "figures/outcome")
+    write_text(out_dir / "curves.csv", _csv(curves))
+    if outcome is not None:
+        write_text(out_dir / "outcome.csv", _csv(outcome.curves))
+        told = ("experiment", "equal", "pixels", "mean_iou", "sentence")
+        write_json(out_dir / "outcome.json", {name: getattr(outcome, name) for name in told})
     widest = max(curves, key=lambda curve: curve.apart)
     sentence = (
         f"{sum(len(curve.ours) for curve in curves)} recorded losses of the original code are followed, the furthest "
         f"by {100 * widest.apart:.2g} % ({widest.loss} of {widest.experiment})."
     )
     write_json(out_dir / "verdict.json", {"verdict": sentence})
-    write_text(out_dir / "index.html", render_parity(sentence, curves))
+    write_text(out_dir / "index.html", render_parity(sentence, curves, outcome))
+
+
+def _csv(curves: Sequence[Curve]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["experiment", "loss", "iteration", "original", "ours"])
+    for curve in curves:
+        for iteration, (original, ours) in enumerate(zip(curve.original, curve.ours, strict=True)):
+            writer.writerow([curve.experiment, curve.loss, iteration, f"{original:.9g}", f"{ours:.9g}"])
+    return text.getvalue()
+
+
+def _write_figure(figure: Figure, stem: Path) -> None:
+    for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
+        with atomic_path(stem.with_suffix(f".{suffix}")) as temporary:
+            figure.savefig(temporary, format=suffix, metadata=metadata)
 
 
 def _figure(curves: Sequence[Curve]) -> Figure:
