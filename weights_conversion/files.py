@@ -8,9 +8,11 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from weights_conversion.errors import InputError
 
 TEMPORARY = re.compile(r"\.sec-dsrg-tmp-\d+-[0-9a-f]{16}(\.[A-Za-z0-9]{1,15})?")
 _RECORD_NAME = ".sec-dsrg-folders"
@@ -62,6 +64,28 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             _sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_target(
+    target: Path, *inputs: Path, of: str, begins: bytes | Callable[[Path], bool] | None = None
+) -> None:
+    """Refuse a name, given for a new file, that is one of the call's ``inputs`` or of a file of another kind.
+
+    ``begins`` is how files of the kind do, or what tells them; ``of`` names the kind. Raises InputError.
+    """
+    if not target.is_file():
+        return
+    if any(path.exists() and target.samefile(path) for path in inputs):
+        raise InputError(f"{target}: is read by this call; choose another name for the {of}")
+    if begins is None or not target.stat().st_size:
+        return
+    if callable(begins):
+        same = begins(target)
+    else:
+        with target.open("rb") as file:
+            same = file.read(len(begins)) == begins
+    if not same:
+        raise InputError(f"{target}: is there and holds no {of} of ours; choose another name")
 
 
 _recorded: dict[Path, set[Path]] = {}  # recording folder -> the folders below it that its record names

@@ -184,13 +184,23 @@ def test_maps_that_give_no_cue_are_told(tmp_path, capsys, caplog):
     assert "a.npy: index 1" in caplog.text
 
 
-def test_the_users_list_stays(tmp_path, capsys):
+@pytest.mark.parametrize("name", ["input_list.txt", "cues.h5"])
+def test_the_users_files_stay(tmp_path, capsys, name):
     save(tmp_path / "cams" / "a.npy", {1: heat(3, 3)})
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "input_list.txt").write_text("mine")
+    (tmp_path / "out" / name).write_text("mine")
     assert run(tmp_path, "--first-class", "0") == 2
     assert "choose another folder" in capsys.readouterr().err
-    assert (tmp_path / "out" / "input_list.txt").read_text() == "mine"
+    assert [(path.name, path.read_text()) for path in (tmp_path / "out").iterdir()] == [(name, "mine")]
+
+
+def test_cues_of_other_settings_stay(tmp_path, capsys):
+    save(tmp_path / "cams" / "a.npy", {1: heat(3, 3)})
+    assert [run(tmp_path, "--first-class", "0") for _ in range(2)] == [0, 0]
+    before = (tmp_path / "out" / "cues.h5").read_bytes()
+    assert run(tmp_path, "--first-class", "0", "cues.cam_threshold=0.5") == 2
+    assert "made with cam_threshold = " in capsys.readouterr().err
+    assert (tmp_path / "out" / "cues.h5").read_bytes() == before
 
 
 def test_a_list_of_the_users_among_pseudo_labels_stays(tmp_path, capsys):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -16,11 +17,14 @@ from parity_tests.conftest import ROOT
 from parity_tests.finished_runs import write_run
 from repro.cli import run_command
 from repro.config import load_config
+from repro.data import write_cues, write_mask
 from repro.data.coco import CocoInstances
 from repro.data.mini import MARKER, build_mini
 from repro.errors import InputError
 from repro.files import LOCK_NAME, lock_folder, temporary_folder
+from repro.models import load_net
 from repro.report import report_all, report_runs, write_index
+from weights_conversion import write_caffemodel
 from weights_conversion.files import (
     clear_leftovers,
     file_sha256,
@@ -387,3 +391,87 @@ def test_publishing_is_a_call_of_its_own(tmp_path, monkeypatch, no_figures):
         tmp_path / "results/published/mini/README.md"
     ).read_bytes()
     assert run_command(["tables", "results/runs/a", "--out", "x", "--publish"]) == 2
+
+
+# --- names that a call is given for what it writes --------------------------------------------------------------
+
+
+NET = (
+    'name: "n" input: "data" input_shape { dim: 1 dim: 3 dim: 9 dim: 9 }\n'
+    'layer { name: "c" type: "Convolution" bottom: "data" top: "c" '
+    "convolution_param { num_output: 2 kernel_size: 3 } }\n"
+)
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    """A net with weights, labels, cues and COCO's objects."""
+    (tmp_path / "n.prototxt").write_text(NET)
+    write_caffemodel(load_net(tmp_path / "n.prototxt"), tmp_path / "w.caffemodel")
+    (tmp_path / "l.csv").write_text("image,classes\nx,cat\n")
+    write_cues(tmp_path / "c.pickle", {0: ([1], [[1], [2], [3]])})
+    coco = {
+        "images": [{"id": 1, "file_name": "x.jpg", "height": 4, "width": 4}],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "person"}],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(coco))
+    return tmp_path
+
+
+TARGETS = {
+    "convert n.prototxt w.caffemodel": ("out.py", "out.npz", "out.safetensors", "out.h5", "out.caffemodel"),
+    "convert --to vgg16_bg --width-divisor 64": ("out.prototxt",),
+    "data labels l.csv": ("out.csv",),
+    "data cues c.pickle": ("out.h5",),
+}
+CALLS = [(command, name) for command, names in TARGETS.items() for name in names]
+
+
+@pytest.mark.parametrize(("command", "name"), CALLS, ids=[name for _, name in CALLS])
+def test_a_file_of_another_kind_stays(inputs, capsys, monkeypatch, command, name):
+    monkeypatch.chdir(inputs)
+    Path(name).write_text("mine\n")
+    before = content(inputs)
+    assert run_command([*command.split(), name]) == 2
+    assert f"repro: {name}: is there and holds no " in capsys.readouterr().err
+    assert content(inputs) == before
+    Path(name).unlink()
+    for _ in range(2):  # what an earlier call wrote is replaced
+        assert run_command([*command.split(), name]) == 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "convert n.prototxt w.caffemodel w.caffemodel",
+        "convert n.prototxt --to vgg16_bg n.prototxt",
+        "convert n.prototxt beside.safetensors beside.py",
+        "data labels l.csv l.csv",
+    ],
+)
+def test_what_a_call_reads_is_not_its_target(inputs, capsys, monkeypatch, command):
+    monkeypatch.chdir(inputs)
+    assert run_command(["convert", "n.prototxt", "w.caffemodel", "beside.safetensors"]) == 0
+    capsys.readouterr()
+    before = content(inputs)
+    assert run_command(command.split()) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert content(inputs) == before
+
+
+def test_masks_of_coco_take_over_no_folder(inputs, capsys, monkeypatch):
+    monkeypatch.chdir(inputs)
+    write_mask(Path("masks/x.png"), np.ones((4, 4), np.uint8))
+    before = content(inputs)
+    call = ["data", "coco-masks", "coco.json"]
+    assert run_command([*call, "masks"]) == 2
+    assert "x.png is there and no settings.json says what made it" in capsys.readouterr().err
+    assert content(inputs) == before
+    assert [run_command([*call, "fresh"]) for _ in range(2)] == [0, 0]
+    text = Path("coco.json").read_text()
+    Path("coco.json").write_text(f"{text} ")  # another annotation file
+    before = content(inputs)
+    assert run_command([*call, "fresh"]) == 2
+    assert "made with annotations_sha256" in capsys.readouterr().err
+    assert content(inputs) == before

@@ -60,6 +60,21 @@ def test_a_second_call_keeps_what_is_there(sets):
     assert result.list_path.is_file()
 
 
+@pytest.mark.parametrize("text", ["mine\n", "/JPEGImages/{0}.jpg /SegmentationClassAug/{0}.png\n"])
+def test_the_users_list_stays(sets, text):
+    """One of the same images in any form is as good; another is not replaced."""
+    sbd, layout = sets
+    text = text if "{" not in text else "".join(text.format(name) for name in reversed(TRAIN_AUG))
+    layout.image_set("train_aug").write_text(text)
+    if text.startswith("/"):
+        build_train_aug(sbd, layout, expected=len(TRAIN_AUG))
+    else:
+        with pytest.raises(InputError, match=r"train_aug\.txt: is there with other images than these 7"):
+            build_train_aug(sbd, layout, expected=len(TRAIN_AUG))
+        assert not layout.masks_aug.exists()
+    assert layout.image_set("train_aug").read_text() == text
+
+
 def test_a_wrong_count_is_refused_before_anything_is_written(sets, capsys):
     sbd, layout = sets
     assert run_command(["data", "sbd", str(sbd), "--voc-root", str(layout.root)]) == 2

@@ -17,11 +17,11 @@ from repro.bench.timing import Timer, Timing
 from repro.bench.training import prediction_rows, training_rows
 from repro.config import Config
 from repro.errors import InputError
-from repro.files import read_json, write_json
+from repro.files import read_json, write_report
 from repro.measure import peak_memory
 from repro.models import build_model
 from repro.run_folder import provenance, resolve_device
-from weights_conversion.files import write_text
+from weights_conversion.files import check_target, write_text
 
 PICTURES = 60  # of the loader: more than a batch, so that it has to shuffle and decode
 
@@ -67,7 +67,7 @@ def bench(config: Config, out: Path, *, seconds: float = 2.0) -> tuple[Path, Pat
         "rows": [asdict(row) for row in rows],
     }
     path = out / f"{_slug(_device(result))}-{config.precision}.json"
-    write_json(path, result)
+    write_report(path, result)
     return path, write_table(out)
 
 
@@ -80,15 +80,19 @@ def _without_out(command: list[str]) -> list[str]:
     return kept
 
 
+_HEADING = "# Benchmark\n\nWritten by `repro bench`"
+
+
 def write_table(folder: Path) -> Path:
     """``bench.md`` in ``folder``: a section for each JSON file of a benchmark there."""
     sections = [
-        "# Benchmark\n\nWritten by `repro bench`. A time is the best of its runs, a ratio the median of runs that "
+        f"{_HEADING}. A time is the best of its runs, a ratio the median of runs that "
         "alternate in one process (above 1: faster than the reference).\n"
     ]
     for path in sorted(folder.glob("*.json")):
         sections.append(_section(read_json(path, "a benchmark's result")))
     table = folder / "bench.md"
+    check_target(table, of="table", begins=_HEADING.encode())
     write_text(table, "\n".join(sections))
     return table
 

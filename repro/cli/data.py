@@ -12,7 +12,8 @@ import typer
 from repro.cli.shared import Answer, ConfigOption, FirstClass, InputList, app, verb
 from repro.constants import CLASS_NAMES, VOID
 from repro.errors import InputError
-from repro.files import write_report
+from repro.files import write_json, write_report
+from weights_conversion.files import check_target, file_sha256
 
 if TYPE_CHECKING:
     from repro.fetch.get_data import Fetcher
@@ -169,7 +170,9 @@ def data_cues(
 ) -> Answer:
     """Convert the originals' cue pickle to HDF5, once, so that runs start at once and no pickle is read again."""
     from repro.data import convert_cues
+    from repro.data.cues import is_cue_file
 
+    check_target(target, source, of="cues", begins=is_cue_file)
     convert_cues(source, target)
     return Answer({"cues": target}, [target])
 
@@ -199,8 +202,9 @@ def data_labels(
 ) -> Answer:
     """Write image-level labels of any form as a CSV, to look at or to train on."""
     from repro.config import load_config
-    from repro.data.labels import read_labels, write_labels
+    from repro.data.labels import LABELS_HEADING, read_labels, write_labels
 
+    check_target(target, source, of="labels", begins=LABELS_HEADING)
     classes = load_config(config).dataset.classes
     labels = read_labels(source, classes, input_list=input_list, first_class=first_class)
     write_labels(target, labels, classes)
@@ -258,8 +262,14 @@ def data_coco_masks(
     from tqdm import tqdm
 
     from repro.data import CocoInstances
+    from repro.run_folder import check_no_others, check_settings
 
     instances = CocoInstances(annotations)
+    made_of = {"annotations_sha256": file_sha256(annotations)}
+    check_settings(out, made_of)
+    check_no_others(out, *(f"{Path(name).stem}.png" for name, *_ in instances.images.values()))
+    if not (out / "settings.json").exists():
+        write_json(out / "settings.json", made_of)
     for _ in tqdm(instances.write_masks(out), total=len(instances.images), unit="image", disable=None):
         pass
     return Answer({"masks": out, "images": len(instances.images)}, [f"{out}: {len(instances.images)} masks"])

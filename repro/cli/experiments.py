@@ -15,7 +15,7 @@ from repro.constants import CLASS_NAMES, VOID
 from repro.errors import InputError
 from repro.files import write_report
 from repro.profiles import profile_names
-from weights_conversion.files import write_text
+from weights_conversion.files import check_target, write_text
 
 if TYPE_CHECKING:
     from repro.inference.explain import Score
@@ -383,6 +383,7 @@ def bench(
 
     if costs:
         names = [name for name in profile_names() if name != "mini"]
+        check_target(out / "costs.md", of="table", begins=b"# What each profile costs\n")
         write_text(out / "costs.md", cost_table(names, out))
         return Answer({"costs": out / "costs.md"}, [out / "costs.md"])
     settings = load_config(config, overrides or [], stages=("stage1",))

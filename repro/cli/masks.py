@@ -28,7 +28,7 @@ from repro.export import PrecisionName, ScriptGraph
 
 if TYPE_CHECKING:
     from repro.config import Config, PredictConfig
-from weights_conversion.files import write_text
+from weights_conversion.files import check_target, write_text
 
 
 @verb(
@@ -245,6 +245,9 @@ def export(
 
     if gt and not images:
         raise InputError("--gt: ground truth of which images? --images names them")
+    from weights_conversion.kinds import file_kind
+
+    check_target(out, weights, *(images or []), of="ONNX net", begins=lambda path: file_kind(path) == "onnx")
     settings = load_config(config, overrides or [])
     compared = {path.name: path for source in images or [] for path in images_of(source).values()}
     agreement = export_file(

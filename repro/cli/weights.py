@@ -93,6 +93,7 @@ def convert(
     for option, value in (("--config", config), ("--stage", stage)):
         if value is not None and not (text and config):
             raise InputError(f"{option} {value}: goes with {'--config' if text else 'a .prototxt'}")
+    _check_targets(target, [*before, *([image] if image else [])])
     model, described = None, {}
     if len(before) == 2:
         from repro.models import load_net
@@ -110,6 +111,32 @@ def convert(
         written = convert_solverstate(before[-1], target, model)
         return Answer({"written": written}, written)
     return _write_weights(model, before[-1], target, described, spread_branches, image)
+
+
+_WRITTEN = "Written by repro convert"
+
+
+def _check_targets(target: Path, inputs: list[Path]) -> None:
+    """Refuse names under which something else lies: an input, a program, another net's prototxt."""
+    from repro.models.source import SOURCE_HEADING
+    from weights_conversion import STATE_ENDINGS, hdf5
+    from weights_conversion.files import check_target
+    from weights_conversion.kinds import file_kind
+
+    def is_weights(path: Path) -> bool:
+        with path.open("rb") as file:
+            head = file.read(9)
+        if head.startswith(hdf5.MAGIC):
+            return not {"data", "history"}.isdisjoint(hdf5.root_names(path))
+        return head.endswith(b"{") or file_kind(path) in ("caffemodel", "npz", "onnx", "solverstate")
+
+    kinds = {".py": SOURCE_HEADING, ".prototxt": f"# {_WRITTEN}\n".encode()}
+    check_target(target, *inputs, of="net", begins=kinds.get(target.suffix, is_weights))
+    if target.suffix == ".py":  # weights are written beside it
+        check_target(target.with_suffix(".safetensors"), *inputs, of="weights", begins=is_weights)
+    elif target.name.endswith(STATE_ENDINGS):
+        weights = target.with_name(target.name.replace(".solverstate", ".caffemodel"))
+        check_target(weights, *inputs, of="weights", begins=is_weights)
 
 
 def _write_weights(
@@ -173,7 +200,7 @@ def _write_prototxt(model: CaffeNet, target: Path, profile: str | None, stage: i
         if section is None:
             raise InputError(f"{profile}: has no section stage{stage}")
         content = train_prototxt(model, section)
-    write_prototxt(content, target)
+    write_prototxt(content, target, _WRITTEN)
 
 
 @verb(

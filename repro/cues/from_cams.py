@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from repro.config import Config
+from repro.config import Config, Mark, shaping
 from repro.constants import VOID
 from repro.cues.generate import MadeCues, score_grid
 from repro.data.cues import MAX_BYTES, write_cues
@@ -29,8 +29,10 @@ from repro.data.experiment import stage0_of
 from repro.data.image_list import list_line
 from repro.data.numbered_labels import first_index
 from repro.errors import InputError
+from repro.files import write_json
 from repro.layers import foreground_cells, lowest_cells, merge_cells
 from repro.layers.resize import zoom_to
+from repro.run_folder import check_no_others, check_settings
 from weights_conversion import guard
 from weights_conversion.files import write_text
 
@@ -59,7 +61,7 @@ def cues_from_cams(
 
     Raises:
         InputError: an image without maps, what is no such file, indices out of range or that may count background or
-            not.
+            not; a folder with cues of other settings, or with files of these names that are not ours.
     """
     if config.stage1.data.layer == "AnnotationCOCO":
         raise InputError("a cue file is VOC's; COCO's layer reads PNGs")
@@ -72,8 +74,7 @@ def cues_from_cams(
     if absent := [name for name in chosen if name not in found]:
         raise InputError(f"{folder}: no maps of image {absent[0]}, {absent[0]}.npy expected")
     made = MadeCues(out / "cues.h5", out / "input_list.txt", len(chosen))
-    if made.input_list.exists() and not made.cues.exists():
-        raise InputError(f"{made.input_list}: is there without the cues.h5 of ours; choose another folder")
+    check_no_others(out, made.cues.name, made.input_list.name)
     grid, settings, classes = score_grid(config), stage0_of(config).cues, config.model.num_classes
     maps = {name: _read_maps(found[name], grid) for name in chosen}
     indices = {name: np.array(list(of_image)) for name, of_image in maps.items()}
@@ -117,6 +118,10 @@ def cues_from_cams(
         raise InputError(
             f"{folder}: no map is above 0 anywhere, so there is no cue; maps that begin at 0 expected"
         )
+    described = {"first_class": first, "background_below": background_below, "grid": list(grid)}
+    described |= {"classes": config.dataset.classes, **shaping(settings, Mark.EXTRA_INPUT)}
+    check_settings(out, described)
+    write_json(out / "settings.json", described)
     write_cues(made.cues, entries, grid, chosen)
     write_text(made.input_list, "".join(list_line(name, number) for number, name in enumerate(chosen)))
     return made

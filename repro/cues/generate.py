@@ -174,7 +174,7 @@ def make_cues(
     nets = {net: weights[net] for net in SEED_CLASSIFIERS if net == "cam" or saliency is None}
     described = _cue_settings(config, section, labelled, nets, grid)
     check_settings(out, described)
-    check_no_others(out, "png", "cues.h5", "input_list.txt", "localization_cues.pickle")
+    check_no_others(out, "png", "overlays", "cues.h5", "input_list.txt", "localization_cues.pickle")
     survey_images(list(labelled.images.values()))
     models = {net: _trained(config, net, path, device) for net, path in nets.items()}
 

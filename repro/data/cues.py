@@ -290,6 +290,15 @@ def holds_cues(content: guard.Content) -> bool:
     return bool(content.arrays) and all(map(_KEY.fullmatch, content.arrays))
 
 
+def is_cue_file(path: Path) -> bool:
+    """Whether a file is one that `CueFile.open` reads."""
+    try:
+        CueFile.open(path)
+    except InputError:
+        return False
+    return True
+
+
 def convert_cues(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
     """Write the cue file ``source`` as HDF5 to ``target``, atomically.
 

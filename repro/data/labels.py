@@ -100,6 +100,10 @@ def _read_any(
     )
 
 
+LABELS_HEADING = b"image,classes\n"
+"""How the files of `write_labels` begin."""
+
+
 def write_labels(path: PathLike, labels: Mapping[str, Sequence[int]], classes: Sequence[str]) -> None:
     """Write a CSV that `read_labels` reads, atomically; images without a label are left out.
 
@@ -109,7 +113,7 @@ def write_labels(path: PathLike, labels: Mapping[str, Sequence[int]], classes: S
         raise InputError(f"{os.fspath(path)}: expected a name that ends in .csv")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "classes"])
+    text.write(LABELS_HEADING.decode())
     writer.writerows([name, *(classes[label] for label in found)] for name, found in labels.items() if found)
     write_text(path, text.getvalue())
 

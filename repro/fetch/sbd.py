@@ -56,7 +56,7 @@ def build_train_aug(sbd: Path, layout: VocLayout, *, expected: int = TRAIN_AUG) 
     """Write ``SegmentationClassAug/<id>.png`` for train_aug and val, then ``ImageSets/Segmentation/train_aug.txt``.
 
     VOC's own mask is taken where it has one (it marks the objects' borders as void), SBD's elsewhere. Masks that
-    are there stay, so that a call goes on where another was ended; the list comes last.
+    are there stay, so that a call goes on where another was ended. The list comes last; one of the same images stays.
 
     Args:
         sbd: from `find_sbd`.
@@ -75,6 +75,11 @@ def build_train_aug(sbd: Path, layout: VocLayout, *, expected: int = TRAIN_AUG) 
             f"{sbd} and {layout.root}: VOC's train ({len(train)}), SBD's train and val ({len(extra)}) without VOC's "
             f"val ({len(val)}) are {len(train_aug)} images, {expected} expected"
         )
+    training_list = layout.image_set("train_aug")
+    if training_list.exists() and (other := {*read_id_list(training_list)} ^ {*train_aug}):
+        raise InputError(
+            f"{training_list}: is there with other images than these {expected}, such as {min(other)}; move it away"
+        )
     try:
         make_folder(layout.masks_aug)
     except OSError as error:
@@ -87,8 +92,9 @@ def build_train_aug(sbd: Path, layout: VocLayout, *, expected: int = TRAIN_AUG) 
     ]
     for _ in mapped(partial(_convert, layout), sources, "SegmentationClassAug"):
         pass
-    write_text(layout.image_set("train_aug"), "".join(map(list_line, train_aug)))
-    return SbdResult(len(missing), len(train_aug) + len(val) - len(missing), layout.image_set("train_aug"))
+    if not training_list.exists():
+        write_text(training_list, "".join(map(list_line, train_aug)))
+    return SbdResult(len(missing), len(train_aug) + len(val) - len(missing), training_list)
 
 
 def _convert(layout: VocLayout, paths: tuple[Path, Path]) -> None:

@@ -25,6 +25,9 @@ from repro.models.net import CaffeNet
 from repro.models.net_layer import NetLayer
 from repro.models.registry import Layer
 
+SOURCE_HEADING = b'"""The Caffe net '
+"""How the files begin."""
+
 _RESERVED = {"self", "torch", "nn", "F", "Path", "load_file", "Net", "load", "blobs", *keyword.kwlist}
 _OF_MODULES = {*dir(nn.Module())}
 

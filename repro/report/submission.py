@@ -22,7 +22,7 @@ from repro.data import CLASS_NAMES, colour_palette
 from repro.data.images import MAX_PIXELS, open_image
 from repro.errors import InputError, damaged
 from repro.fetch.archives import BoundedHeader
-from weights_conversion.files import atomic_path
+from weights_conversion.files import atomic_path, check_target
 
 FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"
 TEST_IMAGES = 1456
@@ -56,6 +56,7 @@ def write_submission(masks: Path, images: Mapping[str, Path], target: Path) -> N
     check_ids(list(images), "--list")
     if not target.name.endswith((".tar.gz", ".tgz")):
         raise InputError(f"--submission {target}: expected a name that ends in .tar.gz")
+    check_target(target, of="submission", begins=_is_submission)
     files: dict[str, bytes] = {}
     for name, image in sorted(images.items()):
         path = masks / f"{name}.png"
@@ -74,6 +75,12 @@ def write_submission(masks: Path, images: Mapping[str, Path], target: Path) -> N
             member = tarfile.TarInfo(f"{FOLDER}/{name}.png")
             member.size, member.mode = len(content), 0o644
             archive.addfile(member, io.BytesIO(content))
+
+
+def _is_submission(path: Path) -> bool:
+    with damaged(path, "a .tar.gz"), tarfile.open(path, mode="r:gz", tarinfo=BoundedHeader) as packed:
+        first = packed.next()
+    return first is not None and first.name.startswith(FOLDER)
 
 
 def check_submission(archive: Path, ids: Sequence[str], image: Callable[[str], Path] | None = None) -> None:
