@@ -662,3 +662,37 @@ def test_damaged_names_are_refused(tmp_path, names):
         file["names"] = names
     with pytest.raises(InputError, match=r"cues\.h5: damaged"):
         CueFile.open(tmp_path / "cues.h5")
+
+
+def test_cues_that_contradict_their_labels_get_one_line(tmp_path, caplog):
+    entries = {
+        3: ([1, 2], [[1, 2, 0], [0, 5, 40], [0, 5, 40]]),
+        5: ([4], [[4, 7, 7], [1, 2, 3], [1, 2, 40]]),
+        8: ([9], [[2, 9], [1, 2], [3, 4]]),
+    }
+    path = tmp_path / "cues.pickle"
+    write_cues(path, entries)
+    CueFile.open(path).check_whole(41, 41)
+    said = (
+        f"{path}: 2 of 3 images have cues of a class that their labels lack, 3 of 8 cells in all; index 5 has class 7, "
+        "its labels are 4"
+    )
+    assert [record.getMessage() for record in caplog.records] == [said]
+    caplog.clear()
+    convert_cues(path, tmp_path / "cues.h5")
+    assert [record.getMessage() for record in caplog.records] == [said]
+    assert CueFile.from_entries("f", {3: entries[3]}).label_doubt() == ""
+    assert CueFile.from_entries("f", {}).label_doubt() == ""
+    named = CueFile.from_entries("f", {0: entries[3], 1: entries[8]}, names=["a", "b"])
+    assert named.label_doubt().endswith("1 of 5 cells in all; image b has class 2, its labels are 9")
+
+
+def test_a_training_says_it_once(tmp_path, caplog):
+    write_cues(tmp_path / "cues.h5", {0: ([1], [[2], [40], [40]])}, (41, 41), ["x"])
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    file = CueFile.open(tmp_path / "cues.h5")
+    (tmp_path / "list.txt").write_text("x.png 0\n")
+    CueDataset(tmp_path, file.lines(tmp_path / "list.txt"), file)
+    assert [record.getMessage() for record in caplog.records if "their labels lack" in record.getMessage()] == [
+        file.label_doubt()
+    ]

@@ -404,7 +404,7 @@ def score_seeds(
             return (label == np.arange(classes)[:, None, None]).astype(np.uint8)
     else:
         file = CueFile.open(cues)
-        file.check_grid(*grid)
+        file.check_whole(*grid)
         indices = file.images(input_list)
         names = list(ids or indices)
         if unknown := [name for name in names if name not in indices]:

@@ -39,6 +39,7 @@ _KEY = re.compile(r"(.+)[_/](labels|cues)", re.DOTALL)
 _INDEX = re.compile(r"0|[1-9][0-9]{0,17}")  # with zeros before it, it is a name, as COCO's are
 _FORMAT = "repro-cues-1"
 _MAX_VALUE = np.iinfo(np.int16).max
+_KEY_STEP = 1 << 16  # more than any class
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,9 +207,37 @@ class CueFile:
                 )
         return ""
 
+    def label_doubt(self) -> str:
+        """What is to be said of images with cues of a class that their labels lack; empty where there are none.
+
+        Such cells are seeds all the same, of a class that the losses and the growing take for absent.
+        """
+        image = np.repeat(np.arange(len(self)), np.diff(self.cue_offsets))
+        label_keys = np.repeat(np.arange(len(self)), np.diff(self.label_offsets)) * _KEY_STEP + self.flat_labels
+        classes = self.flat_cues[0]
+        wrong = (classes > 0) & ~np.isin(image * _KEY_STEP + classes, label_keys)
+        if not wrong.any():
+            return ""
+        first = int(wrong.argmax())
+        at = int(image[first])
+        index = int(self.indices[at])
+        who = f"index {index}" if self.names is None else f"image {self.names[index]}"
+        labels = ", ".join(map(str, self.labels(index).tolist())) or "none"
+        return (
+            f"{self.path}: {len(np.unique(image[wrong]))} of {len(self)} images have cues of a class that their labels "
+            f"lack, {int(wrong.sum())} of {len(classes)} cells in all; {who} has class {int(classes[first])}, its labels "
+            f"are {labels}"
+        )
+
     def check_grid(self, height: int, width: int) -> None:
         """Log the `grid_doubt`, if there is one. Raises InputError where the file names another grid."""
         if doubt := self.grid_doubt(height, width):
+            log.warning("%s", doubt)
+
+    def check_whole(self, height: int, width: int) -> None:
+        """Log `grid_doubt` and `label_doubt`. Raises InputError where the file names another grid."""
+        self.check_grid(height, width)
+        if doubt := self.label_doubt():
             log.warning("%s", doubt)
 
     def check(self, index: int, num_classes: int, height: int, width: int) -> None:
@@ -307,7 +336,10 @@ def convert_cues(source: str | os.PathLike[str], target: str | os.PathLike[str])
     """
     if not os.fspath(target).endswith(HDF5_SUFFIXES):
         raise InputError(f"{os.fspath(target)}: expected a name that ends in {' or '.join(HDF5_SUFFIXES)}")
-    _write_hdf5(target, CueFile.open(source))
+    file = CueFile.open(source)
+    if doubt := file.label_doubt():
+        log.warning("%s", doubt)
+    _write_hdf5(target, file)
 
 
 def write_cues(

@@ -77,7 +77,7 @@ class CueDataset:
         self.mean = tuple(mean)
         numbers = [line.line for line in lines]
         self._paths = located(image_root, (line.image for line in lines), lines.source, numbers)
-        self.cues.check_grid(*grid)
+        self.cues.check_whole(*grid)
         if not self.cues.all_usable([line.cue_index for line in self.lines], num_classes, *grid):
             for index, line in enumerate(lines):
                 naming(lines.where(index), self.cues.check, line.cue_index, num_classes, *grid)

@@ -153,7 +153,7 @@ class AnnotationLayer(_Settings):
         return self._extras
 
     def check(self) -> None:
-        self.cues.check_grid(*self.grid)
+        self.cues.check_whole(*self.grid)
         for line in self.images.lines:
             where = f"{self.images.list_path}:{line.number}"
             naming(where, self.cues.check, int(line.rest), self.classes, *self.grid)
