@@ -18,6 +18,7 @@ only moves values and is exact to the bit in both directions.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weights_conversion.errors import CaffeFileError
+from weights_conversion.errors import CaffeFileError, some
 from weights_conversion.keras_files import read_keras
 from weights_conversion.kinds import Kind
 from weights_conversion.npy_files import read_npy
@@ -36,6 +37,8 @@ from weights_conversion.onnx_files import read_onnx
 from weights_conversion.pth import read_pth
 from weights_conversion.resnet101_files import deeplab_layers
 from weights_conversion.vgg16_files import FEATURES, REDUCED_FC, ForeignLayers, Layers, as_caffe
+
+log = logging.getLogger(__name__)
 
 # By the file's name: what is known of it. Nobody published hashes of the Caffe files.
 KNOWN_FILES = {
@@ -49,27 +52,28 @@ KNOWN_FILES = {
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8})\.pth")
 
 
-_WRAPPERS = ("state_dict", "model")  # the entry of a checkpoint that holds the weights
+# the entries of a checkpoint that hold the weights in training; beside them may be averages of them (ema, swa, …)
+_WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "module", "params")
+# names under which projects keep another set of the same net's weights, in whatever form
+_ANOTHER = re.compile(r"(^|[_.])(ema|swa|averaged?|shadow|polyak|teacher|student)", re.IGNORECASE)
 
 
 def read_pth_layers(path: str | os.PathLike[str]) -> ForeignLayers:
     """Read a state dict that ``torch.save`` wrote: one of the files named above, or of a model of ours.
 
-    It may be an entry ``state_dict`` or ``model`` of a checkpoint, and its keys may begin with ``module.``, as
-    DataParallel has them.
+    It may be an entry of a checkpoint, and its keys may begin with ``module.``, as DataParallel has them. Of several
+    sets of weights the one in training is taken (``state_dict``, ``model``, …), and a warning names the others.
 
     Raises ``CaffeFileError`` (a ``ValueError``) for what ``read_pth`` refuses, for anything but a flat dict of
-    tensors, for keys of another net, and for VGG16 weights that are not those of the original, such as
+    tensors, for keys of another net, for a checkpoint with several sets of weights of which none says that it is the
+    one in training (teacher and student), and for VGG16 weights that are not those of the original, such as
     torchvision's own training (``IMAGENET1K_V1``), which expects images on another scale.
     """
     content, where = read_pth(path), os.fspath(path)
     changes = []
-    if isinstance(content, dict):
-        for entry in _WRAPPERS:
-            if isinstance(content.get(entry), dict):
-                content = content[entry]
-                changes.append(f"taken from the checkpoint's entry {entry!r}")
-                break
+    if isinstance(content, dict) and (entry := _entry(content, where)) is not None:
+        content = content[entry]
+        changes.append(f"taken from the checkpoint's entry {entry!r}")
     if not isinstance(content, dict) or not content:
         raise CaffeFileError(f"{where}: holds a {type(content).__name__}, expected a state dict of tensors")
     named: Layers = {}
@@ -89,6 +93,39 @@ def read_pth_layers(path: str | os.PathLike[str]) -> ForeignLayers:
             f"or isht7, nor Caffe's layer names; its keys are {', '.join(map(repr, list(content)[:3]))}, …"
         )
     return ForeignLayers(found.layers, found.form, [*changes, *found.changes])
+
+
+def _entry(content: dict[Any, Any], where: str) -> str | None:
+    """The entry of a checkpoint that holds its weights; None where they are not in an entry."""
+    sets = {key: value for key, value in content.items() if isinstance(key, str) and _is_state(value)}
+    preferred = [key for key in (*_WRAPPERS, *sets) if key in sets]
+    if not preferred:  # whatever it holds is told of what is looked for first
+        return next((key for key in _WRAPPERS if isinstance(content.get(key), dict)), None)
+    chosen = preferred[0]
+    names = _names(sets[chosen])
+    others = [
+        key
+        for key, value in content.items()
+        if key != chosen
+        and isinstance(key, str)
+        and isinstance(value, dict | list)
+        and (_ANOTHER.search(key) or (key in sets and not names.isdisjoint(_names(value))))
+    ]
+    if others:
+        found = f"{where}: several sets of weights, {some(map(repr, [chosen, *others]))}"
+        how = f"torch.save(torch.load(FILE, weights_only=True)[{others[0]!r}], NEW) makes a file of one alone"
+        if chosen not in _WRAPPERS:
+            raise CaffeFileError(f"{found}, expected one; {how}")
+        log.warning("%s; %r is taken; %s", found, chosen, how)
+    return chosen
+
+
+def _names(state: Any) -> set[str]:
+    return {str(key).removeprefix("module.") for key in state}
+
+
+def _is_state(value: object) -> bool:
+    return isinstance(value, dict) and bool(value) and all(isinstance(one, Tensor) for one in value.values())
 
 
 def recognised(named: Layers, where: str) -> ForeignLayers | None:

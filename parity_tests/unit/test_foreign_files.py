@@ -18,6 +18,7 @@ from parity_tests.conftest import CAFFE_FILES
 from repro.cli import run_command
 from repro.models import build_model
 from weights_conversion import CaffeFileError, load_weights
+from weights_conversion.mapping import read_weights
 from weights_conversion.sources import READERS
 from weights_conversion.vgg16_files import CONVOLUTIONS, FEATURES, KERAS
 
@@ -491,3 +492,50 @@ def test_a_batch_norm_that_is_not_whole_and_another_resnet_are_refused(tmp_path,
     torch.save(plain, tmp_path / "y.pth")
     with pytest.raises(CaffeFileError, match="neither torchvision's VGG16 features"):
         load_weights(resnet, tmp_path / "y.pth")
+
+
+def _with(state, **others):
+    return {"epoch": 3, **{key: value(state) if callable(value) else value for key, value in others.items()}}
+
+
+def same(state):
+    return dict(state)
+
+
+def halved(state):
+    return {f"module.{key}": value / 2 for key, value in state.items()} | {"n_averaged": torch.tensor(5)}
+
+
+SEVERAL = {  # entries -> which is taken, and which the line names
+    "torchvision": ({"model": same, "model_ema": halved, "optimizer": {"state": {}}}, "model", "'model_ema'"),
+    "mmengine": ({"ema_state_dict": halved, "state_dict": same}, "state_dict", "'ema_state_dict'"),
+    "timm": ({"state_dict": same, "state_dict_ema": halved}, "state_dict", "'state_dict_ema'"),
+    "tutorial": ({"model_state_dict": same, "optimizer_state_dict": {"state": {}}}, "model_state_dict", ""),
+    "other parts": ({"model": same, "criterion": {"weight": torch.ones(2)}}, "model", ""),
+    "shadow": ({"model": same, "ema": {"decay": 0.9, "shadow_params": [torch.ones(1)]}}, "model", "'ema'"),
+    "average alone": ({"ema": same}, "ema", ""),
+    "mean teacher": ({"teacher": halved, "student": same}, None, "'teacher', 'student'"),
+}
+
+
+@pytest.mark.parametrize("form", SEVERAL)
+def test_a_checkpoint_of_several_sets_of_weights(tmp_path, caplog, form):
+    entries, taken, named = SEVERAL[form]
+    state = build_model("vgg16_largefov", width_divisor=16).state_dict()
+    torch.save(_with(state, **entries), tmp_path / "x.pth")
+    if taken is None:
+        with pytest.raises(
+            CaffeFileError, match="several sets of weights, 'teacher', 'student', expected one"
+        ):
+            read_weights(tmp_path / "x.pth")
+        return
+    found = read_weights(tmp_path / "x.pth")
+    assert torch.equal(found.layers["conv1_1"].tensors["weight"], state["conv1_1.weight"])
+    assert found.changes == [f"taken from the checkpoint's entry {taken!r}"]
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == bool(named)
+    if named:
+        assert (
+            f"{taken!r}, {named}; {taken!r} is taken; torch.save(torch.load(FILE, weights_only=True)[{named}]"
+            in said[0]
+        )
