@@ -117,6 +117,14 @@ def test_weights_that_are_not_finite_make_no_masks(tmp_path, value):
         predict.load_every_layer(net, tmp_path / "w.safetensors", "vgg16_aspp")
 
 
+def test_probabilities_that_are_no_numbers_make_no_mask():
+    """Argmax would take the first of them for a class."""
+    probs = torch.full((1, 3, 2, 2), 1 / 3)
+    probs[0, 1, 0, 1] = torch.nan
+    with pytest.raises(InputError, match="the net's probabilities are NaN"):
+        predict.decide(probs, torch.zeros(1, 2, 2, 3, dtype=torch.uint8), crf=False)
+
+
 def test_files_of_others_are_no_masks(model, tmp_path):
     """Photographs or ground truth in the folder were counted as masks that are there already."""
     photo = tmp_path / "a.png"

@@ -27,7 +27,7 @@ from weights_conversion import load_weights
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 
-from onnx import TensorProto, helper  # noqa: E402
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from repro.export import OnnxSegmenter, export_onnx, runtime  # noqa: E402
 from repro.export.agreement import measure  # noqa: E402
@@ -70,6 +70,30 @@ def photos(tmp_path, golden) -> Path:
     for name in ("image0", "image1"):
         Image.fromarray(golden("inference")[name]["image_rgb"][()]).save(folder / f"{name}.png")
     return folder
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_are_refused(exported, photos, tmp_path, capsys, value):
+    content = onnx.load_model(exported("sec"))
+    weight = next(tensor for tensor in content.graph.initializer if len(tensor.dims) == 4)
+    values = numpy_helper.to_array(weight).copy()
+    values.flat[7] = value
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    onnx.save_model(content, tmp_path / "bad.onnx")
+    call = [*("predict", "--config", "sec_vgg16_voc", "--engine", "onnx"), "model.width_divisor=16"]
+    files = [
+        "--weights",
+        str(tmp_path / "bad.onnx"),
+        "--images",
+        str(photos),
+        "--out",
+        str(tmp_path / "masks"),
+    ]
+    assert run_command([*call, *files]) == 2
+    assert (
+        f"bad.onnx: {weight.name} holds NaN or infinity, finite numbers expected" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "masks").exists()
 
 
 # --- masks --------------------------------------------------------------------------------------------------

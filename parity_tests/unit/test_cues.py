@@ -693,6 +693,6 @@ def test_a_training_says_it_once(tmp_path, caplog):
     file = CueFile.open(tmp_path / "cues.h5")
     (tmp_path / "list.txt").write_text("x.png 0\n")
     CueDataset(tmp_path, file.lines(tmp_path / "list.txt"), file)
-    assert [record.getMessage() for record in caplog.records if "their labels lack" in record.getMessage()] == [
-        file.label_doubt()
-    ]
+    assert [
+        record.getMessage() for record in caplog.records if "their labels lack" in record.getMessage()
+    ] == [file.label_doubt()]

@@ -213,7 +213,9 @@ class CueFile:
         Such cells are seeds all the same, of a class that the losses and the growing take for absent.
         """
         image = np.repeat(np.arange(len(self)), np.diff(self.cue_offsets))
-        label_keys = np.repeat(np.arange(len(self)), np.diff(self.label_offsets)) * _KEY_STEP + self.flat_labels
+        label_keys = (
+            np.repeat(np.arange(len(self)), np.diff(self.label_offsets)) * _KEY_STEP + self.flat_labels
+        )
         classes = self.flat_cues[0]
         wrong = (classes > 0) & ~np.isin(image * _KEY_STEP + classes, label_keys)
         if not wrong.any():
@@ -225,8 +227,8 @@ class CueFile:
         labels = ", ".join(map(str, self.labels(index).tolist())) or "none"
         return (
             f"{self.path}: {len(np.unique(image[wrong]))} of {len(self)} images have cues of a class that their labels "
-            f"lack, {int(wrong.sum())} of {len(classes)} cells in all; {who} has class {int(classes[first])}, its labels "
-            f"are {labels}"
+            f"lack, {int(wrong.sum())} of {len(classes)} cells in all; {who} has class {int(classes[first])}, "
+            f"its labels are {labels}"
         )
 
     def check_grid(self, height: int, width: int) -> None:

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
+from onnx import numpy_helper
 
 from repro.errors import InputError, damaged
 from repro.export.head import Head
@@ -174,6 +176,7 @@ class OnnxSegmenter:
             )
         if batch_size < 1:
             raise InputError(f"batch size {batch_size}: expected 1 or more")
+        _check_finite(Path(path))
         self.crf = crf
         self.batch_size = batch_size
         protocol, precision = (self.session.metadata.get(key) for key in ("protocol", "precision"))
@@ -237,6 +240,16 @@ class OnnxSegmenter:
         grids = [torch.from_numpy(grid[0]).to(picture.device) for grid in found]
         with refuse_beyond_memory(image):
             return mask_of_grids(grids, picture, self.protocol, crf=self.crf, labels=labels)
+
+
+def _check_finite(path: Path) -> None:
+    """Refuse weights that are no numbers, as `load_every_layer` does."""
+    floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE}
+    with damaged(path, "a model of 'repro export'"):
+        for tensor in onnx.load_model(os.fspath(path), load_external_data=False).graph.initializer:
+            values = numpy_helper.to_array(tensor, str(path.parent)) if tensor.data_type in floats else 0
+            if not np.isfinite(values).all():
+                raise InputError(f"{path}: {tensor.name} holds NaN or infinity, finite numbers expected")
 
 
 def _checked(images: np.ndarray | torch.Tensor) -> torch.Tensor:

@@ -245,8 +245,12 @@ def decide(
         (N, H, W) uint8 class indices.
 
     Raises:
-        InputError: a label outside the classes.
+        InputError: a label outside the classes, or probabilities that are NaN, of which argmax makes a class.
     """
+    if not probs.sum().isfinite():
+        raise InputError(
+            "the net's probabilities are NaN; its weights, or half precision, make numbers too large"
+        )
     probs = probs.clamp_min(FLOOR)
     if crf:
         probs = mean_field(images_u8.to(probs.device), probs.log(), CRFParams())
