@@ -28,6 +28,10 @@ _SERVER.set_forkserver_preload(
         "repro.report",
         "repro.training.train_file",
         "parity_tests.processes",
+        # what a run imports on its way: an optimiser the first, a dense CRF and a flood the others
+        "torch._dynamo",
+        "repro.layers.mean_field_cpu",
+        "repro.layers.region_growing_numba",
     ]
 )
 _PACKAGES = tuple(f"{os.sep}{name}{os.sep}" for name in ("repro", "weights_conversion"))
