@@ -88,6 +88,11 @@ def read_json(path: str | os.PathLike[str], expected: str) -> Any:
         return json.loads(data.decode("utf-8"))
 
 
+def now() -> str:
+    """The time, in UTC to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
 def json_sha256(content: Any) -> str:
     """SHA-256 of what JSON can hold, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -125,7 +130,8 @@ def lock_folder(folder: Path) -> None:
         )
     # The handle stays open: closing any handle of the file in this process would give the lock back.
     _held[path] = handle
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     command = " ".join(sys.argv)[:400]
     os.ftruncate(handle, 0)
-    os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()} since {now}: {command}\n".encode(), 0)
+    os.pwrite(
+        handle, f"process {os.getpid()} on {socket.gethostname()} since {now()}: {command}\n".encode(), 0
+    )

@@ -11,7 +11,6 @@ results/runs/<name>/
 from __future__ import annotations
 
 import contextlib
-import datetime
 import json
 import logging
 import os
@@ -29,7 +28,7 @@ import yaml
 from repro import distributed
 from repro.config import RunConfig, flattened
 from repro.errors import InputError
-from repro.files import LOCK_NAME, lock_folder, read_json, write_json
+from repro.files import LOCK_NAME, lock_folder, now, read_json, write_json
 from repro.measure import Measurement
 from repro.precision import has_bfloat16
 from weights_conversion.files import clear_leftovers, make_folder, record_temporaries, write_text
@@ -102,7 +101,7 @@ class Run:
         except OSError as error:
             raise InputError(f"output {self.folder}: cannot be written ({error.strerror})") from None
         self._provenance = provenance(self.config, self.device)
-        self._update_manifest({"started": _now(), **self._provenance})
+        self._update_manifest({"started": now(), **self._provenance})
 
     @contextlib.contextmanager
     def step(self, name: str, settings: dict[str, Any], lengthens: Lengthens | None = None) -> Iterator[Step]:
@@ -120,13 +119,13 @@ class Run:
             yield step
             return
         resumed = (step.folder / "settings.json").exists()
-        started, measurement = _now(), Measurement(self.device)
+        started, measurement = now(), Measurement(self.device)
         yield step
         measured = measurement.result()
         if distributed.is_first():
             entry = {
                 "started": started,
-                "finished": _now(),
+                "finished": now(),
                 "resumed": resumed,  # then what was measured is of the last part alone
                 **({"settings_unchecked": True} if step.unchecked else {}),
                 **measured,
@@ -213,14 +212,14 @@ class Step:
         return before != self.settings and lengthens(self.folder, before, self.settings)
 
     def _tell_of_other_threads(self) -> None:
-        before, now = self.run.manifest().get("cpu_threads"), torch.get_num_threads()
-        if self.run.device.type == "cpu" and before not in (None, now):
+        before, threads = self.run.manifest().get("cpu_threads"), torch.get_num_threads()
+        if self.run.device.type == "cpu" and before not in (None, threads):
             log.warning(
                 "%s: begun with %s CPU threads, resumed with %d: sums are rounded differently, so the result is not "
                 "the uninterrupted run's to the bit; OMP_NUM_THREADS=%s keeps it so",
                 self.folder,
                 before,
-                now,
+                threads,
                 before,
             )
 
@@ -266,11 +265,11 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> bool:
     except InputError as error:
         log.warning("%s; whether the folder was made with the present settings cannot be told", error)
         return False
-    now = flattened(settings)
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
+    present = flattened(settings)
+    for key in sorted(before.keys() | present.keys()):
+        if before.get(key) != present.get(key):
             raise InputError(
-                f"{folder}: made with {key} = {before.get(key)!r}, now {now.get(key)!r}; "
+                f"{folder}: made with {key} = {before.get(key)!r}, now {present.get(key)!r}; "
                 "choose another folder or remove that one"
             )
     return True
@@ -337,7 +336,3 @@ def _git_state() -> dict[str, Any]:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
     except (OSError, subprocess.SubprocessError):
         return {"commit": None, "dirty": None}
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -137,11 +137,6 @@ def read_snapshot(path: str | os.PathLike[str]) -> SolverState:
             learned_net=str(Path(path).with_suffix(".safetensors")),
             history=[np.asarray(tensor) for tensor in content["history"]],
         )
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        OverflowError,
-        RuntimeError,
-    ):  # int of inf, tensors that are no numbers
+    # int of inf, tensors that are no numbers
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError):
         raise CaffeFileError(f"{path}: not the .state of a training snapshot") from None

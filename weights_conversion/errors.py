@@ -88,6 +88,15 @@ def chosen(what: str, value: str, names: Iterable[str]) -> str:
     return value
 
 
+def line_of(error: BaseException, most: int = 300) -> str:
+    """What an exception says, as one line; its type where it says nothing.
+
+    >>> line_of(ValueError("two\\nlines")), line_of(KeyError())
+    ('two lines', 'KeyError')
+    """
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 @contextmanager
 def damaged(path: str | os.PathLike[str], expected: str) -> Iterator[None]:
     """Turn whatever a library raises in the block over the foreign file ``path`` into an `InputError`.
@@ -105,7 +114,6 @@ def damaged(path: str | os.PathLike[str], expected: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
         if isinstance(error, OSError) and error.errno is not None:
             raise InputError(f"{os.fspath(path)}: {error.strerror}, {expected} expected") from error
-        raise InputError(f"{os.fspath(path)}: damaged ({reason}), {expected} expected") from error
+        raise InputError(f"{os.fspath(path)}: damaged ({line_of(error)}), {expected} expected") from error

@@ -37,9 +37,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     there, which a rename would put a file in the place of (``/dev/null``).
     """
     target = Path(path)
-    suffix = (
-        target.suffix if re.fullmatch(r"\.[A-Za-z0-9]{1,15}", target.suffix) else ".tmp"
-    )  # torch wants one
+    # torch wants a suffix
+    suffix = target.suffix if re.fullmatch(r"\.[A-Za-z0-9]{1,15}", target.suffix) else ".tmp"
     temporary = target.parent / temporary_name(suffix)
     with errors_named(target):
         if target.is_dir():

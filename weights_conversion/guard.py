@@ -105,9 +105,7 @@ def _read(request: dict[str, Any]) -> Content:
         except (OSError, EOFError) as error:
             _stop()
             raise InputError(f"{name}: the process that reads it has ended ({error})") from None
-        except (
-            BaseException
-        ):  # an interruption in the middle of an answer: the rest of it would be the next one's
+        except BaseException:  # interrupted in the middle of an answer: its rest would be the next one's
             _stop()
             raise
     if "error" in head:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from weights_conversion.caffemodel import read_caffemodel
-from weights_conversion.errors import CaffeFileError, some
+from weights_conversion.errors import CaffeFileError, line_of, some
 from weights_conversion.files import atomic_path
 from weights_conversion.kinds import file_kind
 from weights_conversion.model_layers import CaffeLayerView, caffe_layers, detached
@@ -189,9 +189,8 @@ def read_safetensors(path: str | os.PathLike[str]) -> Layers:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - a handle, not a dict
         except (
             Exception
-        ) as error:  # SafetensorError; its bindings raise KeyError, TypeError, AttributeError, … too
-            reason = " ".join(str(error).split())
-            raise wire.error("", f"damaged safetensors file: {reason}") from error
+        ) as error:  # SafetensorError, and of its bindings KeyError, TypeError, AttributeError, …
+            raise wire.error("", f"damaged safetensors file: {line_of(error)}") from error
         for key, tensor in tensors.items():
             layer, _, blob = key.rpartition(".")
             if tensor.dtype not in _DTYPES:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weights_conversion.errors import CaffeFileError
+from weights_conversion.errors import CaffeFileError, line_of
 from weights_conversion.files import atomic_path
 from weights_conversion.pth import check_directory
 from weights_conversion.vgg16_files import ForeignLayers, Layers
@@ -57,11 +57,8 @@ def read_npz(path: str | os.PathLike[str]) -> ForeignLayers:
                     layers.setdefault(layer, {})[blob] = torch.from_numpy(values.astype(np.float32))
         except CaffeFileError:
             raise
-        except (
-            Exception
-        ) as error:  # zipfile and NumPy raise ValueError, EOFError, KeyError, NotImplementedError, …
-            reason = " ".join(str(error).split())[:200]
-            raise file.error("", f"damaged .npz file: {reason or type(error).__name__}") from error
+        except Exception as error:  # ValueError, EOFError, KeyError, NotImplementedError, …
+            raise file.error("", f"damaged .npz file: {line_of(error, 200)}") from error
     if not layers:
         raise CaffeFileError(f"{os.fspath(path)}: no arrays")
     return ForeignLayers(layers, "NumPy .npz", [])

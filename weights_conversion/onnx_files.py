@@ -23,16 +23,8 @@ from weights_conversion.wire import LEN, MAX_AXES, Field, WireFile, open_wire
 _GRAPH, _OPSET = 7, 8
 _NODE, _INITIALIZER = 1, 5
 _INPUT, _OP_TYPE = 1, 4
-_DIMS, _DATA_TYPE, _FLOAT_DATA, _NAME, _RAW_DATA, _DOUBLE_DATA, _EXTERNAL, _LOCATION = (
-    1,
-    2,
-    4,
-    8,
-    9,
-    10,
-    13,
-    14,
-)
+_DIMS, _DATA_TYPE, _FLOAT_DATA, _NAME = 1, 2, 4, 8
+_RAW_DATA, _DOUBLE_DATA, _EXTERNAL, _LOCATION = 9, 10, 13, 14
 _DTYPES = {1: "<f4", 10: "<f2", 11: "<f8"}  # FLOAT, FLOAT16, DOUBLE
 _MOST_NODE = 1 << 16
 

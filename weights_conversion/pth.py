@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from weights_conversion.errors import CaffeFileError
+from weights_conversion.errors import CaffeFileError, line_of
 from weights_conversion.wire import WireFile, open_wire
 
 _MOST_PICKLE, _MOST_OPCODES = 1 << 19, 100_000  # of structure: a ResNet-101's has 110 kB and 30,000
@@ -53,7 +53,7 @@ def read_pth(path: str | os.PathLike[str]) -> Any:
         try:
             content = torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=zipped)
         except Exception as error:  # on damaged files: UnpicklingError, RuntimeError, EOFError, KeyError, …
-            raise file.error("", f"damaged PyTorch file: {_line(error)}") from error
+            raise file.error("", f"damaged PyTorch file: {line_of(error, 200)}") from error
         _check_tensors(content, file)
         return content
 
@@ -104,7 +104,7 @@ def _check_zip(file: WireFile) -> None:
     except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, struct.error) as error:
         if isinstance(error, CaffeFileError):
             raise
-        raise file.error("", f"damaged PyTorch file: {_line(error)}") from error
+        raise file.error("", f"damaged PyTorch file: {line_of(error, 200)}") from error
     _check_pickle(io.BytesIO(content), file)
 
 
@@ -158,9 +158,5 @@ def _check_pickle(stream: io.BytesIO, file: WireFile) -> int:
     except CaffeFileError:
         raise
     except Exception as error:  # made-up opcodes raise ValueError, UnicodeDecodeError, OverflowError, …
-        raise file.error("", f"damaged PyTorch file: {_line(error)}") from error
+        raise file.error("", f"damaged PyTorch file: {line_of(error, 200)}") from error
     return values * smallest
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,7 +20,7 @@ from pycocotools import mask as coco_mask
 
 from repro.constants import MEAN_BGR, VOID
 from repro.data.cues import CellTruth
-from repro.data.datasets import Item, located_pairs, naming, tensor
+from repro.data.datasets import Item, Listed, naming, tensor
 from repro.data.image_list import LabelLine, Lines, image_name
 from repro.data.images import MAX_PIXELS, read_image_bgr, subtract_mean
 from repro.data.voc import read_mask, write_mask
@@ -42,7 +43,8 @@ COCO_CLASS_NAMES = (
 """The 81 classes in the order of their contiguous indices."""
 
 
-class AnnotationCOCO:
+@dataclass(eq=False)
+class AnnotationCOCO(Listed):
     """Stage 1 on COCO: the release's layer ``AnnotationLayerCOCO``.
 
     The image is read as BGR, zoomed to the input size (SciPy's order 1, not OpenCV's resize), its channels are
@@ -59,36 +61,22 @@ class AnnotationCOCO:
     Raises InputError naming the list's line when a file is missing.
     """
 
-    def __init__(
-        self,
-        image_root: PathLike,
-        cue_root: PathLike,
-        lines: Lines[LabelLine],
-        *,
-        num_classes: int = len(COCO_CLASS_NAMES),
-        grid: tuple[int, int] = (41, 41),
-        new_height: int = 321,
-        new_width: int = 321,
-        mirror: bool = False,
-        mean: Sequence[float] = MEAN_BGR,
-        truth_root: PathLike | None = None,
-    ) -> None:
-        self.truth = None if truth_root is None else CellTruth(truth_root, num_classes, grid)
-        self.lines = lines
-        self.num_classes = num_classes
-        self.grid = grid
-        self.new_height = new_height
-        self.new_width = new_width
-        self.mirror = mirror
-        self.mean = tuple(mean)
-        self._paths = located_pairs(image_root, cue_root, lines)
+    image_root: PathLike
+    cue_root: PathLike
+    lines: Lines[LabelLine]
+    _: KW_ONLY
+    num_classes: int = len(COCO_CLASS_NAMES)
+    grid: tuple[int, int] = (41, 41)
+    new_height: int = 321
+    new_width: int = 321
+    mirror: bool = False
+    mean: Sequence[float] = MEAN_BGR
+    truth_root: PathLike | None = None
 
-    def image_paths(self) -> list[str]:
-        """The image of each line."""
-        return [image for image, _ in self._paths]
-
-    def __len__(self) -> int:
-        return len(self.lines)
+    def __post_init__(self) -> None:
+        root = self.truth_root
+        self._truth = None if root is None else CellTruth(root, self.num_classes, self.grid)
+        self._images, self._cues = self._located(self.image_root, 0), self._located(self.cue_root, 1)
 
     def item(self, index: int, rng: np.random.Generator) -> Item:
         """Line ``index`` (from 0) as ``images`` float32 (3, new_height, new_width), ``labels`` uint8 (C,),
@@ -98,7 +86,7 @@ class AnnotationCOCO:
         size than the grid or with a class out of range, and an image without any cue, which has no label then.
         """
         where = self.lines.where(index)
-        image_path, cue_path = self._paths[index]
+        image_path, cue_path = self._images[index], self._cues[index]
         image = naming(where, read_image_bgr, image_path).astype(np.float32)
         label = naming(where, read_mask, cue_path, self.num_classes)
         if label.shape != self.grid:
@@ -121,8 +109,8 @@ class AnnotationCOCO:
             "cues": tensor(cues[:, :, ::flip]),
             "index": index,
         }
-        if self.truth is not None:
-            counts = naming(where, self.truth.counts, image_name(self.lines[index].image))
+        if self._truth is not None:
+            counts = naming(where, self._truth.counts, image_name(self.lines[index].image))
             item["truth"] = tensor(counts[:, :, ::flip])
         return item
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -32,7 +33,27 @@ T = TypeVar("T")
 PathLike = str | os.PathLike[str]
 
 
-class CueDataset:
+class Listed:
+    """What the data layers share: the lines of a list and the images that they name."""
+
+    lines: Lines[Any]
+    _images: list[str]
+
+    def image_paths(self) -> list[str]:
+        """The image of each line."""
+        return self._images
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def _located(self, root: PathLike, place: int) -> list[str]:
+        """The file that stands at a place of each line, below ``root``."""
+        names, numbers = (line[place] for line in self.lines), (line.line for line in self.lines)
+        return located(root, names, self.lines.source, numbers)
+
+
+@dataclass(eq=False)
+class CueDataset(Listed):
     """Stage 1: images resized to one size, their labels and cues.
 
     Args:
@@ -50,45 +71,29 @@ class CueDataset:
     checked here, so that a run does not end hours later; what an image file holds is checked when it is read.
     """
 
-    def __init__(
-        self,
-        image_root: PathLike,
-        lines: Lines[CueLine],
-        cues: CueFile,
-        *,
-        num_classes: int = len(CLASS_NAMES),
-        background_label: bool = True,
-        grid: tuple[int, int] = (41, 41),
-        new_height: int = 321,
-        new_width: int = 321,
-        mirror: bool = False,
-        mean: Sequence[float] = MEAN_BGR,
-        truth_root: PathLike | None = None,
-    ) -> None:
-        self.truth = None if truth_root is None else CellTruth(truth_root, num_classes, grid)
-        self.cues = cues
-        self.lines = lines
-        self.num_classes = num_classes
-        self.background_label = background_label
-        self.grid = grid
-        self.new_height = new_height
-        self.new_width = new_width
-        self.mirror = mirror
-        self.mean = tuple(mean)
-        numbers = [line.line for line in lines]
-        self._paths = located(image_root, (line.image for line in lines), lines.source, numbers)
-        self.cues.check_whole(*grid)
-        if not self.cues.all_usable([line.cue_index for line in self.lines], num_classes, *grid):
-            for index, line in enumerate(lines):
-                naming(lines.where(index), self.cues.check, line.cue_index, num_classes, *grid)
-        self._kept = KeptImages(0, (new_height, new_width, 3), 0)
+    image_root: PathLike
+    lines: Lines[CueLine]
+    cues: CueFile
+    _: KW_ONLY
+    num_classes: int = len(CLASS_NAMES)
+    background_label: bool = True
+    grid: tuple[int, int] = (41, 41)
+    new_height: int = 321
+    new_width: int = 321
+    mirror: bool = False
+    mean: Sequence[float] = MEAN_BGR
+    truth_root: PathLike | None = None
 
-    def image_paths(self) -> list[str]:
-        """The image of each line."""
-        return self._paths
-
-    def __len__(self) -> int:
-        return len(self.lines)
+    def __post_init__(self) -> None:
+        root = self.truth_root
+        self._truth = None if root is None else CellTruth(root, self.num_classes, self.grid)
+        self._images = self._located(self.image_root, 0)
+        self.cues.check_whole(*self.grid)
+        limits = (self.num_classes, *self.grid)
+        if not self.cues.all_usable([line.cue_index for line in self.lines], *limits):
+            for index, line in enumerate(self.lines):
+                naming(self.lines.where(index), self.cues.check, line.cue_index, *limits)
+        self.keep(0)
 
     def item(self, index: int, rng: np.random.Generator) -> Item:
         """Line ``index`` (from 0) as ``images`` float32 (3, new_height, new_width), ``labels`` uint8 (C,),
@@ -107,9 +112,9 @@ class CueDataset:
             "cues": tensor(cues[:, :, ::flip]),
             "index": line.cue_index,
         }
-        if self.truth is not None:
+        if self._truth is not None:
             where = self.lines.where(index)
-            item["truth"] = tensor(naming(where, self.truth.counts, image_name(line.image))[:, :, ::flip])
+            item["truth"] = tensor(naming(where, self._truth.counts, image_name(line.image))[:, :, ::flip])
         return item
 
     def keep(self, limit: int) -> None:
@@ -117,11 +122,12 @@ class CueDataset:
         self._kept = KeptImages(len(self.lines), (self.new_height, self.new_width, 3), limit)
 
     def _resized(self, index: int) -> np.ndarray:
-        image = naming(self.lines.where(index), read_image_bgr, self._paths[index])
+        image = naming(self.lines.where(index), read_image_bgr, self._images[index])
         return resize_bilinear_u8(image, self.new_height, self.new_width)
 
 
-class LabelMapDataset:
+@dataclass(eq=False)
+class LabelMapDataset(Listed):
     """Stage 2: a crop of each image and of its label map, never resized.
 
     Image and label map are padded at the bottom and the right to ``crop_size`` (the image with 0 after the mean
@@ -136,36 +142,22 @@ class LabelMapDataset:
     Raises InputError naming the list's line when a file is missing.
     """
 
-    def __init__(
-        self,
-        image_root: PathLike,
-        label_root: PathLike,
-        lines: Lines[LabelLine],
-        *,
-        num_classes: int = len(CLASS_NAMES),
-        crop_size: tuple[int, int] = (321, 321),
-        mirror: bool = False,
-        rgb: bool = False,
-        mean: Sequence[float] = MEAN_BGR,
-    ) -> None:
-        self.lines = lines
-        self.num_classes = num_classes
-        self.crop_size = crop_size
-        self.mirror = mirror
-        self.rgb = rgb
-        self.mean = tuple(mean)
-        self._paths = located_pairs(image_root, label_root, lines)
+    image_root: PathLike
+    label_root: PathLike
+    lines: Lines[LabelLine]
+    _: KW_ONLY
+    num_classes: int = len(CLASS_NAMES)
+    crop_size: tuple[int, int] = (321, 321)
+    mirror: bool = False
+    rgb: bool = False
+    mean: Sequence[float] = MEAN_BGR
 
-    def image_paths(self) -> list[str]:
-        """The image of each line."""
-        return [image for image, _ in self._paths]
+    def __post_init__(self) -> None:
+        self._images, self._labels = self._located(self.image_root, 0), self._located(self.label_root, 1)
 
     def label_paths(self) -> list[str]:
         """The label map of each line."""
-        return [label for _, label in self._paths]
-
-    def __len__(self) -> int:
-        return len(self.lines)
+        return self._labels
 
     def item(self, index: int, rng: np.random.Generator) -> Item:
         """Line ``index`` (from 0) as ``images`` float32 (3, rows, columns) and ``label`` uint8
@@ -175,7 +167,7 @@ class LabelMapDataset:
         class out of range, or a label map of another size than its image.
         """
         where = self.lines.where(index)
-        image_path, label_path = self._paths[index]
+        image_path, label_path = self._images[index], self._labels[index]
         image = naming(where, read_image_rgb if self.rgb else read_image_bgr, image_path)
         label = naming(where, read_mask, label_path, self.num_classes)
         if label.shape != image.shape[:2]:
@@ -234,16 +226,6 @@ def located(root: PathLike, names: Iterable[str], list_path: str, lines: Iterabl
             path += suffix
         paths.append(path)
     return paths
-
-
-def located_pairs(
-    image_root: PathLike, label_root: PathLike, lines: Lines[LabelLine]
-) -> list[tuple[str, str]]:
-    """`located` for both paths of each line."""
-    numbers = [line.line for line in lines]
-    images = located(image_root, (line.image for line in lines), lines.source, numbers)
-    labels = located(label_root, (line.label for line in lines), lines.source, numbers)
-    return list(zip(images, labels, strict=True))
 
 
 def _files_in(folder: str) -> frozenset[str]:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from repro.constants import MEAN_BGR
-from repro.errors import InputError
+from repro.errors import InputError, line_of
 from repro.layers.resize import ArrayT, zoom_linear
 
 MAX_PIXELS = 64 * 1024 * 1024
@@ -84,7 +84,7 @@ def png_header(path: str | os.PathLike[str]) -> tuple[int, int]:
     with open(path, "rb") as file:
         header = file.read(
             26
-        )  # signature, then the chunk IHDR: length, name, width, height, bits, colour type
+        )  # signature, and the chunk IHDR: length, name, width, height, bits, colour type
     return header[24], header[25]
 
 
@@ -103,8 +103,9 @@ def _opened(name: str, *, decode: bool) -> Image.Image:
             f"{name}: not an image of a known format ({', '.join(_FORMATS)} expected)"
         ) from error
     except Exception as error:  # damaged data makes the decoders raise OSError, SyntaxError, struct.error …
-        reason = " ".join(str(error).split())
-        raise InputError(f"{name}: the image file is damaged ({reason}), a whole one expected") from error
+        raise InputError(
+            f"{name}: the image file is damaged ({line_of(error)}), a whole one expected"
+        ) from error
     if width * height > MAX_PIXELS:
         raise InputError(f"{name}: {width}x{height} pixels claimed, at most {MAX_PIXELS} in all expected")
     return image

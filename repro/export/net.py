@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from repro.data.images import read_image_bgr, subtract_mean
-from repro.errors import InputError
+from repro.errors import InputError, line_of
 from repro.layers.resize import resize_bilinear_u8
 from repro.models import CaffeNet
 from repro.models.source import net_source
@@ -133,7 +133,7 @@ def write_onnx(
             try:
                 return [np.asarray(result) for result in session.run(None, arrays)]
             except Exception as error:  # onnxruntime's exceptions have no common base of their own
-                raise InputError(f"{path}: onnxruntime: {' '.join(str(error).split())[:300]}") from error
+                raise InputError(f"{path}: onnxruntime: {line_of(error)}") from error
 
         found.extend(compare(net, run, inputs or check_inputs(net), str(path)))
         return {}

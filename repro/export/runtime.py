@@ -20,7 +20,7 @@ import onnx
 import torch
 from onnx import numpy_helper
 
-from repro.errors import InputError, damaged
+from repro.errors import InputError, damaged, line_of
 from repro.export.head import Head
 from repro.inference.memory import SMALL, crf_memory, refuse_beyond
 from repro.inference.predict import PROTOCOLS, decide, mask_of_grids, refuse_beyond_memory
@@ -68,8 +68,7 @@ def open_session(
             enable_fallback=0,  # it prints what the file holds, and tries again
         )
     except Exception as error:  # onnxruntime's exceptions have no common base of their own
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: onnxruntime cannot load it: {reason[:300]}") from error
+        raise InputError(f"{path}: onnxruntime cannot load it: {line_of(error)}") from error
 
 
 class OnnxSession:
@@ -267,8 +266,8 @@ def _images_named(session: OnnxSession, shape: Sequence[int]) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # onnxruntime's exceptions have no common base of their own
-        reason, size = " ".join(str(error).split())[:300], "x".join(map(str, shape))
-        raise InputError(f"{session.path}: images of {size} on {session.device}: {reason}") from error
+        size = "x".join(map(str, shape))
+        raise InputError(f"{session.path}: images of {size} on {session.device}: {line_of(error)}") from error
 
 
 def _device(providers: Sequence[tuple[str, dict[str, Any]]]) -> torch.device:

@@ -18,7 +18,7 @@ from typing import IO, Any, NamedTuple
 
 from tqdm import tqdm
 
-from repro.errors import InputError, printable
+from repro.errors import InputError, line_of, printable
 from weights_conversion.files import errors_named
 
 _BLOCK = 1 << 20
@@ -87,27 +87,20 @@ def unpack(
     except OSError as error:
         if error.errno is not None:  # of the file system, not of gzip
             raise
-        raise InputError(f"{name}: damaged archive ({_line(error)})") from None
-    except (
-        Exception
-    ) as error:  # zlib.error, LZMAError, TarError, BadZipFile, EOFError, struct.error, RuntimeError, …
-        raise InputError(f"{name}: damaged archive ({_line(error)})") from None
+        raise InputError(f"{name}: damaged archive ({line_of(error)})") from None
+    except Exception as error:  # zlib.error, LZMAError, TarError, BadZipFile, EOFError, RuntimeError, …
+        raise InputError(f"{name}: damaged archive ({line_of(error)})") from None
     if not count:
         raise InputError(f"{name}: holds no {' or '.join(members)}")
     return count
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _parts(archive: str, name: str) -> tuple[str, ...]:
     """The parts of a member's name, below the folder it is unpacked to whatever it says."""
     path = PurePosixPath(name)
     parts = tuple(part for part in path.parts if part != ".")
-    strange = (
-        "\0" in name or "\\" in name or (parts and ":" in parts[0])
-    )  # Windows would read these otherwise
+    # Windows would read these otherwise
+    strange = "\0" in name or "\\" in name or (parts and ":" in parts[0])
     if path.is_absolute() or ".." in parts or strange or len(parts) > _MOST_DEPTH:
         raise InputError(f"{archive}: {name[:200]!r} leads out of the archive, plain relative names expected")
     return parts

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from repro.errors import InputError
+from repro.errors import InputError, line_of
 from repro.files import read_json, write_json
 from repro.yaml12 import load_yaml
 
@@ -84,7 +84,7 @@ def read_catalogue(path: str | os.PathLike[str] | None = None) -> dict[str, Sour
     except OSError as error:
         raise InputError(f"{name}: cannot be read ({error.strerror}), a catalogue expected") from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{name}: not YAML ({' '.join(str(error).split())}), a catalogue expected") from None
+        raise InputError(f"{name}: not YAML ({line_of(error)}), a catalogue expected") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -113,10 +113,8 @@ class LockFile:
             try:
                 self.pins = TypeAdapter(dict[str, Pin]).validate_python(read_json(path, "pins of downloads"))
             except ValueError as error:  # InputError and pydantic's
-                reason = " ".join(str(error).split())[:200]
-                raise InputError(
-                    f"{path}: damaged ({reason}); restore it, or remove it to pin anew"
-                ) from None
+                reason = f"damaged ({line_of(error, 200)}); restore it, or remove it to pin anew"
+                raise InputError(f"{path}: {reason}") from None
 
     def pin(self, name: str, pin: Pin) -> None:
         """Add a pin and write the file. One that is there already stays."""

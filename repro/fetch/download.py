@@ -20,14 +20,16 @@ from urllib.parse import urlsplit
 import requests
 import tenacity
 import urllib3
+from requests.exceptions import InvalidSchema, InvalidURL, MissingSchema
 from tqdm import tqdm
 
-from repro.errors import InputError
+from repro.errors import InputError, line_of
 from weights_conversion.files import errors_named
 
 log = logging.getLogger(__name__)
 
 _BLOCK = 1 << 16
+_NO_ADDRESS = (InvalidSchema, InvalidURL, MissingSchema)
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})  # the server may answer otherwise in a while
 
 
@@ -111,23 +113,20 @@ class _Transfer:
         self.resumed = False
 
     def run(self, check: Callable[[Path], object]) -> None:
-        self._attempts()
-        try:
-            check(self.part)
-        except InputError:
-            self._discard()
-            if not self.resumed:
-                raise
-            log.info(
-                "%s: the parts of %s do not fit together; from the beginning", self.url, self.target.name
-            )
-            self.resumed, self.fruitless, self.furthest = False, 0, 0
+        for is_last in (False, True):
             self._attempts()
             try:
                 check(self.part)
             except InputError:
                 self._discard()
-                raise
+                if is_last or not self.resumed:
+                    raise
+            else:
+                break
+            log.info(
+                "%s: the parts of %s do not fit together; from the beginning", self.url, self.target.name
+            )
+            self.resumed, self.fruitless, self.furthest = False, 0, 0
         self.part.replace(self.target)
 
     def _attempts(self) -> None:
@@ -161,21 +160,15 @@ class _Transfer:
             raise
         except requests.TooManyRedirects:
             raise InputError(f"more than {self.patience.redirects} redirects") from None
-        except (
-            requests.exceptions.InvalidSchema,
-            requests.exceptions.InvalidURL,
-            requests.exceptions.MissingSchema,
-        ):
+        except _NO_ADDRESS:
             raise InputError("leads to an address that is neither http nor https") from None
         except requests.exceptions.SSLError as error:
-            raise InputError(f"its certificate is not accepted ({_line(error)})") from None
+            raise InputError(f"its certificate is not accepted ({line_of(error, 200)})") from None
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            raise _TransientError(_line(error)) from None
+            raise _TransientError(line_of(error, 200)) from None
         finally:
             reached = self.part.stat().st_size if self.part.exists() else 0
-            least = max(
-                1, self.patience.least_rate * self.patience.read
-            )  # less than this is a stall, no progress
+            least = max(1, self.patience.least_rate * self.patience.read)  # less than this is a stall
             self.fruitless = 0 if reached - self.furthest >= least else self.fruitless + 1
             self.furthest = max(reached, self.furthest)
 
@@ -293,7 +286,3 @@ def _total_of(response: requests.Response) -> int | None:
 def _retry_after(response: requests.Response) -> float:
     asked = response.headers.get("Retry-After", "")
     return float(asked) if re.fullmatch(r"[0-9]{1,6}", asked) else 0.0
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -8,7 +8,6 @@ last, ``fetch.lock.json`` with what each file turned out to be.
 
 from __future__ import annotations
 
-import datetime
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,7 @@ from repro.fetch.archives import unpack
 from repro.fetch.catalogue import LOCK_NAME, ArchiveContent, LockFile, Pin, Source, check_file, read_catalogue
 from repro.fetch.download import Patience, download, require_space
 from repro.fetch.sbd import build_train_aug, find_sbd
-from repro.files import lock_folder, temporary_folder
+from repro.files import lock_folder, now, temporary_folder
 from weights_conversion import read_caffemodel
 from weights_conversion.files import atomic_path, make_folder
 from weights_conversion.sources import read_pth_layers
@@ -151,9 +150,8 @@ class Fetcher:
         elif source.archive is None:
             with atomic_path(place) as temporary:
                 shutil.copyfile(file, temporary)
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         size = (file if file.exists() else place).stat().st_size
-        lock.pin(name, Pin(url=url, size=size, sha256=sha256, first_used=now))
+        lock.pin(name, Pin(url=url, size=size, sha256=sha256, first_used=now()))
         if is_ours and not self.keep_archives:
             file.unlink(missing_ok=True)
             if not any(self.downloads.iterdir()):

@@ -19,7 +19,7 @@ import numpy as np
 from repro.constants import CLASS_NAMES, VOID
 from repro.data.image_list import list_line, read_id_list
 from repro.data.voc import VocLayout, read_mask, write_mask
-from repro.errors import InputError
+from repro.errors import InputError, line_of
 from repro.fetch.parallel import mapped
 from weights_conversion import guard
 from weights_conversion.files import make_folder, write_text
@@ -27,6 +27,7 @@ from weights_conversion.files import make_folder, write_text
 TRAIN_AUG = 10582
 """Images of the list ``train_aug`` of the full sets."""
 
+_NO_MASK = "{}: no SBD mask ({}), a struct GTcls with Segmentation expected"
 _MOST_FILE = 16 << 20  # bytes; SBD's files have some 10,000
 _MOST_UNPACKED = 64 << 20  # the largest mask, 500×500 doubles, has 2 MB
 
@@ -121,17 +122,11 @@ def read_sbd_mask(path: str | os.PathLike[str]) -> np.ndarray:
     except InputError:
         raise
     except (OSError, zlib.error, struct.error) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(
-            f"{name}: no SBD mask ({reason}), a struct GTcls with Segmentation expected"
-        ) from None
+        raise InputError(_NO_MASK.format(name, line_of(error, 200))) from None
     try:
         mask = guard.read_matlab(name, "GTcls", "Segmentation")
     except InputError as error:
-        reason = str(error).removeprefix(f"{name}: ")
-        raise InputError(
-            f"{name}: no SBD mask ({reason}), a struct GTcls with Segmentation expected"
-        ) from None
+        raise InputError(_NO_MASK.format(name, str(error).removeprefix(f"{name}: "))) from None
     if mask.ndim != 2 or mask.dtype.kind not in "uif" or not mask.size:
         raise InputError(f"{name}: Segmentation is {mask.dtype} of shape {mask.shape}, a 2-d mask expected")
     indices = mask.astype(np.uint8) if np.isfinite(mask).all() else np.zeros_like(mask, np.uint8)

@@ -5,7 +5,6 @@ The counts are the field's: 1,464 train, 1,449 val, 1,456 test (where VOC's test
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from repro.errors import InputError
 from repro.fetch.catalogue import LOCK_NAME, LockFile, Pin, check_file, read_catalogue
 from repro.fetch.parallel import mapped
 from repro.fetch.sbd import TRAIN_AUG
+from repro.files import now
 
 COUNTS = {"train": 1464, "val": 1449, "test": 1456, "train_aug": TRAIN_AUG}
 """Names in each list of ``ImageSets/Segmentation``."""
@@ -298,7 +298,6 @@ def _unchanged(pictures: _Pictures, root: Path, lock: LockFile, pin: bool) -> Ch
             )
         return check
     if pin:
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        lock.pin(name, Pin(url=str(root), size=pictures.size, sha256=pictures.sha256, first_used=now))
+        lock.pin(name, Pin(url=str(root), size=pictures.size, sha256=pictures.sha256, first_used=now()))
         check.remark += f", now pinned in {lock.path}"
     return check

@@ -20,7 +20,7 @@ from PIL import Image
 
 from repro.data import CLASS_NAMES, colour_palette
 from repro.data.images import MAX_PIXELS, open_image
-from repro.errors import InputError, damaged
+from repro.errors import InputError, damaged, line_of
 from repro.fetch.archives import BoundedHeader
 from weights_conversion.files import atomic_path, check_target
 
@@ -118,10 +118,8 @@ def check_submission(archive: Path, ids: Sequence[str], image: Callable[[str], P
                 _check_mask(content, where, open_image(image(name)).size if image else None)
     except InputError:
         raise
-    except (
-        Exception
-    ) as error:  # tarfile and gzip raise TarError, zlib.error, EOFError, OSError, ValueError, …
-        raise InputError(f"{archive}: not a whole .tar.gz ({' '.join(str(error).split())[:200]})") from None
+    except Exception as error:  # of tarfile and gzip: TarError, zlib.error, EOFError, OSError, ValueError, …
+        raise InputError(f"{archive}: not a whole .tar.gz ({line_of(error, 200)})") from None
     if absent := sorted(wanted.keys() - seen):
         raise InputError(f"{archive}: {len(absent)} of {len(wanted)} masks missing, {absent[0]} the first")
 
@@ -149,10 +147,8 @@ def _check_mask(content: bytes, where: str, size: tuple[int, int] | None) -> Non
         palette = mask.getpalette() or []
     except InputError:
         raise
-    except (
-        Exception
-    ) as error:  # damaged data makes Pillow raise OSError, SyntaxError, struct.error, zlib.error, …
-        raise InputError(f"{where}: no readable PNG ({' '.join(str(error).split())})") from None
+    except Exception as error:  # of Pillow: OSError, SyntaxError, struct.error, zlib.error, …
+        raise InputError(f"{where}: no readable PNG ({line_of(error)})") from None
     if indices.max(initial=0) >= len(CLASS_NAMES):
         raise InputError(f"{where}: class {indices.max()}, 0 to {len(CLASS_NAMES) - 1} expected")
     used = 3 * (int(indices.max(initial=0)) + 1)

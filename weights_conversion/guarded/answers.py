@@ -18,7 +18,3 @@ class RefusedError(Exception):
 
 def write_head(out: BinaryIO, **fields: Any) -> None:
     out.write(json.dumps(fields).encode() + b"\n")
-
-
-def line_of(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -12,7 +12,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from weights_conversion.guarded.answers import MIB, RefusedError, line_of, write_head
+from weights_conversion.errors import line_of
+from weights_conversion.guarded.answers import MIB, RefusedError, write_head
 from weights_conversion.guarded.tensors import load_storage, rebuild
 
 

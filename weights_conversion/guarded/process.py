@@ -18,7 +18,8 @@ import sys
 import tempfile
 from typing import Any, BinaryIO
 
-from weights_conversion.guarded.answers import MIB, RefusedError, line_of, write_head
+from weights_conversion.errors import line_of
+from weights_conversion.guarded.answers import MIB, RefusedError, write_head
 from weights_conversion.guarded.hdf5 import read_hdf5
 from weights_conversion.guarded.matlab import read_matlab
 from weights_conversion.guarded.pickles import read_pickle
