@@ -20,30 +20,15 @@ if TYPE_CHECKING:
     from weights_conversion.solverstate import SolverState, read_solverstate, write_solverstate
 
 _HOMES = {
-    "CaffeLayer": "caffemodel",
-    "CaffeModel": "caffemodel",
-    "read_caffemodel": "caffemodel",
-    "write_caffemodel": "caffemodel",
-    "STATE_ENDINGS": "conversion",
-    "convert_solverstate": "conversion",
-    "read_for": "conversion",
-    "CaffeFileError": "errors",
-    "LoadReport": "mapping",
-    "load_caffe_weights": "mapping",
-    "load_weights": "mapping",
-    "save_safetensors": "mapping",
-    "CaffeLayerView": "model_layers",
-    "HasCaffeBlobs": "model_layers",
-    "caffe_layers": "model_layers",
-    "Identifier": "prototxt",
-    "Message": "prototxt",
-    "read_prototxt": "prototxt",
-    "format_prototxt": "prototxt_format",
-    "write_prototxt": "prototxt_format",
-    "read_pth": "pth",
-    "SolverState": "solverstate",
-    "read_solverstate": "solverstate",
-    "write_solverstate": "solverstate",
+    "caffemodel": ("CaffeLayer", "CaffeModel", "read_caffemodel", "write_caffemodel"),
+    "conversion": ("STATE_ENDINGS", "convert_solverstate", "read_for"),
+    "errors": ("CaffeFileError",),
+    "mapping": ("LoadReport", "load_caffe_weights", "load_weights", "save_safetensors"),
+    "model_layers": ("CaffeLayerView", "HasCaffeBlobs", "caffe_layers"),
+    "prototxt": ("Identifier", "Message", "read_prototxt"),
+    "prototxt_format": ("format_prototxt", "write_prototxt"),
+    "pth": ("read_pth",),
+    "solverstate": ("SolverState", "read_solverstate", "write_solverstate"),
 }
 
 __all__ = [
@@ -75,6 +60,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,7 +16,7 @@ from weights_conversion import caffe_pb2, hdf5
 from weights_conversion.files import atomic_path
 from weights_conversion.model_layers import CaffeLayerView, caffe_layers, detached
 from weights_conversion.upgrade import V1_TYPES
-from weights_conversion.wire import LEN, VARINT, Field, WireFile, blob_field, length_prefix, open_wire
+from weights_conversion.wire import LEN, Field, WireFile, blob_field, length_prefix, open_wire
 
 # Field numbers. NetParameter:
 _NET_NAME, _NET_V1_LAYERS, _NET_LAYER = 1, 2, 100
@@ -105,8 +105,7 @@ def _read_layer(file: WireFile, field: Field, what: str) -> CaffeLayer:
         if part.number == blobs_number:
             blob_fields.append(part)
         elif v1 and part.number == _V1_TYPE:
-            file.expect(part, VARINT, what)
-            number = file.varint(part, what)
+            number = file.number(part, what)
         elif part.number in header_numbers:
             file.expect(part, LEN, what)
             size += part.stop - part.start

@@ -42,83 +42,64 @@ def _spelled(name: str) -> str:
 # the number of a V1 layer's type -> its name today
 V1_TYPES = {number: _spelled(name) for name, number in V1LayerParameter.LayerType.items() if number}
 
-_V0_TYPES = {
-    "accuracy": "ACCURACY",
-    "bnll": "BNLL",
-    "concat": "CONCAT",
-    "conv": "CONVOLUTION",
-    "data": "DATA",
-    "dropout": "DROPOUT",
-    "euclidean_loss": "EUCLIDEAN_LOSS",
-    "flatten": "FLATTEN",
-    "hdf5_data": "HDF5_DATA",
-    "hdf5_output": "HDF5_OUTPUT",
-    "im2col": "IM2COL",
-    "images": "IMAGE_DATA",
-    "infogain_loss": "INFOGAIN_LOSS",
-    "innerproduct": "INNER_PRODUCT",
-    "lrn": "LRN",
-    "multinomial_logistic_loss": "MULTINOMIAL_LOGISTIC_LOSS",
-    "pool": "POOLING",
-    "relu": "RELU",
-    "sigmoid": "SIGMOID",
-    "softmax": "SOFTMAX",
-    "softmax_loss": "SOFTMAX_LOSS",
-    "split": "SPLIT",
-    "tanh": "TANH",
-    "window_data": "WINDOW_DATA",
-}
-# where a V0 field goes, by the V1 type: (field of the V0 message, message, field in it)
-_V0_FIELDS: dict[str, list[tuple[str, str, str]]] = {
-    "conv": [
+_V0_TYPES = {  # to V1's
+    name: name.upper()
+    for name in (
         *(
-            (name, "convolution_param", name)
-            for name in ("num_output", "group", "weight_filler", "bias_filler")
+            "accuracy",
+            "bnll",
+            "concat",
+            "data",
+            "dropout",
+            "euclidean_loss",
+            "flatten",
+            "hdf5_data",
+            "hdf5_output",
         ),
-        ("biasterm", "convolution_param", "bias_term"),
-        ("pad", "convolution_param", "pad"),
-        ("kernelsize", "convolution_param", "kernel_size"),
-        ("stride", "convolution_param", "stride"),
-    ],
-    "innerproduct": [
-        *((name, "inner_product_param", name) for name in ("num_output", "weight_filler", "bias_filler")),
-        ("biasterm", "inner_product_param", "bias_term"),
-    ],
-    "pool": [
-        *((name, "pooling_param", name) for name in ("pool", "pad", "stride")),
-        ("kernelsize", "pooling_param", "kernel_size"),
-    ],
-    "dropout": [("dropout_ratio", "dropout_param", "dropout_ratio")],
-    "lrn": [(name, "lrn_param", name) for name in ("local_size", "alpha", "beta", "k")],
-    "concat": [("concat_dim", "concat_param", "concat_dim")],
-    "infogain_loss": [("source", "infogain_loss_param", "source")],
-    "hdf5_output": [("hdf5_output_param", "hdf5_output_param", "")],
+        *("im2col", "infogain_loss", "lrn", "multinomial_logistic_loss", "relu", "sigmoid", "softmax"),
+        *("softmax_loss", "split", "tanh", "window_data"),
+    )
+} | {"conv": "CONVOLUTION", "images": "IMAGE_DATA", "innerproduct": "INNER_PRODUCT", "pool": "POOLING"}
+
+
+def _into(message: str, *alike: str, **others: str) -> dict[str, tuple[str, str]]:
+    """V0 fields -> the message that they go into and the field in it, for some the one of their name."""
+    return {old: (message, new) for old, new in ({name: name for name in alike} | others).items()}
+
+
+_TRANSFORM = _into("transform_param", "scale", "mirror", meanfile="mean_file", cropsize="crop_size")
+_V0_FIELDS = {  # by the type
+    "conv": _into(
+        "convolution_param",
+        *("num_output", "group", "weight_filler", "bias_filler", "pad", "stride"),
+        biasterm="bias_term",
+        kernelsize="kernel_size",
+    ),
+    "innerproduct": _into(
+        "inner_product_param", "num_output", "weight_filler", "bias_filler", biasterm="bias_term"
+    ),
+    "pool": _into("pooling_param", "pool", "pad", "stride", kernelsize="kernel_size"),
+    "dropout": _into("dropout_param", "dropout_ratio"),
+    "lrn": _into("lrn_param", "local_size", "alpha", "beta", "k"),
+    "concat": _into("concat_param", "concat_dim"),
+    "infogain_loss": _into("infogain_loss_param", "source"),
+    "hdf5_output": {"hdf5_output_param": ("hdf5_output_param", "")},
+    "hdf5_data": _into("hdf5_data_param", "source", batchsize="batch_size"),
+    "data": _into("data_param", "source", "rand_skip", batchsize="batch_size") | _TRANSFORM,
+    "images": _into(
+        "image_data_param",
+        *("source", "rand_skip", "new_height", "new_width"),
+        batchsize="batch_size",
+        shuffle_images="shuffle",
+    )
+    | _TRANSFORM,
+    "window_data": _into("window_data_param", "source", batchsize="batch_size")
+    | {
+        f"det_{name}": ("window_data_param", name)
+        for name in ("fg_threshold", "bg_threshold", "fg_fraction", "context_pad", "crop_mode")
+    }
+    | _TRANSFORM,
 }
-for _type, _message in (
-    ("data", "data_param"),
-    ("images", "image_data_param"),
-    ("window_data", "window_data_param"),
-    ("hdf5_data", "hdf5_data_param"),
-):
-    _V0_FIELDS[_type] = [("source", _message, "source"), ("batchsize", _message, "batch_size")]
-    if _type != "hdf5_data":
-        _transform = (
-            ("scale", "scale"),
-            ("meanfile", "mean_file"),
-            ("cropsize", "crop_size"),
-            ("mirror", "mirror"),
-        )
-        _V0_FIELDS[_type] += [(old, "transform_param", new) for old, new in _transform]
-    if _type in ("data", "images"):
-        _V0_FIELDS[_type].append(("rand_skip", _message, "rand_skip"))
-_V0_FIELDS["images"] += [
-    ("shuffle_images", "image_data_param", "shuffle"),
-    *((name, "image_data_param", name) for name in ("new_height", "new_width")),
-]
-_V0_FIELDS["window_data"] += [
-    (f"det_{name}", "window_data_param", name)
-    for name in ("fg_threshold", "bg_threshold", "fg_fraction", "context_pad", "crop_mode")
-]
 _V0_COMMON = ("name", "type", "blobs", "blobs_lr", "weight_decay")
 
 _TRANSFORMS = {"Data": "data_param", "ImageData": "image_data_param", "WindowData": "window_data_param"}
@@ -186,7 +167,7 @@ def _from_v0(layer: V1LayerParameter, where: str) -> V1LayerParameter:
     )
     for repeated in ("blobs", "blobs_lr", "weight_decay"):
         getattr(result, repeated).extend(getattr(old, repeated))
-    places = {name: (message, field) for name, message, field in _V0_FIELDS.get(old.type, [])}
+    places = _V0_FIELDS.get(old.type, {})
     for found, value in old.ListFields():
         if found.name in _V0_COMMON:
             continue

@@ -175,12 +175,6 @@ class WireFile:
             raise self.error(what, f"{size} bytes of names and shapes")
         return self.text(self.read(field.start, field.stop), what)
 
-    def varint(self, field: Field, what: str) -> int:
-        """The number of a field, an int32."""
-        head = self.read(field.tag_at, min(field.tag_at + 15, self.size))
-        value, _ = _varint(head, _varint(head, 0)[1])
-        return value
-
     def expect(self, field: Field, wire_type: int, what: str) -> None:
         if field.wire_type != wire_type:
             raise self.error(

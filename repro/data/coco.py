@@ -135,10 +135,7 @@ class CocoInstances:
         if not categories:
             raise InputError(f"{self.path}: no categories, the instances of COCO as JSON expected")
         indices = {name: index for index, name in enumerate(classes)}
-        self.class_of: dict[int, int] = {}
-        for number, name in sorted(categories.items()):
-            if indices.get(name, 0):
-                self.class_of[number] = indices[name]
+        self.class_of = {number: indices[name] for number, name in categories.items() if indices.get(name)}
         # of the others an object would be missing; a category that groups classes, as Roboflow writes one, has none
         self._others = {number: name for number, name in categories.items() if number not in self.class_of}
         self._classes = classes
@@ -152,11 +149,9 @@ class CocoInstances:
             number = self._field(entry, "id", int)
             if number in self.images:
                 raise InputError(f"{self.path}: image {_shown(number)} again, each id once expected")
-            self.images[number] = (
-                self._field(entry, "file_name", str),
-                self._field(entry, "height", int),
-                self._field(entry, "width", int),
-            )
+            fields = {"file_name": str, "height": int, "width": int}
+            name, height, width = (self._field(entry, key, kind) for key, kind in fields.items())
+            self.images[number] = name, height, width
         named: dict[str, str] = {}  # by the name that mask and labels have: the file
         for name, height, width in self.images.values():
             if path_inside(Path(), Path(name).stem) is None:  # its mask is written under it

@@ -26,7 +26,7 @@ from repro.data.sampler import index_at, item_rng, order, order_rng
 from repro.data.voc import read_mask
 from repro.errors import InputError
 from repro.layers.resize import resize_bilinear_u8
-from repro.models.registry import Count, DataLayer, meta, register
+from repro.models.registry import Count, DataLayer, keyed, meta, register
 from weights_conversion.caffe_pb2 import BlobProto, ImageDataParameter, TransformationParameter
 from weights_conversion.guard import read_hdf5
 
@@ -105,14 +105,10 @@ class ListedImages(DataLayer):
 
     field = "image_data_param"
     pairs: ClassVar[bool] = False
-    keys: ClassVar[Mapping[str, str]] = {
-        "image_root": "root_folder",
-        "list": "source",
-        "batch_size": "batch_size",
-        "shuffle": "shuffle",
-        "new_height": "new_height",
-        "new_width": "new_width",
-    }
+    remedy: ClassVar[str]  # for images of several sizes
+    keys: ClassVar[Mapping[str, str]] = keyed(
+        *("batch_size", "shuffle", "new_height", "new_width"), image_root="root_folder", list="source"
+    )
 
     def setup(self) -> None:
         p = self.p
@@ -184,6 +180,32 @@ class ListedImages(DataLayer):
         high, wide = naming(f"{self.list_path}:{self.lines[0].number}", self.read, self.paths[0]).shape[:2]
         return high, wide
 
+    def top_shapes(self) -> list[tuple[int, ...]]:
+        """Of all tops that there may be."""
+        raise NotImplementedError
+
+    def item(self, index: int, rng: np.random.Generator) -> Sequence[np.ndarray]:
+        """A line's part of each top."""
+        raise NotImplementedError
+
+    def infer(self) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
+        return tuple(map(meta, self.top_shapes()[: len(self.layer.top)]))
+
+    def make(self) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
+        items: list[Sequence[np.ndarray]] = []
+        for position in self.positions():
+            index = self.index_at(position)
+            where = f"{self.list_path}:{self.lines[index].number}"
+            items.append(naming(where, self.item, index, item_rng(self.stream_seed, position)))
+            size, first = (item[0].shape[1:] for item in (items[-1], items[0]))
+            if size != first:
+                raise InputError(
+                    f"{where}: an image of {size[0]}x{size[1]} in a batch of {first[0]}x{first[1]}; set {self.remedy}, "
+                    "or batch_size: 1"
+                )
+        tops = tuple(stacked(arrays) for arrays in zip(*items, strict=True))
+        return tops[: len(self.layer.top)]
+
 
 @register("ImageData")
 class ImageData(ListedImages):
@@ -193,33 +215,18 @@ class ImageData(ListedImages):
     """
 
     top_counts: ClassVar[Count] = (1, 2)
+    remedy = "new_height and new_width"
 
     def problem(self, rest: str) -> str:
         return "" if len(self.layer.top) == 1 or rest.lstrip("-").isdigit() else "a whole number as label"
 
-    def infer(self) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
-        size = self.image_size()
-        shapes = ((self.batch, self.channels, *size), (self.batch,))
-        return tuple(meta(shape) for shape in shapes[: len(self.layer.top)])
+    def top_shapes(self) -> list[tuple[int, ...]]:
+        return [(self.batch, self.channels, *self.image_size()), (self.batch,)]
 
-    def make(self) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
-        images, labels = [], []
-        for position in self.positions():
-            index, rng = self.index_at(position), item_rng(self.stream_seed, position)
-            line = self.lines[index]
-            images.append(naming(f"{self.list_path}:{line.number}", self._item, self.paths[index], rng))
-            if images[-1].shape != images[0].shape:
-                raise InputError(
-                    f"{self.list_path}:{line.number}: an image of {images[-1].shape[1]}x{images[-1].shape[2]} in a "
-                    f"batch of {images[0].shape[1]}x{images[0].shape[2]}; set new_height and "
-                    "new_width, or batch_size: 1"
-                )
-            labels.append(int(line.rest) if len(self.layer.top) > 1 else 0)
-        tops = stacked(images), torch.tensor(labels, dtype=torch.float32)
-        return tops[: len(self.layer.top)]
-
-    def _item(self, path: str, rng: np.random.Generator) -> np.ndarray:
-        return self.transform(self.read(path), self.training, rng)
+    def item(self, index: int, rng: np.random.Generator) -> Sequence[np.ndarray]:
+        label = float(self.lines[index].rest) if len(self.layer.top) > 1 else 0.0
+        image = self.transform(self.read(self.paths[index]), self.training, rng)
+        return image, np.array(label, np.float32)
 
 
 @register("ImageSegData")
@@ -231,7 +238,7 @@ class ImageSegData(ListedImages):
     ``ignore_label``. Labels are resized as images are, which blends classes.
     """
 
-    pairs = True
+    pairs, remedy = True, "crop_size"
     top_counts: ClassVar[Count] = (2, 3)
 
     def setup(self) -> None:
@@ -250,25 +257,11 @@ class ImageSegData(ListedImages):
         """The label maps' paths."""
         return self.located([line.rest for line in self.lines])
 
-    def infer(self) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
+    def top_shapes(self) -> list[tuple[int, ...]]:
         size = self.image_size()
-        shapes = ((self.batch, self.channels, *size), (self.batch, 1, *size), (self.batch, 1, 1, 2))
-        return tuple(meta(shape) for shape in shapes[: len(self.layer.top)])
+        return [(self.batch, self.channels, *size), (self.batch, 1, *size), (self.batch, 1, 1, 2)]
 
-    def make(self) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
-        items = []
-        for position in self.positions():
-            index, rng = self.index_at(position), item_rng(self.stream_seed, position)
-            where = f"{self.list_path}:{self.lines[index].number}"
-            items.append(naming(where, self._item, index, rng))
-            if items[-1][0].shape != items[0][0].shape:
-                raise InputError(
-                    f"{where}: an image of another size in the batch; set crop_size, or batch_size: 1"
-                )
-        tops = tuple(stacked(arrays) for arrays in zip(*items, strict=True))
-        return tops[: len(self.layer.top)]
-
-    def _item(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def item(self, index: int, rng: np.random.Generator) -> Sequence[np.ndarray]:
         image, crop = self.read(self.paths[index]), self.transform.crop
         label = self._label(index, image.shape[:2])
         dims = np.array([min(size, crop or size) for size in image.shape[:2]], np.float32)
@@ -305,7 +298,7 @@ class HDF5Data(DataLayer):
     """Rows of HDF5 datasets, one a top by the top's name; ``source`` lists the files, read one after the other."""
 
     field = "hdf5_data_param"
-    keys: ClassVar[Mapping[str, str]] = {"list": "source", "batch_size": "batch_size", "shuffle": "shuffle"}
+    keys: ClassVar[Mapping[str, str]] = keyed("batch_size", "shuffle", list="source")
 
     def setup(self) -> None:
         p = self.p

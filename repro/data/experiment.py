@@ -221,9 +221,7 @@ def _open_voc(config: Config, build: bool) -> Experiment:
         names = read_id_list(train_list)
         if unknown := [name for name in names if name not in found]:
             raise InputError(f"{train_list}: {unknown[0]} is not in {input_list}, so it has no cues")
-    elif (
-        dataset.train != "train_aug"
-    ):  # VOC's own archive has no train_aug list: its images are those with cues
+    elif dataset.train != "train_aug":  # which VOC's own archive has not: its images are those with cues
         raise InputError(f"dataset.train {dataset.train!r}: no such list: {train_list}")
     else:
         log.info("%s is not there: training on all %d images of %s", train_list, len(found), input_list)
@@ -289,13 +287,8 @@ def _named(folder: Path, suffix: str, none: str) -> list[str]:
         raise InputError(f"{none} {folder}")
     others = [path for path in files if path.suffix != suffix and path.suffix.lower() in IMAGE_SUFFIXES]
     if others:
-        log.warning(
-            "%s: %d images that are no *%s are left out; the first: %s",
-            folder,
-            len(others),
-            suffix,
-            others[0],
-        )
+        left_out = "%s: %d images that are no *%s are left out; the first: %s"
+        log.warning(left_out, folder, len(others), suffix, others[0])
     return found
 
 

@@ -54,12 +54,8 @@ def find_images(folder: str | os.PathLike[str]) -> dict[str, Path]:
     if not found:
         raise InputError(f"{path}: no image ({', '.join(IMAGE_SUFFIXES)}) in it")
     if others:
-        log.info(
-            "%s: %d files are not taken for images by their names; the first: %s",
-            path,
-            len(others),
-            others[0],
-        )
+        what = "are not taken for images by their names"
+        log.info("%s: %d files %s; the first: %s", path, len(others), what, others[0])
     return found
 
 

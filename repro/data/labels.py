@@ -159,13 +159,9 @@ class LabelledImages:
         num_classes: int,
         size: int = 321,
         mirror: bool = False,
-        mean: Sequence[float] = CLASSIFIER_MEAN_BGR,
     ) -> None:
         self.names = list(images)
-        self.num_classes = num_classes
-        self.size = size
-        self.mirror = mirror
-        self.mean = tuple(mean)
+        self.num_classes, self.size, self.mirror = num_classes, size, mirror
         self._paths = [os.fspath(path) for path in images.values()]
         self._labels = [np.asarray(labels[name], np.int64) for name in self.names]
 
@@ -175,7 +171,7 @@ class LabelledImages:
     def item(self, index: int, rng: np.random.Generator) -> Item:
         """``images`` float32 (3, size, size) and ``labels`` float32 (C−1,), which has no background."""
         image = resize_bilinear_u8(read_image_bgr(self._paths[index]), self.size, self.size)
-        images = subtract_mean(image, self.mean)
+        images = subtract_mean(image, CLASSIFIER_MEAN_BGR)
         if self.mirror and rng.integers(2):
             images = images[:, :, ::-1]
         return {"images": tensor(images), "labels": tensor(present(self._labels[index], self.num_classes))}

@@ -26,7 +26,7 @@ from repro.data.image_survey import survey_images
 from repro.data.mask_set import check_masks
 from repro.data.sampler import index_at, item_rng
 from repro.data.voc import CLASS_NAMES
-from repro.models.registry import Count, DataLayer, meta, register
+from repro.models.registry import Count, DataLayer, keyed, meta, register
 
 SEC_CUES = "localization_cues/localization_cues.pickle"  # which SEC's AnnotationLayer opens
 
@@ -38,10 +38,14 @@ def grid_size(size: int) -> int:
     return size
 
 
+Kind = type | tuple[type, ...]
+_FLAG, _ROW = (bool, int), (tuple, list)
+
+
 class _Settings(DataLayer):
     """A Python layer with settings of known names and kinds."""
 
-    known: ClassVar[Mapping[str, type | tuple[type, ...]]] = {}
+    known: ClassVar[Mapping[str, Kind]] = {}
 
     def setup(self) -> None:
         self.given = self.settings()
@@ -76,7 +80,7 @@ class _Settings(DataLayer):
         return mean
 
 
-def _named(kind: type | tuple[type, ...]) -> str:
+def _named(kind: Kind) -> str:
     names = {str: "text", int: "a whole number", bool: "True or False", tuple: "a tuple"}
     return names[kind[0] if isinstance(kind, tuple) else kind]
 
@@ -91,13 +95,13 @@ class AnnotationLayer(_Settings):
 
     counts: ClassVar[Count] = (1, 2)
     top_counts: ClassVar[Count] = (2, 3)
-    known: ClassVar[Mapping[str, type | tuple[type, ...]]] = {
+    known: ClassVar[Mapping[str, Kind]] = {
         "cues": str,
-        "mirror": (bool, int),
+        "mirror": _FLAG,
         "num_classes": int,
         "truth_root": str,
     }
-    keys: ClassVar[Mapping[str, str]] = {"cues": "cues", "mirror": "mirror", "truth_root": "truth_root"}
+    keys: ClassVar[Mapping[str, str]] = keyed("cues", "mirror", "truth_root")
 
     def setup(self) -> None:
         super().setup()
@@ -199,32 +203,21 @@ class AnnotationLayerCOCO(_Items):
 
     top_counts: ClassVar[Count] = 3
     names = ("labels", "cues", "images")
-    known: ClassVar[Mapping[str, type | tuple[type, ...]]] = {
-        "source": str,
-        "root": str,
-        "cues": str,
-        "truth_root": str,
+    known: ClassVar[Mapping[str, Kind]] = {
+        **dict.fromkeys(("source", "root", "cues", "truth_root"), str),
         "batch_size": int,
-        "mean": (tuple, list),
-        "new_size": (tuple, list),
-        "mirror": (bool, int),
+        **dict.fromkeys(("mean", "new_size"), _ROW),
+        "mirror": _FLAG,
         "num_classes": int,
     }
-    keys: ClassVar[Mapping[str, str]] = {
-        "list": "source",
-        "image_root": "root",
-        "cues": "cues",
-        "batch_size": "batch_size",
-        "mirror": "mirror",
-        "truth_root": "truth_root",
-    }
+    keys: ClassVar[Mapping[str, str]] = keyed(
+        *("cues", "batch_size", "mirror", "truth_root"), list="source", image_root="root"
+    )
 
     def setup(self) -> None:
         super().setup()
-        self.batch, self.classes = (
-            self.needed("batch_size"),
-            self.given.get("num_classes", len(COCO_CLASS_NAMES)),
-        )
+        self.batch = self.needed("batch_size")
+        self.classes = self.given.get("num_classes", len(COCO_CLASS_NAMES))
         self.size = self.pair("new_size") if "new_size" in self.given else (321, 321)
         self.grid = (grid_size(self.size[0]), grid_size(self.size[1]))
         self.mean()
@@ -266,25 +259,16 @@ class ImageSegDataLayer(_Items):
 
     top_counts: ClassVar[Count] = 2
     names = ("images", "label")
-    known: ClassVar[Mapping[str, type | tuple[type, ...]]] = {
-        "source": str,
-        "root_folder": str,
-        "label_root": str,
+    known: ClassVar[Mapping[str, Kind]] = {
+        **dict.fromkeys(("source", "root_folder", "label_root"), str),
         "batch_size": int,
-        "mean": (tuple, list),
-        "crop_size": (tuple, list),
-        "mirror": (bool, int),
-        "shuffle": (bool, int),
+        **dict.fromkeys(("mean", "crop_size"), _ROW),
+        **dict.fromkeys(("mirror", "shuffle"), _FLAG),
         "num_classes": int,
     }
-    keys: ClassVar[Mapping[str, str]] = {
-        "list": "source",
-        "image_root": "root_folder",
-        "label_root": "label_root",
-        "batch_size": "batch_size",
-        "mirror": "mirror",
-        "shuffle": "shuffle",
-    }
+    keys: ClassVar[Mapping[str, str]] = keyed(
+        *("label_root", "batch_size", "mirror", "shuffle"), list="source", image_root="root_folder"
+    )
 
     def setup(self) -> None:
         super().setup()

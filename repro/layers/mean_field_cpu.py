@@ -161,21 +161,11 @@ def update(begin, end, classes, unary, spatial, s_values, s_weight, bilateral, b
             w_4, w_5 = spread(b_weights[p, 4] * b_factor), spread(b_weights[p, 5] * b_factor)
             for b in range(planes):
                 x, y = b * s_values.shape[1], b * b_values.shape[1]
-                x_0, x_1, x_2 = (
-                    load(s_flat, x + s_0) * u_0,
-                    load(s_flat, x + s_1) * u_1,
-                    load(s_flat, x + s_2) * u_2,
-                )
-                y_0, y_1, y_2 = (
-                    load(b_flat, y + b_0) * w_0,
-                    load(b_flat, y + b_1) * w_1,
-                    load(b_flat, y + b_2) * w_2,
-                )
-                y_3, y_4, y_5 = (
-                    load(b_flat, y + b_3) * w_3,
-                    load(b_flat, y + b_4) * w_4,
-                    load(b_flat, y + b_5) * w_5,
-                )
+                x_0, x_1 = load(s_flat, x + s_0) * u_0, load(s_flat, x + s_1) * u_1
+                x_2 = load(s_flat, x + s_2) * u_2
+                y_0, y_1 = load(b_flat, y + b_0) * w_0, load(b_flat, y + b_1) * w_1
+                y_2, y_3 = load(b_flat, y + b_2) * w_2, load(b_flat, y + b_3) * w_3
+                y_4, y_5 = load(b_flat, y + b_4) * w_4, load(b_flat, y + b_5) * w_5
                 if not alpha_first:
                     x_0, x_1, x_2 = x_0 * s_after, x_1 * s_after, x_2 * s_after
                     y_0, y_1, y_2 = y_0 * b_after, y_1 * b_after, y_2 * b_after

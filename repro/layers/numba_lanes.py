@@ -151,49 +151,39 @@ def rotate(typingctx: Any, value: Any, count: Any) -> Lowering:
     return lanes(lanes, count), generate
 
 
-@Intrinsic
-def where_less(typingctx: Any, a: Any, b: Any, then: Any, otherwise: Any) -> Lowering:
-    """``then`` where a < b, ``otherwise`` elsewhere."""
+def _where(comparison: str) -> Any:
+    """A function of lanes a, b, then, otherwise: ``then`` where the comparison of a with b holds."""
 
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.select(builder.fcmp_ordered("<", args[0], args[1]), args[2], args[3])
+    @Intrinsic
+    def where(typingctx: Any, a: Any, b: Any, then: Any, otherwise: Any) -> Lowering:
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            return builder.select(builder.fcmp_ordered(comparison, args[0], args[1]), args[2], args[3])
 
-    return lanes(lanes, lanes, lanes, lanes), generate
+        return lanes(lanes, lanes, lanes, lanes), generate
 
-
-@Intrinsic
-def where_equal(typingctx: Any, a: Any, b: Any, then: Any, otherwise: Any) -> Lowering:
-    """``then`` where a == b, ``otherwise`` elsewhere."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.select(builder.fcmp_ordered("==", args[0], args[1]), args[2], args[3])
-
-    return lanes(lanes, lanes, lanes, lanes), generate
+    return where
 
 
-def _call(builder: Any, name: str, value: Any) -> Any:
-    function = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(_FLOATS, [_FLOATS]), f"llvm.{name}.v{LANES}f32"
-    )
-    return builder.call(function, [value])
+where_less, where_equal = _where("<"), _where("==")
 
 
-@Intrinsic
-def floor(typingctx: Any, value: Any) -> Lowering:
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _call(builder, "floor", args[0])
+def _of_llvm(name: str) -> Any:
+    """One of LLVM's own functions of a number, on lanes."""
 
-    return lanes(lanes), generate
+    @Intrinsic
+    def call(typingctx: Any, value: Any) -> Lowering:
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            kind = ir.FunctionType(_FLOATS, [_FLOATS])
+            name_of_lanes = f"llvm.{name}.v{LANES}f32"
+            return builder.call(cgutils.get_or_insert_function(builder.module, kind, name_of_lanes), args)
+
+        return lanes(lanes), generate
+
+    return call
 
 
-@Intrinsic
-def nearest(typingctx: Any, value: Any) -> Lowering:
-    """The nearest whole number, ties to even."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _call(builder, "rint", args[0])
-
-    return lanes(lanes), generate
+floor = _of_llvm("floor")
+nearest = _of_llvm("rint")  # the nearest whole number, ties to even
 
 
 @Intrinsic

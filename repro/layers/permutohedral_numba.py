@@ -215,16 +215,10 @@ def splat(begin, end, offsets, weights, norm, q, part, values, size, planes):
     for pixel in range(begin, end):
         n = spread(norm[pixel])
         for j in range(0, offsets.shape[1], 3):  # three corners or six
-            v_0, v_1, v_2 = (
-                np.int64(offsets[pixel, j]),
-                np.int64(offsets[pixel, j + 1]),
-                np.int64(offsets[pixel, j + 2]),
-            )
-            w_0, w_1, w_2 = (
-                spread(weights[pixel, j]),
-                spread(weights[pixel, j + 1]),
-                spread(weights[pixel, j + 2]),
-            )
+            v_0, v_1 = np.int64(offsets[pixel, j]), np.int64(offsets[pixel, j + 1])
+            v_2 = np.int64(offsets[pixel, j + 2])
+            w_0, w_1 = spread(weights[pixel, j]), spread(weights[pixel, j + 1])
+            w_2 = spread(weights[pixel, j + 2])
             for b in range(planes):
                 x = load(q, b * part + (pixel - begin) * LANES) * n
                 sum_0 = load(values, b * size + v_0) + w_0 * x

@@ -141,23 +141,10 @@ def update_rows(
     used = inside[:, None] & (lane < C)
     logits = tl.load(unary + row[:, None] * C + lane, mask=used, other=float("-inf"))
     if MESSAGES:
+        columns, pixel = images * C, row // images
         column = (row % images)[:, None] * C + lane
-        pixel = row // images
         message = collect(
-            pixel,
-            inside,
-            s_offsets,
-            s_weights,
-            s_norm,
-            s_values,
-            s_alpha,
-            images * C,
-            column,
-            used,
-            3,
-            C,
-            R,
-            L,
+            pixel, inside, s_offsets, s_weights, s_norm, s_values, s_alpha, columns, column, used, 3, C, R, L
         )
         logits = logits + spatial_weight * message
         message = collect(

@@ -80,14 +80,7 @@ KINDS = (
     _interpolating(4),
     _interpolating(3),
     _interpolating(2),
-    Kind(
-        2,
-        2,
-        0,
-        (6, 7, 8),
-        np.array([[1.0, 1.0], [0.0, 1.0], [1.0, 0.0]]),
-        np.array([[1.0, 1.0], [1, 0], [0, 1]]),
-    ),
+    Kind(2, 2, 0, (6, 7, 8), np.array([[1.0, 1], [0, 1], [1, 0]]), np.array([[1.0, 1], [1, 0], [0, 1]])),
     Kind(1, 1, 0, (6,), np.array([[1.0]]), np.array([[1.0]])),
 )
 FOUR, THREE, TWO, TWO_ALONE, ONE_ALONE = range(len(KINDS))

@@ -17,11 +17,18 @@ ROWS: dict[str, dict[str, Any]] = {
 """Of DSRG's Table 2, and SEC: the arguments of :func:`stage1_losses` that a row means."""
 
 
-def _python(
-    name: str, layer: str, bottoms: Sequence[str], tops: Sequence[str], **fields: Any
+def python_layer(
+    name: str,
+    layer: str,
+    bottoms: Sequence[str],
+    tops: Sequence[str],
+    settings: dict[str, Any] | None = None,
+    *,
+    module: str = "pylayers",
+    **fields: Any,
 ) -> LayerParameter:
-    settings = fields.pop("settings", None)
-    python = {"module": "pylayers", "layer": layer}
+    """A Python layer of the releases, with its ``settings`` as ``param_str``."""
+    python = {"module": module, "layer": layer}
     if settings:
         python["param_str"] = repr(settings).replace(": inf", ": float('inf')")
     return LayerParameter(name=name, type="Python", bottom=bottoms, top=tops, python_param=python, **fields)
@@ -46,38 +53,31 @@ def stage1_losses(
     layer of the releases has, ``pooling`` and ``rule``, ours read them from their param_str.
     """
     probs, log_result = f"{scores}-Softmax", f"{scores}-CRF-log"
-    layers = [_python("Softmax", "SoftmaxLayer", [scores], [probs], propagate_down=[True])]
+    layers = [python_layer("Softmax", "SoftmaxLayer", [scores], [probs], propagate_down=[True])]
     # DSRG's layer also raises small probabilities in place, for all layers that follow
     if constrain or cues == "grown":
         bottoms = [probs if variant == "dsrg" else scores, "images"]
-        layers.append(_python("CRF", "CRFLayer", bottoms, [log_result], propagate_down=[True, False]))
+        layers.append(python_layer("CRF", "CRFLayer", bottoms, [log_result], propagate_down=[True, False]))
     grown = "cues"
     if cues == "grown":
         grown, settings = "cues-new", {"th1": theta_b, "th2": theta_f}
         if rule != "released":
             settings["rule"] = rule  # type: ignore[assignment]
         bottoms = ["labels", probs, "cues", "images"]
-        layers.append(_python("update-seed", "DSRGLayer", bottoms, [grown], settings=settings))
+        layers.append(python_layer("update-seed", "DSRGLayer", bottoms, [grown], settings=settings))
     if seed != "none":
         layer = "BalancedSeedLossLayer" if seed == "balanced" else "SeedLossLayer"
-        layers.append(_python("loss-Seed", layer, [probs, grown], ["loss-Seed"], loss_weight=[1]))
+        layers.append(python_layer("loss-Seed", layer, [probs, grown], ["loss-Seed"], loss_weight=[1]))
     if expand:
         settings = {} if pooling == "weighted_rank" else {"pooling": pooling}  # type: ignore[dict-item]
+        bottoms, tops = [probs, "labels"], ["loss-Expand"]
         layers.append(
-            _python(
-                "loss-Expand",
-                "ExpandLossLayer",
-                [probs, "labels"],
-                ["loss-Expand"],
-                loss_weight=[1],
-                settings=settings,
-            )
+            python_layer("loss-Expand", "ExpandLossLayer", bottoms, tops, settings, loss_weight=[1])
         )
     if constrain:
         bottoms = [probs, log_result]
-        layers.append(
-            _python("loss-Constrain", "ConstrainLossLayer", bottoms, ["loss-Constrain"], loss_weight=[1])
-        )
+        tops = ["loss-Constrain"]
+        layers.append(python_layer("loss-Constrain", "ConstrainLossLayer", bottoms, tops, loss_weight=[1]))
     elif cues == "grown":
         layers.append(LayerParameter(name="silence", type="Silence", bottom=[log_result]))
     return layers
@@ -86,37 +86,20 @@ def stage1_losses(
 def stage2_losses(scores: str, *, label_shrink: int = 8) -> list[LayerParameter]:
     """The layers behind ``scores`` in the release's train-f.prototxt: they read ``label`` (N, 1, S, S)."""
     shrink = {"shrink_factor": label_shrink, "pad_beg": 0, "pad_end": 0}
+    void, voids = {"ignore_label": 255}, {"ignore_label": [255]}
     bottoms = [scores, "label_shrink"]
     return [
-        LayerParameter(
-            name="label_shrink", type="Interp", bottom=["label"], top=["label_shrink"], interp_param=shrink
-        ),
-        LayerParameter(
-            name="loss",
-            type="SoftmaxWithLoss",
-            bottom=bottoms,
-            top=["loss"],
-            loss_weight=[1],
-            loss_param={"ignore_label": 255},
-        ),
-        LayerParameter(
-            name="accuracy",
-            type="SegAccuracy",
-            bottom=bottoms,
-            top=["accuracy"],
-            seg_accuracy_param={"ignore_label": [255]},
-        ),
+        _layer("label_shrink", "Interp", ["label"], interp_param=shrink),
+        _layer("loss", "SoftmaxWithLoss", bottoms, loss_weight=[1], loss_param=void),
+        _layer("accuracy", "SegAccuracy", bottoms, seg_accuracy_param=voids),
     ]
 
 
 def classifier_losses(scores: str, labels: str = "labels-classes") -> list[LayerParameter]:
     """The classifiers' loss on ``labels``, those without background."""
-    return [
-        LayerParameter(
-            name="loss",
-            type="SigmoidCrossEntropyLoss",
-            bottom=[scores, labels],
-            top=["loss"],
-            loss_weight=[1],
-        )
-    ]
+    return [_layer("loss", "SigmoidCrossEntropyLoss", [scores, labels], loss_weight=[1])]
+
+
+def _layer(name: str, type_: str, bottoms: Sequence[str], **fields: Any) -> LayerParameter:
+    """A layer whose top has its name."""
+    return LayerParameter(name=name, type=type_, bottom=bottoms, top=[name], **fields)

@@ -97,19 +97,9 @@ _NOT_HERE = {  # types that Caffe or its forks have and this project leaves out 
     **dict.fromkeys(("LSTM", "RNN", "Recurrent", "LSTMUnit"), "recurrent layers are left out"),
     **dict.fromkeys(
         (
-            "PriorBox",
-            "DetectionOutput",
-            "DetectionEvaluate",
-            "MultiBoxLoss",
-            "AnnotatedData",
-            "VideoData",
-            "ROIPooling",
-            "ROIAlign",
-            "PSROIPooling",
-            "Proposal",
-            "SmoothL1Loss",
-            "Region",
-            "YoloDetectionOutput",
+            *("PriorBox", "DetectionOutput", "DetectionEvaluate", "MultiBoxLoss", "AnnotatedData"),
+            *("VideoData", "ROIPooling", "ROIAlign", "PSROIPooling", "Proposal", "SmoothL1Loss"),
+            *("Region", "YoloDetectionOutput"),
         ),
         "detection layers are left out",
     ),
@@ -369,6 +359,11 @@ class DataLayer(Layer):
         """
 
 
+def keyed(*alike: str, **others: str) -> dict[str, str]:
+    """``keys`` of a data layer: those ``alike`` are our keys' names and its fields', the others have two."""
+    return {**others, **{name: name for name in alike}}
+
+
 def batch_seed(seed: int, number: int) -> int:
     """A seed of the batch's own, for random numbers of PyTorch's."""
     return int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0])
@@ -427,11 +422,6 @@ def register(type_: str) -> Callable[[Entry], Entry]:
     return add
 
 
-def _import_above(name: str) -> None:
-    if name in _ABOVE:
-        importlib.import_module(_ABOVE[name])
-
-
 def layer_class(layer: LayerParameter) -> type[Layer]:
     """The entry of a layer's type.
 
@@ -440,16 +430,16 @@ def layer_class(layer: LayerParameter) -> type[Layer]:
     """
     import repro.models.layer_types  # noqa: F401  the entries, which need the classes above
 
-    name = layer.type
-    if name == "Python":
-        module, name = layer.python_param.module, layer.python_param.layer
-        _import_above(name)
+    is_python = layer.type == "Python"
+    name = layer.python_param.layer if is_python else layer.type
+    if name in _ABOVE:
+        importlib.import_module(_ABOVE[name])
+    alike = None
+    if is_python:
         by_class = {known.rpartition(".")[2]: entry for known, entry in _ENTRIES.items() if "." in known}
-        entry = _ENTRIES.get(f"{module}.{name}", by_class.get(name))
-        name = f"{module}.{name}"
-    else:
-        _import_above(name)
-        entry = _ENTRIES.get(name)
+        alike = by_class.get(name)
+        name = f"{layer.python_param.module}.{name}"
+    entry = _ENTRIES.get(name, alike)
     if entry is None and not name:
         raise InputError(f"{describe(layer)}: type: the layer has none")
     if entry is None:
@@ -463,6 +453,6 @@ def registered_types() -> list[str]:
     """Every type that nets may have, Python layers as ``module.Class``."""
     import repro.models.layer_types  # noqa: F401
 
-    for name in _ABOVE:
-        _import_above(name)
+    for module in _ABOVE.values():
+        importlib.import_module(module)
     return sorted(_ENTRIES)

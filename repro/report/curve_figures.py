@@ -72,29 +72,16 @@ def supervision(scores: Scores) -> Iterator[tuple[Drawing, Figure]]:
         for index, entry in enumerate(runs):
             rows = entry["seed_quality"]
             epochs, values = [row["epoch"] for row in rows], [100 * row[quality] for row in rows]
-            axes.plot(
-                epochs,
-                values,
-                STYLES[index % 4],
-                marker="o",
-                markersize=3,
-                color=OURS,
-                label=f"ours, seed {entry['seed']}",
-            )
+            label, marks = f"ours, seed {entry['seed']}", {"marker": "o", "markersize": 3}
+            axes.plot(epochs, values, STYLES[index % 4], color=OURS, label=label, **marks)
             words.append(f"{quality} from {values[0]:.1f} to {values[-1]:.1f} (seed {entry['seed']})")
         for source, filled, label in (
             ("printed", PAPER, "paper"),
             ("read_off_the_plot", "none", "paper, read off the plot"),
         ):
             points = paper[source]
-            axes.plot(
-                list(points),
-                [point[quality] for point in points.values()],
-                "s",
-                color=PAPER,
-                markerfacecolor=filled,
-                label=label,
-            )
+            values = [point[quality] for point in points.values()]
+            axes.plot(list(points), values, "s", color=PAPER, markerfacecolor=filled, label=label)
         axes.set(xlabel="epoch", title={"iou": "IoU"}.get(quality, quality), ylim=(0, 100))
     axes.legend(fontsize=8)
     yield (

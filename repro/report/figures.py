@@ -39,11 +39,16 @@ def draw_all(scores: Scores, album: Album | None, out_dir: Path) -> list[Drawing
         for drawn, figure in _figures(scores, album):
             drawing = replace(drawn, title=drawn.title + generated)
             figure.suptitle(drawing.title, fontsize=11)
-            for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-                with atomic_path(out_dir / f"{drawing.name}.{suffix}") as temporary:
-                    figure.savefig(temporary, format=suffix, metadata=metadata)
+            save(figure, out_dir / drawing.name)
             drawings.append(drawing)
     return drawings
+
+
+def save(figure: Figure, base: Path) -> None:
+    """Write ``<base>.png`` and ``.svg``, without what differs from call to call."""
+    for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
+        with atomic_path(base.with_name(f"{base.name}.{suffix}")) as temporary:
+            figure.savefig(temporary, format=suffix, metadata=metadata)
 
 
 def _figures(scores: Scores, album: Album | None) -> Iterator[tuple[Drawing, Figure]]:

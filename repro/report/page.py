@@ -45,9 +45,7 @@ def write_pictures(album: Album, out_dir: Path) -> list[dict[str, Any]]:
     shown = []
     for number, picture in enumerate(album.selection(album.config.report.browse)):
         base = f"{number:03d}"
-        with atomic_path(out_dir / f"{base}.jpg") as temporary:
-            image = shrunk(picture.image, _SIDE)
-            image.save(temporary, format="JPEG", quality=85)
+        size = _write_image(picture.image, out_dir / f"{base}.jpg")
         masks = {}
         for index, (label, path) in enumerate({"ground truth": picture.truth, **picture.masks}.items()):
             masks[label] = f"{base}-{index}.png"
@@ -56,7 +54,7 @@ def write_pictures(album: Album, out_dir: Path) -> list[dict[str, Any]]:
             {
                 "name": picture.name,
                 "image": f"{base}.jpg",
-                "size": image.size,
+                "size": size,
                 "masks": masks,
                 "iou": f"{100 * picture.iou:.1f}",
                 "ious": {method: f"{100 * iou:.1f}" for method, iou in album.ious(picture).items()},
@@ -72,9 +70,7 @@ def write_growing(images: Sequence[Growing], out_dir: Path) -> list[dict[str, An
     shown = []
     for number, one in enumerate(images):
         base = f"growth-{number}"
-        with atomic_path(out_dir / f"{base}.jpg") as temporary:
-            image = shrunk(one.image, _SIDE)
-            image.save(temporary, format="JPEG", quality=85)
+        size = _write_image(one.image, out_dir / f"{base}.jpg")
         iterations = list(one.seeds)
         places = np.linspace(0, len(iterations) - 1, min(_STEPS, len(iterations)))
         steps = []
@@ -90,20 +86,18 @@ def write_growing(images: Sequence[Growing], out_dir: Path) -> list[dict[str, An
             if mask is not None:
                 _write_mask(mask, out_dir / f"{base}-{what}.png")
                 after.append((what, f"{base}-{what}.png"))
-        classes = [
-            int(index) for index in np.unique(read_mask(one.seeds[iterations[0]], VOID)) if index != VOID
-        ]
-        shown.append(
-            {
-                "name": one.name,
-                "image": f"{base}.jpg",
-                "size": image.size,
-                "steps": steps,
-                "after": after,
-                "classes": classes,
-            }
-        )
+        classes = np.setdiff1d(read_mask(one.seeds[iterations[0]], VOID), [VOID]).tolist()
+        files = {"image": f"{base}.jpg", "size": size, "steps": steps, "after": after}
+        shown.append({"name": one.name, **files, "classes": classes})
     return shown
+
+
+def _write_image(path: Path, target: Path) -> tuple[int, int]:
+    """Returns width and height."""
+    image = shrunk(path, _SIDE)
+    with atomic_path(target) as temporary:
+        image.save(temporary, format="JPEG", quality=85)
+    return image.size
 
 
 def _write_mask(path: Path, target: Path, alpha: bytes | None = None) -> None:

@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 from repro.errors import InputError
 from repro.files import write_json
 from repro.report.drawing import OURS, PAPER
-from repro.report.figures import SETTINGS
+from repro.report.figures import SETTINGS, save
 from repro.report.image_figures import side_by_side
 from repro.report.page import render_parity
-from weights_conversion.files import atomic_path, make_folder, write_text
+from weights_conversion.files import make_folder, write_text
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,10 @@ def report_curves(curves: Sequence[Curve], out_dir: Path, outcome: Outcome | Non
     ``outcome.json`` and the figures ``outcome-curves`` and ``outcome``."""
     make_folder(out_dir)
     with matplotlib.rc_context(SETTINGS):
-        _write_figure(_figure(curves), out_dir / "figures/curves")
+        save(_figure(curves), out_dir / "figures/curves")
         if outcome is not None:
-            _write_figure(_figure(outcome.curves), out_dir / "figures/outcome-curves")
-            _write_figure(side_by_side(outcome.rows, outcome.classes), out_dir / "figures/outcome")
+            save(_figure(outcome.curves), out_dir / "figures/outcome-curves")
+            save(side_by_side(outcome.rows, outcome.classes), out_dir / "figures/outcome")
     write_text(out_dir / "curves.csv", _csv(curves))
     if outcome is not None:
         write_text(out_dir / "outcome.csv", _csv(outcome.curves))
@@ -104,12 +104,6 @@ def _csv(curves: Sequence[Curve]) -> str:
         for iteration, (original, ours) in enumerate(zip(curve.original, curve.ours, strict=True)):
             writer.writerow([curve.experiment, curve.loss, iteration, f"{original:.9g}", f"{ours:.9g}"])
     return text.getvalue()
-
-
-def _write_figure(figure: Figure, stem: Path) -> None:
-    for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-        with atomic_path(stem.with_suffix(f".{suffix}")) as temporary:
-            figure.savefig(temporary, format=suffix, metadata=metadata)
 
 
 def _figure(curves: Sequence[Curve]) -> Figure:

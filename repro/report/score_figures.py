@@ -68,41 +68,25 @@ def classes(scores: Scores) -> Iterator[tuple[Drawing, Figure]]:
     entry = entries[-1]
     names = entry["classes"]
     ours = [100 * (value or 0) for value in entry["scores"]["per_class_iou"]]
-    cell = next(
-        (
-            experiments().cell(name)
-            for name in reversed(entry["answers"])
-            if experiments().cell(name).per_class
-        ),
-        None,
-    )
+    answered = map(experiments().cell, reversed(entry["answers"]))
+    cell = next((cell for cell in answered if cell.per_class), None)
     paper = cell.paper_per_class() if cell else {}
     compared = list(paper) == names
     figure = Figure(figsize=(max(6, 0.45 * len(names)), 4), layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(names))
-    width = 0.4 if compared else 0.7
-    axes.bar(
-        places - (width / 2 if compared else 0), ours, width, color=OURS, label=f"ours, {entry['method']}"
-    )
+    width, shift = (0.4, 0.2) if compared else (0.7, 0)
+    axes.bar(places - shift, ours, width, color=OURS, label=f"ours, {entry['method']}")
     if compared:
-        axes.bar(
-            places + width / 2,
-            [paper[name] or 0 for name in names],
-            width,
-            color=PAPER,
-            hatch="//",
-            edgecolor="white",
-            label="paper",
-        )
+        looks: dict[str, Any] = {"color": PAPER, "hatch": "//", "edgecolor": "white"}
+        axes.bar(places + shift, [paper[name] or 0 for name in names], width, label="paper", **looks)
     axes.set_xticks(places, names, rotation=60, ha="right")
     axes.set(ylabel="IoU, percent", ylim=(0, 100))
     axes.grid(axis="x", visible=False)
     axes.legend(fontsize=8)
     occurring = [value is not None for value in entry["scores"]["per_class_iou"]]
-    order = sorted(
-        bar for bar, occurs in zip(zip(ours, names, strict=True), occurring, strict=True) if occurs
-    )
+    bars = zip(ours, names, strict=True)
+    order = sorted(bar for bar, occurs in zip(bars, occurring, strict=True) if occurs)
     yield (
         Drawing(
             "per_class",
@@ -138,15 +122,8 @@ def _confusion_of(entry: Entry, name: str) -> tuple[Drawing, Figure]:
     if len(names) <= 21:
         for (y, x), share in np.ndenumerate(shares):
             if share >= 0.5:
-                axes.text(
-                    x,
-                    y,
-                    f"{share:.0f}",
-                    ha="center",
-                    va="center",
-                    fontsize=6 if len(names) > 10 else 8,
-                    color="black" if share > 50 else "white",
-                )
+                colour, size = "black" if share > 50 else "white", 6 if len(names) > 10 else 8
+                axes.text(x, y, f"{share:.0f}", ha="center", va="center", fontsize=size, color=colour)
     axes.set_xticks(range(len(names)), names, rotation=90)
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="predicted", ylabel="true")

@@ -82,12 +82,6 @@ class CsvLog:
             log.warning("%s: %d damaged rows are lost", path, damaged)
         return before
 
-    def __enter__(self) -> CsvLog:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
     def close(self) -> None:
         self.file.close()
 

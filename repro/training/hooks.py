@@ -19,7 +19,7 @@ from repro.training.csv_log import CsvLog
 from repro.training.finite import all_finite, first_not_finite, gradients
 from repro.training.loop import Hook, SolverLoop, Sums, on_device
 from repro.training.rows import Row
-from repro.training.signals import Interruption
+from repro.training.signals import Signals
 from repro.training.snapshots import prune, resume, snapshots, write_snapshot
 from repro.training.tensorboard import TensorBoard
 from weights_conversion.files import atomic_path
@@ -143,7 +143,7 @@ class Progress(Hook):
     bar: tqdm | None = None
 
     def before_training(self, loop: SolverLoop) -> None:
-        total = loop.solver.config.max_iter
+        total, display = loop.solver.config.max_iter, max(loop.solver.config.display, 1)
         self.bar = tqdm(
             total=total,
             initial=loop.solver.iteration,
@@ -153,9 +153,7 @@ class Progress(Hook):
             dynamic_ncols=True,
         )
         # of the iterations that are displayed, those that get a line where the bar is not shown
-        self.every = max(loop.solver.config.display, 1) * max(
-            1, total // 100 // max(loop.solver.config.display, 1)
-        )
+        self.every = display * max(1, total // 100 // display)
         self.began, self.start = loop.solver.iteration, time.monotonic()
 
     def after_row(self, loop: SolverLoop, row: Row) -> None:
@@ -185,23 +183,6 @@ class Progress(Hook):
     def after_training(self, loop: SolverLoop) -> None:
         if self.bar is not None:
             self.bar.close()
-
-
-class Signals(Hook):
-    """After SIGINT or SIGTERM the iteration ends, a snapshot is written, the training stops."""
-
-    def __init__(self) -> None:
-        self.interruption = Interruption()
-
-    def prepare(self, loop: SolverLoop) -> None:
-        self.interruption.__enter__()
-
-    def after_iteration(self, loop: SolverLoop, sums: Sums) -> None:
-        # the hosts agree, not the devices: all ranks stop after the same iteration
-        loop.signal = distributed.largest(self.interruption.signal)
-
-    def after_training(self, loop: SolverLoop) -> None:
-        self.interruption.__exit__(None, None, None)
 
 
 class Snapshots(Hook):

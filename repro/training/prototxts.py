@@ -14,16 +14,16 @@ from repro.config import LossConfig, Stage0Config, Stage1Config, Stage1Data, Sta
 from repro.constants import MEAN_BGR
 from repro.data.cues import PICKLE_SUFFIXES
 from repro.data.labels import CLASSIFIER_MEAN_BGR
+from repro.data.release_layers import SEC_CUES
 from repro.errors import InputError
 from repro.models import CLASSIFIERS, CaffeNet
 from repro.models.fillers import GAUSSIAN_STD
-from repro.models.loss_tails import classifier_losses, stage1_losses, stage2_losses
-from weights_conversion.caffe_pb2 import LayerParameter, NetParameter, ParamSpec
+from repro.models.loss_tails import classifier_losses, python_layer, stage1_losses, stage2_losses
+from weights_conversion.caffe_pb2 import FillerParameter, LayerParameter, NetParameter, ParamSpec
 from weights_conversion.lift import lower
 from weights_conversion.prototxt import Message
 
 PrototxtFiller = Literal["gaussian", "msra"]
-SEC_CUES = "localization_cues/localization_cues.pickle"  # which SEC's AnnotationLayer opens
 
 
 def deploy_prototxt(
@@ -77,9 +77,9 @@ def train_prototxt(
 def net_layers(net: CaffeNet, filler: PrototxtFiller = "gaussian") -> Iterable[LayerParameter]:
     """The net's own layers, with the multipliers in force."""
     multipliers = {group["name"]: (group["lr_mult"], group["decay_mult"]) for group in net.param_groups()}
-    fillers: dict[str, dict[str, Any]] = {
-        "gaussian": {"type": "gaussian", "std": GAUSSIAN_STD},
-        "msra": {"type": "msra"},
+    fillers = {
+        "gaussian": FillerParameter(type="gaussian", std=GAUSSIAN_STD),
+        "msra": FillerParameter(type="msra"),
     }
     for layer in net.parameter.layer:
         if layer.type == "Dropout" and layer.dropout_param.dropout_ratio == 0:
@@ -93,24 +93,9 @@ def net_layers(net: CaffeNet, filler: PrototxtFiller = "gaussian") -> Iterable[L
             copy.param.extend(ParamSpec(lr_mult=lr, decay_mult=decay) for lr, decay in pairs)
         field = net[layer.name].field
         if "weight" in kinds and field in ("convolution_param", "inner_product_param"):
-            weight_filler = getattr(copy, field).weight_filler
-            weight_filler.Clear()
-            named = fillers["gaussian" if layer.name in net.classifiers else filler]
-            for name, value in named.items():
-                setattr(weight_filler, name, value)
+            kind = "gaussian" if layer.name in net.classifiers else filler
+            getattr(copy, field).weight_filler.CopyFrom(fillers[kind])
         yield copy
-
-
-def _python(
-    name: str,
-    layer: str,
-    bottoms: Sequence[str],
-    tops: Sequence[str],
-    settings: dict | None = None,
-    **more: Any,
-) -> LayerParameter:
-    python = {"module": "pylayers", "layer": layer} | ({"param_str": repr(settings)} if settings else {})
-    return LayerParameter(name=name, type="Python", bottom=bottoms, top=tops, python_param=python, **more)
 
 
 def _stage1_data(data: Stage1Data, mean: Sequence[float] = MEAN_BGR) -> list[LayerParameter]:
@@ -128,10 +113,10 @@ def _stage1_data(data: Stage1Data, mean: Sequence[float] = MEAN_BGR) -> list[Lay
             raise InputError(
                 f"data.cues {data.cues}: AnnotationLayerCOCO has one root for images and cues, {data.image_root}"
             )
-        return [_python("Annotation", "AnnotationLayerCOCO", [], tops, settings)]
+        return [python_layer("Annotation", "AnnotationLayerCOCO", [], tops, settings)]
     settings = {"cues": data.cues or "localization_cues.pickle", "mirror": data.mirror}
     bottoms = ["image_ids", "images_origin"]
-    annotation = _python(
+    annotation = python_layer(
         "Annotation", "AnnotationLayer", bottoms, tops, settings, propagate_down=[False, False]
     )
     return [_image_data(data, "images_origin", mean), annotation]
@@ -143,7 +128,7 @@ def _is_secs(data: Stage1Data) -> bool:
 
 
 def _sec_data(data: Stage1Data) -> list[LayerParameter]:
-    annotation = _python(
+    annotation = python_layer(
         "Annotation", "AnnotationLayer", ["image_ids"], ["labels", "cues"], propagate_down=[False]
     )
     return [_image_data(data, "images", MEAN_BGR), annotation]
@@ -218,5 +203,4 @@ def _stage2_data(data: Stage2Data) -> list[LayerParameter]:
         "mirror": data.mirror,
         "crop_size": (data.crop_size, data.crop_size),
     }
-    python = {"module": "layer", "layer": "ImageSegDataLayer", "param_str": repr(settings)}
-    return [LayerParameter(name="data", type="Python", top=["images", "label"], python_param=python)]
+    return [python_layer("data", "ImageSegDataLayer", [], ["images", "label"], settings, module="layer")]

@@ -5,29 +5,30 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from repro import distributed
+from repro.training.loop import Hook, SolverLoop, Sums
 
 
-class Interruption:
-    """While entered, remembers the first SIGINT or SIGTERM instead of dying of it; a second one acts as before.
-
-    In a thread other than the main one, where Python takes no signals, it does nothing.
-    """
+class Signals(Hook):
+    """Remembers the first SIGINT or SIGTERM instead of dying of it, and stops after the iteration; a second one acts as
+    before. In a thread other than the main one, where Python takes no signals, it does nothing."""
 
     def __init__(self) -> None:
         self.signal = 0
         self._before: dict[signal.Signals, signal._HANDLER] = {}
 
-    def __enter__(self) -> Interruption:
+    def prepare(self, loop: SolverLoop) -> None:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._remember) for number in SIGNALS}
-        return self
+            numbers = (signal.SIGINT, signal.SIGTERM)
+            self._before = {number: signal.signal(number, self._remember) for number in numbers}
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def after_iteration(self, loop: SolverLoop, sums: Sums) -> None:
+        # the hosts agree, not the devices: all ranks stop after the same iteration
+        loop.signal = distributed.largest(self.signal)
+
+    def after_training(self, loop: SolverLoop) -> None:
         self._give_back()
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
