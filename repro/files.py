@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from repro.errors import InputError, damaged
-from weights_conversion.files import TEMPORARY, atomic_path, temporary_name
+from weights_conversion.files import TEMPORARY, atomic_path, check_plain, temporary_name
 
 log = logging.getLogger(__name__)
 LOCK_NAME = ".sec-dsrg-lock"
@@ -80,6 +80,7 @@ def read_json(path: str | os.PathLike[str], expected: str) -> Any:
     Raises InputError naming the file: it is missing, larger than 16 MB, no JSON, cut off, or nests deeper than Python
     calls may.
     """
+    check_plain(path)
     with damaged(path, expected):
         with open(path, "rb") as file:
             data = file.read(_MOST_JSON + 1)

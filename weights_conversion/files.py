@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import secrets
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -153,8 +154,42 @@ def _record(folder: Path) -> None:
                 known.add(resolved)
 
 
+def check_plain(path: str | os.PathLike[str]) -> None:
+    """Raise InputError for a pipe, a socket or a device: opening one may wait for ever, and it is read once alone.
+
+    Of what is not there, and of a folder, the reader tells.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # a zero byte in it
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise InputError(f"{os.fspath(path)}: a pipe or a device, a plain file expected")
+
+
+def read_input(path: str | os.PathLike[str], most: int = -1) -> bytes:
+    """The bytes of a text that is read once, up to ``most`` of them: a file, or a pipe that has a writer, such as a
+    shell's ``<(…)``.
+
+    Raises OSError, and InputError for a device and for a pipe that nobody writes to.
+    """
+    if not stat.S_ISFIFO(os.stat(path).st_mode):
+        check_plain(path)
+        with open(path, "rb") as file:
+            return file.read(most)
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # without a writer, a plain open waits for one
+    with open(handle, "rb", buffering=0) as pipe:
+        begin = pipe.read(1)  # None: a writer that has written nothing yet
+        if begin == b"":
+            raise InputError(f"{os.fspath(path)}: a pipe that nobody writes to, a plain file expected")
+        os.set_blocking(handle, True)
+        with open(handle, "rb", closefd=False) as rest:
+            return (begin or b"") + rest.read(most)
+
+
 def file_sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
+    """SHA-256 of a file's bytes, hexadecimal. Errors as of `check_plain`."""
+    check_plain(path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

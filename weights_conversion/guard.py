@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from weights_conversion.errors import InputError
+from weights_conversion.files import check_plain
 
 # isolated from the user's folders and settings, so it is told where this package lies
 _CHILD = """
@@ -92,6 +93,7 @@ def read_matlab(path: str | os.PathLike[str], name: str, field: str) -> np.ndarr
 
 def _read(request: dict[str, Any]) -> Content:
     name = request["path"]
+    check_plain(name)
     if "\0" in name or not os.path.isfile(name):
         raise InputError(f"{name!r}: no such file" if "\0" in name else f"{name}: no such file")
     try:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple, NoReturn, TypeAlias
 
 from weights_conversion.errors import CaffeFileError
+from weights_conversion.files import read_input
 
 _MAX_BYTES = 4 << 20  # the largest published nets have some 100 kB
 _MAX_VALUES = 50_000  # and 13,000 values; a file of nothing but "a{}" ends in an error within a second
@@ -56,8 +56,7 @@ def read_prototxt(path: str | os.PathLike[str], variables: Mapping[str, str] | N
     well-formed, nests deeper than 64 messages, or has no field at all.
     """
     try:
-        with Path(path).open("rb") as file:
-            raw = file.read(_MAX_BYTES + 1)
+        raw = read_input(path, _MAX_BYTES + 1)
     except OSError as error:
         raise CaffeFileError(f"{os.fspath(path)}: {error.strerror or error}") from error
     if len(raw) > _MAX_BYTES:

@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError, Message
 
 from weights_conversion import caffe_pb2
 from weights_conversion.errors import CaffeFileError
+from weights_conversion.files import check_plain
 
 VARINT, I64, LEN, I32 = 0, 1, 2, 5
 _FIXED_SIZE = {I64: 8, I32: 4}
@@ -254,6 +255,7 @@ def not_weights(head: bytes) -> str:
 @contextmanager
 def open_wire(path: str | os.PathLike[str]) -> Iterator[WireFile]:
     """Open a file for reading; what the system raises here and inside comes out as ``CaffeFileError``."""
+    check_plain(path)
     try:
         with Path(path).open("rb") as file:
             wire = WireFile(file, path)

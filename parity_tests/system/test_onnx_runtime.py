@@ -77,7 +77,7 @@ def test_weights_that_are_no_numbers_are_refused(exported, photos, tmp_path, cap
     content = onnx.load_model(exported("sec"))
     weight = next(tensor for tensor in content.graph.initializer if len(tensor.dims) == 4)
     values = numpy_helper.to_array(weight).copy()
-    values.flat[7] = value
+    values.flat[0] = value
     weight.CopyFrom(numpy_helper.from_array(values, weight.name))
     onnx.save_model(content, tmp_path / "bad.onnx")
     call = [*("predict", "--config", "sec_vgg16_voc", "--engine", "onnx"), "model.width_divisor=16"]

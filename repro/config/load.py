@@ -19,6 +19,7 @@ from repro.config.validation import field_type, validated
 from repro.errors import InputError, hint
 from repro.profiles import profile_names, profile_text
 from repro.yaml12 import load_yaml
+from weights_conversion.files import read_input
 
 
 def load_config(
@@ -148,7 +149,7 @@ def _read_fields(profile: str, where: str) -> dict[str, Any]:
         text = profile_text(profile)
     else:
         try:
-            text = Path(profile).read_text(encoding="utf-8")
+            text = read_input(profile).decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = "is not text" if isinstance(error, UnicodeDecodeError) else "is not a readable file"
             raise InputError(

@@ -26,7 +26,7 @@ from repro.data.images import MAX_PIXELS, read_image_bgr, subtract_mean
 from repro.data.voc import read_mask, write_mask
 from repro.errors import InputError, damaged
 from repro.layers.resize import zoom_to
-from weights_conversion.files import path_inside
+from weights_conversion.files import check_plain, path_inside
 
 PathLike = str | os.PathLike[str]
 
@@ -128,6 +128,7 @@ class CocoInstances:
 
     def __init__(self, path: PathLike, classes: Sequence[str] = COCO_CLASS_NAMES) -> None:
         self.path = Path(path)
+        check_plain(path)
         categories = {
             self._field(entry, "id", int): self._field(entry, "name", str)
             for entry in self._stream("categories.item")

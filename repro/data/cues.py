@@ -24,7 +24,7 @@ from repro.data.image_list import CueLine, Lines, ListLine, image_name, read_ima
 from repro.data.voc import read_mask
 from repro.errors import InputError, damaged
 from weights_conversion import guard
-from weights_conversion.files import atomic_path
+from weights_conversion.files import atomic_path, check_plain
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +71,7 @@ class CueFile:
         or oversized file, a pickle that imports anything else, and entries of a wrong name, dtype or shape.
         """
         name = os.fspath(path)
+        check_plain(name)
         if not os.path.isfile(name):
             raise InputError(f"{name}: no such cue file")
         if name.endswith(HDF5_SUFFIXES):

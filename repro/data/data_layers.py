@@ -28,6 +28,7 @@ from repro.errors import InputError
 from repro.layers.resize import resize_bilinear_u8
 from repro.models.registry import Count, DataLayer, keyed, meta, register
 from weights_conversion.caffe_pb2 import BlobProto, ImageDataParameter, TransformationParameter
+from weights_conversion.files import check_plain
 from weights_conversion.guard import read_hdf5
 
 _GREY = np.array([1868, 9617, 4899])  # OpenCV's weights of blue, green and red, in 1/2^14
@@ -86,6 +87,7 @@ class Transform:
 
 def _mean_image(layer: DataLayer, path: str, channels: int) -> np.ndarray:
     """A mean image of Caffe's ``.binaryproto``, (rows, columns, channels)."""
+    check_plain(path)
     try:
         with open(path, "rb") as file:
             blob = BlobProto.FromString(file.read())

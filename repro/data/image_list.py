@@ -18,11 +18,11 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from repro.data.images import IMAGE_SUFFIXES
 from repro.errors import InputError
+from weights_conversion.files import read_input
 
 PathLike = str | os.PathLike[str]
 
@@ -216,7 +216,7 @@ def read_text(path: PathLike, expected: str) -> str:
     """The text of a list. Raises InputError for a file that cannot be read; ``expected`` is what a line should hold."""
     name = os.fspath(path)
     try:
-        data = Path(path).read_bytes()
+        data = read_input(path)
         # Windows' shell writes its lists as UTF-16
         wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         text = data.decode("utf-16" if wide else "utf-8-sig")

@@ -16,6 +16,7 @@ from PIL import Image
 from repro.constants import MEAN_BGR
 from repro.errors import InputError, line_of
 from repro.layers.resize import ArrayT, zoom_linear
+from weights_conversion.files import check_plain
 
 MAX_PIXELS = 64 * 1024 * 1024
 """More pixels than this is taken for a damaged or hostile header (VOC and COCO stay below 0.5 M)."""
@@ -85,6 +86,7 @@ def png_header(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def _opened(name: str, *, decode: bool) -> Image.Image:
+    check_plain(name)
     if not os.path.isfile(name):
         raise InputError(f"{name}: no such image file")
     if os.path.getsize(name) == 0:

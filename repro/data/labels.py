@@ -31,7 +31,7 @@ from repro.data.voc_xml import read_xml
 from repro.errors import InputError, hint
 from repro.layers.resize import resize_bilinear_u8
 from weights_conversion import guard
-from weights_conversion.files import write_text
+from weights_conversion.files import check_plain, write_text
 
 CLASSIFIER_MEAN_BGR = (104.008, 116.669, 122.675)
 """Mean of blue, green and red that SEC's classifiers subtract."""
@@ -78,6 +78,7 @@ def _read_any(
         if next(path.glob("[!.]*.xml"), None):
             return _read_voc_annotations(path, indices)
         return _read_voc_lists(path, indices)
+    check_plain(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file or folder of labels")
     if path.suffix == ".json":

@@ -10,6 +10,7 @@ from typing import Any
 from defusedxml import ElementTree
 
 from repro.errors import InputError, damaged
+from weights_conversion.files import check_plain
 
 _MOST_BYTES = 4 << 20  # an annotation of VOC has one or two thousand
 _DECLARED = re.compile(rb"""<\?xml[^>]{0,200}?encoding\s*=\s*["']([A-Za-z0-9._-]{1,40})["']""")
@@ -34,6 +35,7 @@ def read_xml(path: Path) -> Any:
     is unknown or not its own.
     """
     expected = "an annotation of VOC"
+    check_plain(path)
     with damaged(path, expected), path.open("rb") as file:
         data = file.read(_MOST_BYTES + 1)
     if len(data) > _MOST_BYTES:

@@ -24,6 +24,7 @@ from repro.errors import InputError, damaged, line_of
 from repro.export.head import Head
 from repro.inference.memory import SMALL, crf_memory, refuse_beyond
 from repro.inference.predict import PROTOCOLS, decide, mask_of_grids, refuse_beyond_memory
+from weights_conversion.files import check_plain
 
 try:
     import onnxruntime
@@ -54,6 +55,7 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
     options.log_severity_level = 3  # what matters of its warnings is checked here
+    check_plain(path)
     if not path.is_file():
         raise InputError(f"{path}: no such model file")
     try:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from repro.errors import InputError, line_of
 from repro.files import read_json, write_json
 from repro.yaml12 import load_yaml
+from weights_conversion.files import read_input
 
 LOCK_NAME = "fetch.lock.json"
 
@@ -76,7 +77,7 @@ def read_catalogue(path: str | os.PathLike[str] | None = None) -> dict[str, Sour
     name = os.fspath(path) if path else "sources.yaml"
     try:
         text = (
-            Path(path).read_text(encoding="utf-8")
+            read_input(path).decode("utf-8")
             if path
             else (resources.files("repro.fetch") / "sources.yaml").read_text(encoding="utf-8")
         )

@@ -22,7 +22,7 @@ from repro.data import CLASS_NAMES, colour_palette
 from repro.data.images import MAX_PIXELS, open_image
 from repro.errors import InputError, damaged, line_of
 from repro.fetch.archives import BoundedHeader
-from weights_conversion.files import atomic_path, check_target
+from weights_conversion.files import atomic_path, check_plain, check_target
 
 FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"
 TEST_IMAGES = 1456
@@ -95,6 +95,7 @@ def check_submission(archive: Path, ids: Sequence[str], image: Callable[[str], P
         InputError: the first thing wrong with it, and where.
     """
     check_ids(ids, "--list")
+    check_plain(archive)
     wanted = {f"{FOLDER}/{name}.png": name for name in ids}
     seen: set[str] = set()
     try:

@@ -37,7 +37,7 @@ from repro.training.objectives import Objective, stage1_objective, stage2_object
 from repro.training.seed_quality import SeedQuality
 from repro.training.snapshots import snapshots
 from weights_conversion import read_solverstate
-from weights_conversion.files import file_sha256
+from weights_conversion.files import check_plain, file_sha256
 
 log = logging.getLogger(__name__)
 # by backbone: what the papers start from
@@ -70,6 +70,8 @@ def train(config: Config, stage: int, run: Run, lines: Lines[Any] | None = None)
     if section.solver.max_iter < 1:
         raise InputError(f"stage{stage}.solver.max_iter: expected at least 1 iteration")
     files = _files(section, stage, needs_list=lines is None)
+    for path in files.values():
+        check_plain(path)
     content = Path(files["list"]).read_bytes() if lines is None else lines.text().encode()
     if lines is None and _reads_pairs(section):
         lines = read_label_list(files["list"])
@@ -301,8 +303,10 @@ def labels_sha256(root: str, lines: Iterable[LabelLine]) -> str:
     """One hash over the label files of a list, in its order; a missing one counts as empty."""
     digest = hashlib.sha256()
     for line in lines:
+        path = os.path.join(root, line.label.lstrip("/"))
+        check_plain(path)
         try:
-            with open(os.path.join(root, line.label.lstrip("/")), "rb", buffering=0) as file:
+            with open(path, "rb", buffering=0) as file:
                 digest.update(hashlib.sha256(file.read()).hexdigest().encode())
         except FileNotFoundError:
             digest.update(b"-")

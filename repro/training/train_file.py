@@ -42,7 +42,7 @@ from repro.training.objectives import Batch, NetObjective
 from repro.training.seed_quality import SeedQuality
 from repro.training.snapshots import snapshots
 from repro.training.train import labels_sha256, take_over
-from weights_conversion.files import file_sha256
+from weights_conversion.files import check_plain, file_sha256
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,9 @@ def train_file(files: SolverRun, run: Run) -> Path:
                 take_over(solver, config.init.solverstate)
             if tests:
                 watches.append(Tests(tests, files))
-            list_content = Path(files.inputs.get("list", config.caffe_solver or "")).read_bytes()
+            list_path = files.inputs.get("list", config.caffe_solver or "")
+            check_plain(list_path)
+            list_content = Path(list_path).read_bytes()
             hooks = stage_hooks(step, list_content, watches)
             SolverLoop(net, solver, objective, batches, step.folder, hooks).run()
         return step.folder / f"iter_{config.solver.max_iter}.safetensors"
