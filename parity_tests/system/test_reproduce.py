@@ -211,7 +211,7 @@ def test_sec(mini_root, tmp_path):
                     "init.filler=msra",
                     "model.width_divisor=16",
                 ),
-                *("data.new_height=161", "data.new_width=161", "model.num_classes=7"),
+                *("data.new_height=113", "data.new_width=113", "model.num_classes=7"),
                 "dataset.classes=[background, fish, mushroom, house, tree, wheel, bottle]",
             ]
         )

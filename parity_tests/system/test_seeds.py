@@ -183,15 +183,15 @@ def test_every_form_of_the_cues_says_the_same(own, made):
     assert [line.image for line in lines] == sorted(path.name for path in (own / "photos").iterdir())
     assert [line.cue_index for line in lines] == list(range(TRAIN))
     file = CueFile.open(made / "cues.h5")
-    assert file.grid == (21, 21)
+    assert file.grid == (15, 15)
     # as the original code reads it, by Python's own pickle
     content = pickle.loads((made / "localization_cues.pickle").read_bytes())
     labelled = dict(line.split(",", 1) for line in (own / "labels.csv").read_text().splitlines())
     names = load_config("mini").dataset.classes
     for line in lines:
         png = read_mask(made / "png" / f"{Path(line.image).stem}.png", 7)
-        assert png.shape == (21, 21)
-        blob = file.cues_blob(line.cue_index, 7, 21, 21)
+        assert png.shape == (15, 15)
+        blob = file.cues_blob(line.cue_index, 7, 15, 15)
         np.testing.assert_array_equal(np.where(blob.any(axis=0), blob.argmax(axis=0), VOID), png)
         assert blob.sum(axis=0).max() == 1
         np.testing.assert_array_equal(content[f"{line.cue_index}_cues"], file.cues(line.cue_index))
@@ -233,11 +233,11 @@ def test_cues_follow_the_recorded_steps(own, trained, made):
     """The batched pipeline against its steps by hand on one image, with the mean of SEC's classifiers."""
     name = sorted(path.name for path in (own / "photos").iterdir())[3]
     image = read_image_rgb(own / "photos" / name)
-    zoomed = zoom_linear(image.astype(np.float32), (161 / image.shape[0], 161 / image.shape[1], 1))
+    zoomed = zoom_linear(image.astype(np.float32), (113 / image.shape[0], 113 / image.shape[1], 1))
     blob = zoomed[:, :, ::-1] - np.array([104.008, 116.669, 122.675], np.float32)
     images = torch.from_numpy(np.ascontiguousarray(blob.transpose(2, 0, 1)))[None]
     nets = {
-        net: build_model(f"vgg16_{net}", num_classes=6, width_divisor=16, input_size=161)
+        net: build_model(f"vgg16_{net}", num_classes=6, width_divisor=16, input_size=113)
         for net in ("cam", "bg")
     }
     for net, model in nets.items():
@@ -249,14 +249,14 @@ def test_cues_follow_the_recorded_steps(own, trained, made):
     claims = {}
     gradient = nets["bg"].gradient_at(images, "conv4_1")[0].abs().amax(dim=0).numpy()
     padded = np.lib.stride_tricks.sliding_window_view(np.pad(gradient, 1, mode="edge"), (3, 3)).reshape(
-        21, 21, 9
+        15, 15, 9
     )
     saliency = np.median(padded, axis=2)
-    claims[0] = saliency < np.sort(saliency.ravel())[int(0.1 * 21 * 21)]
+    claims[0] = saliency < np.sort(saliency.ravel())[int(0.1 * 15 * 15)]
     for label in labels:
         heat = np.tensordot(weight[label - 1], features, 1)
         claims[label] = (heat > 0.2 * heat.max()) & (heat.max() > 0)
-    want = np.full((21, 21), VOID)
+    want = np.full((15, 15), VOID)
     for label in sorted(claims, key=lambda c: (-claims[c].sum(), c)):
         want[claims[label]] = label
     assert (read_mask(made / "png" / f"{Path(name).stem}.png", 7) != want).sum() <= 1  # a tie of float32 sums
@@ -415,7 +415,7 @@ def test_score_of_the_given_cues(mini, tmp_path, capsys):
     # the same as PNGs on the grid
     cues = CueFile.open(mini / "localization_cues.pickle")
     for line in read_pairs_list(mini / "input_list.txt"):
-        label = np.full((21, 21), VOID, np.uint8)
+        label = np.full((15, 15), VOID, np.uint8)
         c, rows, columns = cues.cues(line.cue_index)
         label[rows, columns] = c
         write_mask(tmp_path / "png" / f"{Path(line.image).stem}.png", label)

@@ -42,7 +42,7 @@ from repro.training.snapshots import snapshots
 
 _MASK_BYTES = 6_000
 _TYPICAL = (375, 500)  # of a VOC image
-_EMBEDDED = (140, 140)
+_EMBEDDED = (112, 112)
 _UTILISATION = 0.5
 _BENCHES = (Path("results/bench"), Path("results/published/bench"))
 BENCH_SIDE = 321  # of `repro bench`'s images by default
