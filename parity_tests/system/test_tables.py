@@ -226,7 +226,7 @@ def test_latex_compiles(voc_runs, tmp_path):
         (
             "mini",
             40,
-            "chosen so that each part of the method shows, on images and initial weights of other seeds",
+            "were chosen so that every class is learnt, on images and initial weights of other",
         ),
         ("voc2012-val", 80, "measured on 80 of the 1449 images of voc2012-val"),
     ],
