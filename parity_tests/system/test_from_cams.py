@@ -35,6 +35,7 @@ def run(tmp_path, *options):
         "mini",
         "--out",
         str(tmp_path / "out"),
+        *("stage1.data.new_height=161", "stage1.data.new_width=161"),
     ]
     return run_command([*arguments, *options])
 
