@@ -113,7 +113,9 @@ def convert_solverstate(
         write_solverstate(target, state.iter, state.current_step, state.history, state.learned_net)
         return [target]
     if model is None:
-        raise CaffeFileError(f"{source}: a snapshot of training: say with --to which net it is of")
+        raise CaffeFileError(
+            f"{source}: a snapshot of training: name its net: repro convert NET {source} {target}"
+        )
     state = read_snapshot(source)
     weights = source.with_suffix(".safetensors")
     report = load_weights(model, weights)

@@ -240,40 +240,40 @@ def test_opencv_gives_the_same_scores_at_full_width(name, tmp_path):
     check_scores(net, importer(net, tmp_path), [(321, 321), (97, 130)])
 
 
-def convert(capsys, *arguments) -> tuple[int, str, str]:
-    status = run_command(["convert", *map(str, arguments)])
+def prototxt(capsys, *arguments) -> tuple[int, str, str]:
+    status = run_command(["prototxt", *map(str, arguments)])
     captured = capsys.readouterr()
     return status, captured.out, captured.err
 
 
-def test_convert_writes_prototxts(capsys, tmp_path):
+def test_a_profiles_prototxts(capsys, tmp_path):
     deploy, train = tmp_path / "deploy.prototxt", tmp_path / "train.prototxt"
-    net = ("--to", "vgg16_aspp", "--width-divisor", 16)
-    assert convert(capsys, deploy, *net)[:2] == (0, f"{deploy}\n")
-    assert convert(capsys, train, *net, "--config", "dsrg_vgg16_voc")[:2] == (0, f"{train}\n")
+    net = ("--config", "dsrg_vgg16_voc", "model.width_divisor=16")
+    assert prototxt(capsys, deploy, *net)[:2] == (0, f"{deploy}\n")
+    assert prototxt(capsys, train, *net, "--stage", 1)[:2] == (0, f"{train}\n")
     ours = deploy_prototxt(build_model("vgg16_aspp", width_divisor=16))
     assert differing_fields(read_prototxt(deploy), ours) == []
     names = [layer.one("name") for layer in read_prototxt(train).layers]
     assert names[-2:] == ["loss-Seed", "loss-Constrain"]
+    bg = ("--net", "vgg16_bg", "stage0.data.input_size=97")
+    assert prototxt(capsys, train, *net, "--stage", 0, *bg)[0] == 0
+    layers = read_prototxt(train).layers
+    assert layers[0].one("image_data_param").one("new_height") == 97
+    assert layers[-1].one("type") == "SigmoidCrossEntropyLoss"
 
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["t.prototxt"], "t.prototxt: say with --to of which net"),
-        (["n.caffemodel", "t.prototxt", "--to", "vgg16_cam"], "t.prototxt: 2 files, expected it alone"),
-        (["t.prototxt", "--to", "vgg16_cam", "--stage", 0], "--stage 0: goes with --config"),
-        (["a.h5", "b.npz", "--config", "sec_vgg16_voc"], "--config sec_vgg16_voc: goes with a .prototxt"),
-        (["a.h5", "b.npz", "--image", "a.png"], "--image a.png: goes with an .onnx or .py"),
-        (
-            ["t.prototxt", "--to", "vgg16_largefov", "--config", "sec_vgg16_voc", "--stage", 2],
-            "sec_vgg16_voc: has no section stage2",
-        ),
+        (["--stage", 0], "--stage 0: trains the classifiers; --net says which, vgg16_cam or vgg16_bg"),
+        (["--stage", 2], "sec_vgg16_voc: has no section stage2"),
+        (["--net", "vgg16"], "--net 'vgg16': expected one of vgg16_cam, vgg16_bg"),
+        (["--net", "vgg16_cam", "--stage", 1], "vgg16_cam: classifiers train in stage 0"),
     ],
 )
 def test_bad_requests_for_prototxts_are_one_line(capsys, tmp_path, monkeypatch, arguments, reason):
     monkeypatch.chdir(tmp_path)
-    status, _, err = convert(capsys, *arguments)
+    status, _, err = prototxt(capsys, "t.prototxt", "--config", "sec_vgg16_voc", *arguments)
     assert status == 2
     assert reason in err
     assert err.count("\n") == 1

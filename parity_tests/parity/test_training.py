@@ -102,8 +102,9 @@ def test_resnet101_trains(tmp_path, stage1_inputs):
         assert torch.equal(after[name], values) == name.startswith(("bn", "scale")), name
     # Caffe's pair: one history for every blob, those that are not learnt too
     pair = [tmp_path / f"iter_4.{kind}" for kind in ("solverstate", "caffemodel")]
-    convert = ["convert", tmp_path / "stage1" / "iter_4.state", pair[0], "--to", "resnet101_aspp"]
-    assert run_command([*map(str, convert), "--width-divisor", "16"]) == 0
+    convert = ["convert", tmp_path / "stage1" / "iter_4.state", pair[0]]
+    convert.insert(1, CAFFE_FILES / "resnet101_aspp_deploy.prototxt")
+    assert run_command([*map(str, convert)]) == 0
     blobs = [blob.shape for layer in read_caffemodel(pair[1]).layers.values() for blob in layer.blobs]
     assert [history.shape for history in read_solverstate(pair[0]).history] == blobs
 
@@ -276,7 +277,8 @@ def test_a_caffe_solverstate_is_gone_on_from(golden, stage1_inputs, tmp_path):
 def test_a_snapshot_as_caffe_files_is_gone_on_from(stage1_inputs, stage1_run, tmp_path, ending):
     """A snapshot of ours as Caffe's pair: training from the pair follows the run that was not interrupted."""
     state, pair = stage1_run / "stage1" / "iter_15.state", tmp_path / f"iter_15.solverstate{ending}"
-    assert run_command(["convert", str(state), str(pair), "--to", "vgg16_aspp", "--width-divisor", "16"]) == 0
+    net = CAFFE_FILES / "vgg16_aspp_deploy.prototxt"
+    assert run_command(["convert", str(net), str(state), str(pair)]) == 0
     weights = tmp_path / f"iter_15.caffemodel{ending}"
     written, original = read_solverstate(pair), read_solverstate(CAFFE_FILES / "stage1_iter_15.solverstate")
     assert (written.iter, written.current_step, written.learned_net) == (15, 1, str(weights))

@@ -21,6 +21,7 @@ from repro.data import CueFile, read_mask, write_mask
 
 VERBS = (
     "convert",
+    "prototxt",
     "seeds",
     "inspect",
     "train",
@@ -333,16 +334,8 @@ def test_masks_of_other_settings_are_not_mixed(tmp_path, capsys):
 def test_convert_and_inspect(tmp_path, capsys):
     source = CAFFE_FILES / "vgg16_largefov_v1.caffemodel"
     target = tmp_path / "mc.safetensors"
-    arguments = [
-        "convert",
-        source,
-        target,
-        "--to",
-        "vgg16_aspp",
-        "--width-divisor",
-        "16",
-        "--spread-branches",
-    ]
+    net = CAFFE_FILES / "vgg16_aspp_deploy.prototxt"
+    arguments = ["convert", net, source, target, "--spread-branches"]
     status, out, _ = run(capsys, *arguments)
     assert status == 0
     assert "fc6 -> fc6_1" in out
@@ -350,16 +343,20 @@ def test_convert_and_inspect(tmp_path, capsys):
     assert run(capsys, *arguments)[0] == 0
     assert target.read_bytes() == first
     back = tmp_path / "mc.caffemodel"
-    assert run(capsys, "convert", target, back, "--to", "vgg16_aspp", "--width-divisor", "16")[0] == 0
+    assert run(capsys, "convert", net, target, back)[0] == 0
     status, out, _ = run(capsys, "inspect", back)
     assert status == 0
     assert "fc8-SEC_4" in out
     assert "4x3x3x3" in out
-    assert "expected a name that ends in" in refused(
-        capsys, "convert", back, tmp_path / "x.pth", "--to", "vgg16_aspp"
+    assert "expected a name that ends in" in refused(capsys, "convert", net, back, tmp_path / "x.pth")
+    other = tmp_path / "x.safetensors"
+    assert "conv1_1" in refused(capsys, "convert", "vgg16_aspp", back, other)
+    assert "did you mean 'vgg16_aspp'?" in refused(capsys, "convert", "vgg16_asp", back, other)
+    assert "--spread-branches: goes with" in refused(capsys, "convert", back, other, "--spread-branches")
+    assert "--image a.png: goes with an .onnx or .py" in refused(
+        capsys, "convert", back, other, "--image", "a.png"
     )
-    assert "conv1_1" in refused(capsys, "convert", back, tmp_path / "x.safetensors", "--to", "vgg16_aspp")
-    assert not (tmp_path / "x.safetensors").exists()
+    assert not other.exists()
 
 
 def test_data_verbs(tmp_path, inputs, capsys):

@@ -554,7 +554,7 @@ def test_full_size_file_converts_in_little_memory(tmp_path):
     source = tmp_path / "x.caffemodel"
     write_caffemodel(build_model("vgg16_aspp"), source)
     assert source.stat().st_size > 150e6
-    command = ["convert", str(source), str(tmp_path / "x.safetensors"), "--to", "vgg16_aspp"]
+    command = ["convert", "vgg16_aspp", str(source), str(tmp_path / "x.safetensors")]
     run = subprocess.run(
         [sys.executable, "-c", CONVERT, *command], capture_output=True, text=True, check=True
     )

@@ -181,7 +181,7 @@ def test_vgg16_is_told_by_content_and_copied_to_the_bit(tmp_path, weights, form)
 def test_convert_and_inspect_take_them_and_keep_the_provenance(tmp_path, capsys, weights, form):
     FORMS[form][0](tmp_path / "source", weights)
     target = tmp_path / "x.safetensors"
-    command = ["convert", tmp_path / "source", target, "--to", "vgg16_aspp", "--width-divisor", WIDTH]
+    command = ["convert", CAFFE_FILES / "vgg16_aspp_deploy.prototxt", tmp_path / "source", target]
     assert run_command([*map(str, command)]) == 0
     capsys.readouterr()
     assert run_command(["inspect", str(target)]) == 0

@@ -19,6 +19,7 @@ from weights_conversion import CaffeFileError, load_weights, read_pth, save_safe
 from weights_conversion.sources import known_as
 
 WIDTH = 16
+ASPP = str(CAFFE_FILES / "vgg16_aspp_deploy.prototxt")
 FEATURES = {  # torchvision's index -> Caffe's name, from its configuration "D": a ReLU after each, M after each stage
     0: "conv1_1",
     2: "conv1_2",
@@ -280,18 +281,10 @@ def test_zips_that_torch_save_does_not_write(tmp_path):
 def test_convert_keeps_the_provenance(tmp_path, capsys, caffe_net):
     path = tmp_path / "vgg16_features-amdegroot-88682ab5.pth"
     torch.save(torchvision_file(caffe_net), path)
-    command = [
-        "convert",
-        str(path),
-        str(tmp_path / "x.safetensors"),
-        "--to",
-        "vgg16_aspp",
-        "--width-divisor",
-        "16",
-    ]
-    assert run_command(command) == 0
+    command = ["convert", ASPP, str(path)]
+    assert run_command([*command, str(tmp_path / "x.safetensors")]) == 0
     first = (tmp_path / "x.safetensors").read_bytes()
-    assert run_command([*command[:2], str(tmp_path / "y.safetensors"), *command[3:]]) == 0
+    assert run_command([*command, str(tmp_path / "y.safetensors")]) == 0
     assert (tmp_path / "y.safetensors").read_bytes() == first
     capsys.readouterr()
     assert run_command(["inspect", str(tmp_path / "x.safetensors")]) == 0
@@ -301,7 +294,7 @@ def test_convert_keeps_the_provenance(tmp_path, capsys, caffe_net):
         f"from {path.name} (torchvision, VGG16_Weights.IMAGENET1K_FEATURES; its SHA-256 is NOT the published one",
         f"torchvision VGG16, features (RGB), {len(data)} bytes",
         f"SHA-256 {hashlib.sha256(data).hexdigest()}",
-        "for name vgg16_aspp, num_classes 21, width_divisor 16, filler_seed 0",
+        "for name vgg16_aspp, prototxt vgg16_aspp_deploy.prototxt, filler_seed 0",
         "named as in Caffe: features.0 -> conv1_1, features.2 -> conv1_2,",
         "conv1_1: input channels from RGB to BGR",
         "loaded: conv1_1, conv1_2,",
@@ -313,8 +306,7 @@ def test_convert_keeps_the_provenance(tmp_path, capsys, caffe_net):
 
 def test_convert_spreads_where_told_to(tmp_path, capsys, caffe_net):
     torch.save(ssd_file(caffe_net), tmp_path / "vgg16_reducedfc.pth")
-    command = ["convert", str(tmp_path / "vgg16_reducedfc.pth"), str(tmp_path / "x.safetensors")]
-    command += ["--to", "vgg16_aspp", "--width-divisor", "16"]
+    command = ["convert", ASPP, str(tmp_path / "vgg16_reducedfc.pth"), str(tmp_path / "x.safetensors")]
     assert run_command([*command, "--spread-branches"]) == 0
     assert "spread fc6 -> fc6_1" in capsys.readouterr().out
     assert run_command(command) == 0
@@ -325,5 +317,8 @@ def test_convert_wants_a_net_for_what_runs(tmp_path, capsys, caffe_net):
     save_safetensors(caffe_net, tmp_path / "x.safetensors")
     for name in ("y.onnx", "y.py"):
         assert run_command(["convert", str(tmp_path / "x.safetensors"), str(tmp_path / name)]) == 2
-        assert "say which net it is" in capsys.readouterr().err
+        assert (
+            "needs the net, by its prototxt or name: repro convert NET SOURCE TARGET"
+            in capsys.readouterr().err
+        )
         assert not (tmp_path / name).exists()

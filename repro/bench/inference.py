@@ -20,7 +20,7 @@ from repro.bench.inputs import Inputs
 from repro.bench.timing import Timer, Timing
 from repro.config import Config, PredictConfig
 from repro.inference.predict import TorchSegmenter
-from repro.models import CaffeNet, build_model
+from repro.models import CaffeNet
 from repro.precision import LAYOUT, to_device
 
 SIDE = 321
@@ -36,8 +36,7 @@ def inference_rows(config: Config, inputs: Inputs, timer: Timer) -> Iterator[Tim
     """
     if find_spec("onnx") is None or find_spec("onnxruntime") is None:
         return
-    fields = config.model
-    net = build_model(fields.name, num_classes=fields.num_classes, width_divisor=fields.width_divisor).eval()
+    net = config.build_net().eval()
     net.fill("msra", torch.Generator().manual_seed(0))
     devices = [torch.device("cpu")]
     if timer.device.type == "cuda":

@@ -19,7 +19,6 @@ from repro.config import Config
 from repro.errors import InputError
 from repro.files import read_json, write_report
 from repro.measure import peak_memory
-from repro.models import build_model
 from repro.run_folder import provenance, resolve_device
 from weights_conversion.files import check_target, write_text
 
@@ -47,7 +46,7 @@ def bench(config: Config, out: Path, *, seconds: float = 2.0) -> tuple[Path, Pat
     device = resolve_device(config.device)
     timer = Timer(device, seconds=seconds)
     data, fields = config.stage1.data, config.model
-    grid = build_model(fields.name, width_divisor=64).grid_size(data.new_height, data.new_width)
+    grid = config.build_net().grid_size(data.new_height, data.new_width)
     references = find_spec("pydensecrf") is not None
     rows: list[Timing] = []
     with inputs(max(PICTURES, data.batch_size), fields.num_classes, grid) as given:

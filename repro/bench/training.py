@@ -25,7 +25,7 @@ from repro.layers import (
     refine,
 )
 from repro.layers.dense_crf import TRAINING_SCALE, images_for_crf
-from repro.models import CaffeNet, build_model
+from repro.models import CaffeNet
 from repro.precision import LAYOUT, to_device
 from repro.solver import build_solver
 from repro.training.loop import update
@@ -140,13 +140,7 @@ def prediction_rows(config: Config, inputs: Inputs, timer: Timer, references: bo
 
 
 def _model(config: Config, device: torch.device) -> CaffeNet:
-    fields = config.model
-    model = build_model(
-        fields.name,
-        num_classes=fields.num_classes,
-        width_divisor=fields.width_divisor,
-        dropout=fields.dropout,
-    )
+    model = config.build_net()
     model.fill("msra")  # N(0, 0.01) everywhere would leave only zeros at VGG16's depth
     return to_device(model, config, device)
 
@@ -178,9 +172,8 @@ def _network(config: Config, model: CaffeNet, images: torch.Tensor, timer: Timer
 
 def _flops(config: Config, shape: tuple[int, ...]) -> dict[str, int]:
     """Of the convolutions, counted on a net without memory."""
-    fields = config.model
     with torch.device("meta"):
-        net = build_model(fields.name, num_classes=fields.num_classes, width_divisor=fields.width_divisor)
+        net = config.build_net()
         images = torch.empty(shape)
     counts = {}
     with FlopCounterMode(display=False) as counter:

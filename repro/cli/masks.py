@@ -14,6 +14,7 @@ import typer
 from repro import distributed
 from repro.cli.shared import (
     Answer,
+    ClassifierOption,
     ConfigOption,
     ImageList,
     Overrides,
@@ -222,13 +223,7 @@ def export(
     precision: Annotated[
         PrecisionName, typer.Option(help="Of the layers; the smaller two need --images.")
     ] = "fp32",
-    net: Annotated[
-        str | None,
-        typer.Option(
-            help="vgg16_cam or vgg16_bg, the nets of the cues, with --graph scores.",
-            show_default="the profile's",
-        ),
-    ] = None,
+    net: ClassifierOption = None,
     images: Annotated[
         list[Path] | None,
         typer.Option(help="Compare with PyTorch on this image or folder of images; may come again."),

@@ -126,6 +126,12 @@ _CONFIG = typer.Option(
     show_default=False,
 )
 ConfigOption = Annotated[str, _CONFIG]
+ClassifierOption = Annotated[
+    str | None,
+    typer.Option(
+        "--net", help="vgg16_cam or vgg16_bg, the classifiers of stage 0.", show_default="the profile's net"
+    ),
+]
 OptionalConfig = Annotated[str | None, _CONFIG]
 Overrides = Annotated[
     list[str] | None,

@@ -18,7 +18,7 @@ from repro.constants import CLASS_NAMES, VOID
 from repro.errors import meant
 from repro.layers.localization import BACKGROUND_SHARE, CAM_THRESHOLD, SALIENCY_THRESHOLD, MergeRule
 from repro.layers.losses import Pooling
-from repro.models import SEGMENTATION_NETS
+from repro.models import SEGMENTATION_NETS, CaffeNet, build_model
 from repro.models.fillers import Filler
 from repro.models.loss_tails import ROWS
 
@@ -350,6 +350,18 @@ class Config(RunConfig):
     stage2: Stage2Config | None = None
     inference: PredictConfig
     report: Annotated[ReportConfig, Mark.NEUTRAL] = ReportConfig()
+
+    def build_net(self, classifier: str | None = None) -> CaffeNet:
+        """The net of ``model``, or one of ``CLASSIFIERS``: for its classes without background, stage 0's image size."""
+        net = self.model
+        size = {"input_size": self.stage0.data.input_size} if classifier and self.stage0 else {}
+        return build_model(
+            classifier or net.name,
+            num_classes=net.num_classes - 1 if classifier else net.num_classes,
+            width_divisor=net.width_divisor,
+            dropout=net.dropout,
+            **size,
+        )
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from repro.config import Config, CuesConfig, Mark, Stage0Config, shaping
 from repro.constants import VOID
-from repro.cues.train_classifier import SEED_CLASSIFIERS, build_classifier
+from repro.cues.train_classifier import SEED_CLASSIFIERS
 from repro.data import (
     CueFile,
     colour_palette,
@@ -54,7 +54,7 @@ from repro.layers import (
 )
 from repro.layers.resize import zoom_to
 from repro.metrics import seed_matrix, seed_metrics
-from repro.models import CaffeNet, build_model
+from repro.models import CaffeNet
 from repro.precision import LAYOUT, to_device
 from repro.run_folder import check_no_others, check_settings
 from weights_conversion.files import atomic_path, file_sha256, write_text
@@ -279,9 +279,8 @@ def _on_grid(maps: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
 
 def score_grid(config: Config) -> tuple[int, int]:
     """Rows and columns of the score grid that stage 1 will train on."""
-    data, fields = config.stage1.data, config.model
-    net = build_model(fields.name, num_classes=fields.num_classes, width_divisor=fields.width_divisor)
-    return net.grid_size(data.new_height, data.new_width)
+    data = config.stage1.data
+    return config.build_net().grid_size(data.new_height, data.new_width)
 
 
 def _saliency_files(settings: CuesConfig, labelled: LabelledSet) -> dict[str, Path]:
@@ -325,7 +324,7 @@ def _cue_settings(
 
 
 def _trained(config: Config, net: str, path: Path, device: torch.device) -> CaffeNet:
-    model = build_classifier(config, net)
+    model = config.build_net(f"vgg16_{net}")
     load_every_layer(model, path, f"vgg16_{net}")
     return to_device(model, config, device).eval()
 

@@ -19,7 +19,7 @@ from repro.data.labels import LabelledImages, check_every_class_occurs
 from repro.errors import InputError, chosen
 from repro.files import json_sha256
 from repro.inference.predict import load_every_layer
-from repro.models import CaffeNet, build_model
+from repro.models import CaffeNet
 from repro.precision import to_device
 from repro.run_folder import Run
 from repro.solver import build_solver
@@ -69,7 +69,7 @@ def train_classifier(config: Config, net: str, run: Run) -> Path:
         weights = step.folder / f"iter_{section.solver.max_iter}.safetensors"
         if step.done:
             return weights
-        model = build_classifier(config, net)
+        model = config.build_net(f"vgg16_{net}")
         model.fill(section.init.filler, torch.Generator().manual_seed(config.seed))
         missing = [layer.name for layer in model.layers]
         if section.init.weights:
@@ -106,17 +106,6 @@ def classifier_weights(config: Config) -> dict[str, Path]:
     """Where ``train_classifier`` leaves the weights of each net, whether they are there or not."""
     last = f"iter_{stage0_of(config).solver.max_iter}.safetensors"
     return {net: config.run_dir / "stage0" / net / last for net in SEED_CLASSIFIERS}
-
-
-def build_classifier(config: Config, net: str) -> CaffeNet:
-    """``vgg16_<net>`` for the run's classes, width and input size."""
-    return build_model(
-        f"vgg16_{net}",
-        num_classes=config.model.num_classes - 1,
-        width_divisor=config.model.width_divisor,
-        dropout=config.model.dropout,
-        input_size=stage0_of(config).data.input_size,
-    )
 
 
 def _convolutions(model: CaffeNet) -> nn.Module:

@@ -64,9 +64,7 @@ def export_file(
     if classifier is not None:
         chosen("--net", classifier, CLASSIFIERS)
         classes = classes[1:]
-        fields = config.model.model_copy(update={"name": classifier, "num_classes": len(classes)})
-        config = config.model_copy(update={"model": fields})
-    model = load_model(config, weights, device)
+    model = load_model(config, weights, device, classifier)
     measured: list[Agreement] = []
 
     def verify(written: Path) -> dict[str, str]:

@@ -36,7 +36,7 @@ from repro.errors import InputError, meant, some
 from repro.inference.memory import SMALL, crf_memory, refuse_beyond
 from repro.layers import CRFParams, mean_field
 from repro.layers.resize import zoom_rows
-from repro.models import CaffeNet, build_model
+from repro.models import CaffeNet
 from repro.models.weights import load_weights
 from repro.precision import LAYOUT, to_device
 from weights_conversion import LoadReport
@@ -354,13 +354,14 @@ def load_every_layer(model: nn.Module, weights: str | Path, name: str) -> LoadRe
     return report
 
 
-def load_model(config: Config, weights: Path, device: torch.device) -> CaffeNet:
-    """The config's net with all its weights from a file, on a device, in evaluation mode.
+def load_model(
+    config: Config, weights: Path, device: torch.device, classifier: str | None = None
+) -> CaffeNet:
+    """The config's net or its classifier, with all its weights from a file, on a device, in evaluation mode.
 
     Raises:
         InputError: as `load_every_layer`.
     """
-    fields = config.model
-    model = build_model(fields.name, num_classes=fields.num_classes, width_divisor=fields.width_divisor)
-    load_every_layer(model, weights, fields.name)
+    model = config.build_net(classifier)
+    load_every_layer(model, weights, model.name)
     return to_device(model, config, device, one_size=False).eval()

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from repro.config import LossConfig, Stage0Config, Stage1Config, Stage1Data, Stage2Config, Stage2Data
+from repro.config import Config, LossConfig, Stage0Config, Stage1Config, Stage1Data, Stage2Config, Stage2Data
 from repro.constants import MEAN_BGR
 from repro.data.cues import PICKLE_SUFFIXES
 from repro.data.labels import CLASSIFIER_MEAN_BGR
 from repro.data.release_layers import SEC_CUES
-from repro.errors import InputError
+from repro.errors import InputError, chosen
 from repro.models import CLASSIFIERS, CaffeNet
 from repro.models.fillers import GAUSSIAN_STD
 from repro.models.loss_tails import classifier_losses, python_layer, stage1_losses, stage2_losses
@@ -24,6 +24,29 @@ from weights_conversion.lift import lower
 from weights_conversion.prototxt import Message
 
 PrototxtFiller = Literal["gaussian", "msra"]
+
+
+def prototxt_of(config: Config, stage: int | None = None, classifier: str | None = None) -> Message:
+    """The deploy prototxt of a profile's net, or the train prototxt of one of its stages.
+
+    Args:
+        stage: 0, 1 or 2; the deploy net without.
+        classifier: one of ``CLASSIFIERS``, which train in stage 0, in place of the profile's net.
+
+    Raises:
+        InputError: no such net or section, or settings that no layer of the releases has.
+    """
+    if classifier is not None:
+        chosen("--net", classifier, CLASSIFIERS)
+    if stage == 0 and classifier is None:
+        raise InputError(f"--stage 0: trains the classifiers; --net says which, {' or '.join(CLASSIFIERS)}")
+    net = config.build_net(classifier)
+    if stage is None:
+        return deploy_prototxt(net)
+    section = (config.stage0, config.stage1, config.stage2)[stage]
+    if section is None:
+        raise InputError(f"{config.name}: has no section stage{stage}")
+    return train_prototxt(net, section)
 
 
 def deploy_prototxt(

@@ -22,7 +22,7 @@ from repro.data.image_list import CueLine, LabelLine, Lines, image_name
 from repro.data.image_survey import survey_images
 from repro.data.mask_set import check_masks
 from repro.errors import InputError
-from repro.models import CaffeNet, build_model
+from repro.models import CaffeNet
 from repro.models.weights import load_weights
 from repro.precision import to_device
 from repro.run_folder import Run
@@ -237,12 +237,7 @@ def _labelled_images(
 def _initial_net(config: Config, section: Stage1Config | Stage2Config) -> tuple[CaffeNet, list[str]]:
     """The net with its initial weights, on the CPU, and the layers that no weights file fills."""
     init = section.init
-    net = build_model(
-        config.model.name,
-        num_classes=config.model.num_classes,
-        width_divisor=config.model.width_divisor,
-        dropout=config.model.dropout,
-    )
+    net = config.build_net()
     net.set_multipliers(section.multipliers)
     net.fill(init.filler, torch.Generator().manual_seed(config.seed))
     missing = [layer.name for layer in net.layers]
