@@ -115,10 +115,12 @@ def test_other_nets_and_data_train_with_the_same_layers():
     assert resnet.layers[list(layers).index("bn_conv1")]["param"] == 3 * [
         Message(lr_mult=[0], decay_mult=[0])
     ]
-    coco = load_config("dsrg_vgg16_coco", ["data.image_root=COCO/", "data.cues=COCO/"]).stage1
+    coco = load_config("dsrg_vgg16_coco", ["stage1.data.image_root=COCO/", "stage1.data.cues=COCO/"]).stage1
     layers = wiring(train_prototxt(build_model("vgg16_aspp", num_classes=81, width_divisor=16), coco))
     assert layers["Annotation"] == ("AnnotationLayerCOCO", [], ["labels", "cues", "images"])
-    grown = load_config("dsrg_vgg16_voc", ["rows=[]", "loss.constrain=false", "loss.theta_f=.inf"]).stage1
+    grown = load_config(
+        "dsrg_vgg16_voc", ["rows=[]", "loss.constrain=false", "loss.theta_f=.inf"], stages=("stage1",)
+    ).stage1
     net = train_prototxt(build_model("vgg16_aspp", width_divisor=64), grown)
     assert wiring(net)["silence"] == ("Silence", ["fc8-SEC-CRF-log"], [])
     (update,) = (layer for layer in net.layers if layer.one("name") == "update-seed")

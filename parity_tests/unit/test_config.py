@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from repro.config import changed_from_profile, flattened, load_config, load_yaml
+from repro.config import STAGES, changed_from_profile, flattened, load_config, load_yaml
 from repro.errors import InputError
 from repro.profiles import profile_names, profile_text
 from repro.solver import learning_rate
@@ -13,7 +13,10 @@ from repro.solver import learning_rate
 
 def test_a_stage_without_any_loss_is_refused():
     with pytest.raises(InputError, match="leaves nothing to minimise"):
-        load_config("sec_vgg16_voc", ["loss.seed=none", "loss.constrain=false", "loss.expand=false"])
+        load_config(
+            "sec_vgg16_voc",
+            ["stage1.loss.seed=none", "stage1.loss.constrain=false", "stage1.loss.expand=false"],
+        )
 
 
 def test_every_profile_loads():
@@ -51,25 +54,40 @@ def test_released_differs_from_the_paper_in_the_rate_alone():
 
 
 def test_a_short_key_goes_to_the_stages_at_hand():
-    both = load_config("dsrg_vgg16_voc", ["solver.max_iter=7"])
-    assert (both.stage1.solver.max_iter, both.stage2.solver.max_iter) == (7, 7)
+    each = load_config("dsrg_vgg16_voc", ["solver.max_iter=7"], stages=STAGES)
+    assert [s.solver.max_iter for s in (each.stage0, each.stage1, each.stage2)] == [7, 7, 7]
     one = load_config("dsrg_vgg16_voc", ["solver.max_iter=7"], stages=("stage1",))
     assert (one.stage1.solver.max_iter, one.stage2.solver.max_iter) == (7, 20000)
-    only = load_config("dsrg_vgg16_voc", ["data.crop_size=65", "loss.rule=paper", "stage2.solver.power=0.5"])
+    keys = ["data.crop_size=65", "loss.rule=paper", "test_interval=3", "stage2.solver.power=0.5"]
+    only = load_config("dsrg_vgg16_voc", keys, stages=STAGES)
+    assert only.stage0.test_interval == 3
     assert only.stage2.data.crop_size == 65
     assert only.stage1.loss.rule == "paper"
     assert only.stage2.solver.power == 0.5
 
 
-def test_what_a_stage_begins_with_is_stage_1s_where_both_run():
-    config = load_config(
-        "dsrg_vgg16_voc", ["init.weights=a.caffemodel", "data.list=l.txt", "stage2.init.filler=msra"]
-    )
-    assert (config.stage1.init.weights, config.stage2.init.weights) == ("a.caffemodel", None)
-    assert (config.stage1.data.list, config.stage2.data.list) == ("l.txt", None)
-    assert config.stage2.init.filler == "msra"
+@pytest.mark.parametrize(
+    ("stages", "key", "expected"),
+    [
+        (STAGES, "init.weights", "stage0.init.weights or stage1.init.weights or stage2.init.weights"),
+        (("stage1", "stage2"), "data.list", "stage1.data.list or stage2.data.list"),
+        ((), "solver.max_iter", "stage0.solver.max_iter or stage1.solver.max_iter or stage2.solver.max_iter"),
+        ((), "loss.theta_f", "stage1.loss.theta_f"),
+    ],
+)
+def test_a_short_key_that_could_be_several_is_refused(stages, key, expected):
+    with pytest.raises(InputError) as caught:
+        load_config("dsrg_vgg16_voc", [f"{key}=1"], stages=stages)
+    assert str(caught.value) == f"override {key}: of which stage? expected {expected}"
+
+
+def test_a_file_of_one_stage_needs_no_stage():
+    cues = load_config("dsrg_vgg16_voc", ["data.cues=c.pickle"], stages=STAGES)
+    assert cues.stage1.data.cues == "c.pickle"
     alone = load_config("dsrg_vgg16_voc", ["init.weights=a.caffemodel"], stages=("stage2",))
     assert (alone.stage1.init.weights, alone.stage2.init.weights) == (None, "a.caffemodel")
+    with pytest.raises(InputError, match=r"override init\.weights: the profile has no section stage2"):
+        load_config("sec_vgg16_voc", ["init.weights=a.caffemodel"], stages=("stage2",))
 
 
 @pytest.mark.parametrize("text", ["2024-01-01", "123", "/data/my #1 set", "a: b", "010", "{x}", "on", "1e3"])
@@ -78,7 +96,10 @@ def test_text_needs_no_quotes(text):
 
 
 def test_changes_from_the_profile_are_told():
-    assert changed_from_profile(load_config("dsrg_vgg16_voc", ["output=a", "seed=4", "data.workers=0"])) == {}
+    assert (
+        changed_from_profile(load_config("dsrg_vgg16_voc", ["output=a", "seed=4", "stage1.data.workers=0"]))
+        == {}
+    )
     narrow = load_config("dsrg_vgg16_voc", ["model.width_divisor=16", "stage1.solver.max_iter=3"])
     assert changed_from_profile(narrow) == {"model.width_divisor": 16, "stage1.solver.max_iter": 3}
 
@@ -89,10 +110,10 @@ def test_numbers_are_decimal():
 
 
 def test_values_are_yaml_with_plain_numbers():
-    config = load_config("dsrg_vgg16_voc", ["solver.base_lr=1e-5", "data.mirror=false"])
+    config = load_config("dsrg_vgg16_voc", ["stage1.solver.base_lr=1e-5", "stage1.data.mirror=false"])
     assert config.stage1.solver.base_lr == 1e-5
     assert config.stage1.data.mirror is False
-    assert load_config("dsrg_vgg16_voc", ["loss.theta_f=.inf"]).stage1.loss.theta_f == float("inf")
+    assert load_config("dsrg_vgg16_voc", ["stage1.loss.theta_f=.inf"]).stage1.loss.theta_f == float("inf")
     assert load_config("dsrg_vgg16_voc", ["output=a: b"]).output == "a: b"
     assert load_config("dsrg_vgg16_voc", ["stage1.init.weights=null"]).stage1.init.weights is None
 
@@ -127,7 +148,7 @@ def test_values_are_yaml_with_plain_numbers():
 )
 def test_bad_overrides_name_their_key(override, message):
     with pytest.raises(InputError, match=message) as caught:
-        load_config("dsrg_vgg16_voc", [override])
+        load_config("dsrg_vgg16_voc", [override], stages=("stage1",))
     assert "\n" not in str(caught.value)
 
 
@@ -162,7 +183,7 @@ def test_a_child_holds_what_differs(tmp_path):
     base, own = load_config("dsrg_vgg16_voc").model_dump(), load_config(child).model_dump()
     base["name"], base["stage1"]["solver"]["base_lr"] = "mine", 1e-4
     assert own == base
-    assert load_config(child, ["loss.theta_f=0.7"]).stage1.loss.theta_f == 0.7
+    assert load_config(child, ["stage1.loss.theta_f=0.7"]).stage1.loss.theta_f == 0.7
 
 
 def test_a_base_may_be_a_file_relative_to_its_child(tmp_path):

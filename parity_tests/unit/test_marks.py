@@ -47,8 +47,8 @@ def base() -> Config:
             "dataset.make_cues=true",
             "stage1.loss.expand=true",
             "stage1.loss.rule=paper",
-            "loss.theta_f=0.95",
-            "loss.theta_b=0.9",
+            "stage1.loss.theta_f=0.95",
+            "stage1.loss.theta_b=0.9",
         ],
     )
 
@@ -203,7 +203,7 @@ def test_seeds_of_one_family_stay_together(tmp_path):
             [
                 *(f"dataset.root={tmp_path / place}", f"stage1.init.weights={tmp_path / place}/w.caffemodel"),
                 *(
-                    f"data.workers={place == 'a':d}",
+                    f"stage1.data.workers={place == 'a':d}",
                     f"stage1.data.keep_gb={place == 'b':d}",
                     f"seed={place == 'b':d}",
                 ),
@@ -232,12 +232,12 @@ def test_dropout_shapes_training_and_not_a_mask(tmp_path):
 @pytest.mark.parametrize("value", ["85", "1.01", "-0.1", "-.inf", ".nan", "99"])
 def test_a_threshold_is_a_probability(key, value):
     with pytest.raises(InputError, match=rf"stage1\.loss\.{key}"):
-        load_config("dsrg_vgg16_voc", [f"loss.{key}={value}"])
+        load_config("dsrg_vgg16_voc", [f"stage1.loss.{key}={value}"])
 
 
 @pytest.mark.parametrize(("value", "read"), [("0", 0), ("1", 1), ("0.85", 0.85), (".inf", math.inf)])
 def test_a_threshold_may_be_never_reached(value, read):
-    assert load_config("dsrg_vgg16_voc", [f"loss.theta_f={value}"]).stage1.loss.theta_f == read
+    assert load_config("dsrg_vgg16_voc", [f"stage1.loss.theta_f={value}"]).stage1.loss.theta_f == read
 
 
 @pytest.mark.parametrize(

@@ -25,10 +25,10 @@ seeds_app = typer.Typer(
 app.add_typer(seeds_app, name="seeds")
 
 
-def _settings(config: str, overrides: list[str] | None, *stages: str) -> Config:
+def _settings(config: str, overrides: list[str] | None) -> Config:
     from repro.config import load_config
 
-    return load_config(config, overrides or [], stages=stages)
+    return load_config(config, overrides or [], stages=("stage0",))
 
 
 @verb(
@@ -55,7 +55,7 @@ def seeds_train(
     from repro.run_folder import Run, resolve_device
 
     distributed.join()
-    settings = _settings(config, overrides, "stage0")
+    settings = _settings(config, overrides)
     run = Run(settings, resolve_device(settings.device))
     nets = {f"vgg16_{name}": name for name in SEED_CLASSIFIERS}
     weights = {
@@ -93,7 +93,7 @@ def seeds_make(
     from repro.cues.train_classifier import classifier_weights
     from repro.run_folder import resolve_device
 
-    settings = _settings(config, overrides, "stage0")
+    settings = _settings(config, overrides)
     weights = classifier_weights(settings) | {
         net: path for net, path in (("cam", cam), ("bg", bg)) if path is not None
     }
@@ -136,7 +136,7 @@ def seeds_from_cams(
     from repro.data import read_id_list
 
     made = cues_from_cams(
-        _settings(config, overrides, "stage0"),
+        _settings(config, overrides),
         cams,
         out,
         names=read_id_list(ids) if ids else None,

@@ -1,6 +1,7 @@
 """A run's settings: the model, its profiles, and overrides."""
 
 from repro.config.load import (
+    STAGES,
     changed_from_profile,
     config_from,
     file_config,
@@ -34,6 +35,7 @@ from repro.config.validation import validated
 
 __all__ = [
     "MAX_SEED",
+    "STAGES",
     "Config",
     "CuesConfig",
     "FileConfig",

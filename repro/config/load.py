@@ -1,8 +1,8 @@
 """Profiles in YAML, and overrides ``key=value`` on top of them.
 
-Unknown keys and wrong types are errors that name the key. A key of a stage's section without the stage means each
-stage that the verb runs: ``repro train --stage 1 … solver.max_iter=30`` is ``stage1.solver.max_iter=30``. Where both
-run, ``init.*`` and the files in ``data`` are stage 1's.
+Unknown keys and wrong types are errors that name the key. A stage's key without the stage, such as
+``solver.max_iter=30``, means each stage that the verb runs and that has it. Where it names a file and could be
+several stages', and with verbs that run none, it is refused, and the full keys are named.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from repro.profiles import profile_names, profile_text
 from repro.yaml12 import load_yaml
 from weights_conversion.files import read_input
 
+STAGES = ("stage0", "stage1", "stage2")
 
-def load_config(
-    profile: str, overrides: Sequence[str] = (), *, stages: Iterable[str] = ("stage1", "stage2")
-) -> Config:
+
+def load_config(profile: str, overrides: Sequence[str] = (), *, stages: Iterable[str] = ()) -> Config:
     """Read a profile by name or path and apply ``key=value`` overrides in order.
 
     A profile with ``base: other`` (a name, or a path relative to its file) holds what differs from that one.
 
     Args:
         profile: a name from :func:`repro.profiles.profile_names` or the path of a YAML file.
-        overrides: ``dotted.key=value`` with YAML values (``data.mirror=false``, ``init.weights=null``).
-        stages: the stages that the calling verb runs; a key such as ``solver.max_iter`` goes to each of them.
+        overrides: ``dotted.key=value`` with YAML values (``stage1.data.mirror=false``, ``stage1.init.weights=null``).
+        stages: those that the calling verb runs; a key such as ``solver.max_iter`` goes to each that has it.
 
     Raises:
         InputError: missing or malformed profile, bases in a circle, unknown key, wrong type, malformed override.
@@ -45,7 +45,7 @@ def config_from(
     overrides: Sequence[str],
     where: str,
     *,
-    stages: Iterable[str] = ("stage1", "stage2"),
+    stages: Iterable[str] = (),
 ) -> Config:
     """Apply overrides to the fields of a config, which it changes, and validate them; ``where`` is named in errors."""
     _override(Config, fields, overrides, list(stages))
@@ -64,7 +64,7 @@ def _override(
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
-            raise InputError(f"override {override!r}: expected key=value, for example solver.max_iter=100")
+            raise InputError(f"override {override!r}: expected key=value, for example seed=1")
         for path in _targets(key, fields, stages):
             _set(fields, path, _value(model, text, path))
 
@@ -174,23 +174,23 @@ def _value(model: type[Config | FileConfig], text: str, path: list[str]) -> Any:
         return text
 
 
-_STAGE1_FILES = ("image_root", "list", "cues")  # of `data`: those that stage 2 gets from stage 1
-
-
 def _targets(key: str, fields: dict[str, Any], stages: list[str]) -> list[list[str]]:
-    """The full paths that an override's key means.
-
-    A key of a stage's section without the stage goes to each stage that runs and has it. Where both run, the
-    weights and files to begin with are stage 1's: stage 2 gets its own from it, unless spelt out.
-    """
+    """The full paths that an override's key means: itself, or that key of each stage that runs."""
     path = key.split(".")
-    running = [stage for stage in stages if fields.get(stage) is not None]
-    having = [stage for stage in running if field_type(Config, [stage, *path]) is not None]
-    if path[0] not in ("data", "solver", "init", "loss", "cues") or not running:
+    sections = [stage for stage in STAGES if field_type(Config, [stage, path[0]]) is not None]
+    if path[0] in Config.model_fields or not sections:
         return [path]
-    if path[0] == "init" or (path[0] == "data" and path[-1] in _STAGE1_FILES):
-        having = having[:1]
-    return [[stage, *path] for stage in (having or running[:1])]
+    running = [stage for stage in stages if fields.get(stage) is not None]
+    if stages and not running:
+        raise InputError(f"override {key}: the profile has no section {' or '.join(stages)}")
+    meant = [stage for stage in running or sections if field_type(Config, [stage, *path]) is not None]
+    if running and not meant:
+        return [[running[-1], *path]]  # no such key, as validation will say
+    is_file = bool(meant) and field_type(Config, [meant[0], *path]) == (str | None)
+    if not running or (is_file and len(meant) > 1):
+        full = " or ".join(f"{stage}.{key}" for stage in meant or sections)
+        raise InputError(f"override {key}: of which stage? expected {full}")
+    return [[stage, *path] for stage in meant]
 
 
 def _set(fields: dict[str, Any], path: list[str], value: Any) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from repro.config import (
     MAX_SEED,
+    STAGES,
     Config,
     Mark,
     changed_from_profile,
@@ -137,7 +138,7 @@ def plan(
         return plan_experiments(names, profile, overrides, seeds)
     if profile is None:
         raise InputError("reproduce: give --config or --experiment")
-    base = load_config(profile, overrides)
+    base = load_config(profile, overrides, stages=STAGES)
     return plan_originals(base, originals) if originals else plan_rows(base, seeds)
 
 
@@ -200,7 +201,7 @@ def plan_experiments(
     cells = [cell for name in found.named(names) for cell in found.experiments[name].cells if cell.run]
     families: dict[str, _Variants] = {}
     if profile is not None:
-        given = _Variants(load_config(profile, overrides))
+        given = _Variants(load_config(profile, overrides, stages=STAGES))
         families = dict.fromkeys(found.profiles(), given)
         cells = [cell for cell in cells if cell.run in given.configs]
         if not cells:
@@ -210,7 +211,7 @@ def plan_experiments(
         for name in profiles:
             if name not in profile_names():
                 raise InputError(f"--experiment {','.join(names)}: its profile {name} is not here")
-            base = load_config(name, overrides)
+            base = load_config(name, overrides, stages=STAGES)
             if base.output and len(profiles) > 1:
                 base = base.model_copy(update={"output": f"{base.output}-{name}"})
             families[name] = _Variants(base)
