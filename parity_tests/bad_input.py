@@ -47,13 +47,13 @@ def small_net() -> nn.Module:
     return net
 
 
-def _saved(write: Callable[[Path], Any], suffix: str) -> bytes:
+def saved_bytes(write: Callable[[Path], Any], suffix: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder) / f"x{suffix}")
         return (Path(folder) / f"x{suffix}").read_bytes()
 
 
-def _pth(content: object, zipped: bool) -> bytes:
+def pth_bytes(content: object, zipped: bool) -> bytes:
     buffer = io.BytesIO()
     torch.save(content, buffer, _use_new_zipfile_serialization=zipped)
     return buffer.getvalue()
@@ -84,15 +84,17 @@ SEEDS: dict[str, Callable[[], bytes]] = {
     "v1.caffemodel": _v1,
     "unpacked.caffemodel": _unpacked,
     "toy.caffemodel.h5": lambda: (CAFFE_FILES / "toy_iter_6.caffemodel.h5").read_bytes(),
-    "ours.caffemodel.h5": lambda: _saved(lambda path: write_caffemodel(small_net(), path), ".h5"),
+    "ours.caffemodel.h5": lambda: saved_bytes(lambda path: write_caffemodel(small_net(), path), ".h5"),
     "toy.solverstate": lambda: (CAFFE_FILES / "toy_iter_6.solverstate").read_bytes(),
     "toy.solverstate.h5": lambda: (CAFFE_FILES / "toy_iter_6.solverstate.h5").read_bytes(),
-    "ours.solverstate.h5": lambda: _saved(lambda path: write_solverstate(path, 3, 1, HISTORY, "net"), ".h5"),
-    "x.safetensors": lambda: _saved(
+    "ours.solverstate.h5": lambda: saved_bytes(
+        lambda path: write_solverstate(path, 3, 1, HISTORY, "net"), ".h5"
+    ),
+    "x.safetensors": lambda: saved_bytes(
         lambda path: save_safetensors(small_net(), path, {"iteration": "3"}), ".safetensors"
     ),
-    "zip.pth": lambda: _pth(small_net().state_dict(), True),
-    "legacy.pth": lambda: _pth(small_net().state_dict(), False),
+    "zip.pth": lambda: pth_bytes(small_net().state_dict(), True),
+    "legacy.pth": lambda: pth_bytes(small_net().state_dict(), False),
     "net.prototxt": lambda: (CAFFE_FILES / "toy_train.prototxt").read_bytes(),
     "solver.prototxt": lambda: (CAFFE_FILES / "toy_solver.prototxt").read_bytes(),
 }
@@ -183,7 +185,7 @@ def _inflated() -> bytes:
 
 
 def _repeated() -> bytes:
-    return _pth({"conv1_1.weight": torch.zeros(1).expand(1 << 32)}, True)
+    return pth_bytes({"conv1_1.weight": torch.zeros(1).expand(1 << 32)}, True)
 
 
 HOSTILE: dict[str, Callable[[], bytes]] = {
@@ -235,7 +237,7 @@ def read(path: Path) -> None:
 def outcome(path: Path) -> dict[str, Any]:
     """What came of reading a file: ``read``, ``refused`` with its message, or ``wrong`` with another error."""
     gc.collect()
-    before = _peak(reset=True)
+    before = peak(reset=True)
     start = time.process_time()
     try:
         read(path)
@@ -244,10 +246,10 @@ def outcome(path: Path) -> dict[str, Any]:
         result = {"result": "refused", "message": str(error)}
     except Exception as error:
         result = {"result": "wrong", "message": repr(error)[:300]}
-    return {**result, "seconds": time.process_time() - start, "grown": max(0, _peak() - before)}
+    return {**result, "seconds": time.process_time() - start, "grown": max(0, peak() - before)}
 
 
-def _peak(reset: bool = False) -> int:
+def peak(reset: bool = False) -> int:
     """The largest size of this process in memory, in bytes, since the last reset; 0 where the system has none."""
     try:
         if reset:

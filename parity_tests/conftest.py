@@ -95,7 +95,7 @@ def mini_root(tmp_path_factory) -> Path:
 @pytest.fixture
 def no_figures(monkeypatch):
     """Results folders without figures, which take seconds; ``test_page.py`` looks at them."""
-    monkeypatch.setattr("repro.report.build._draw", lambda *_: [])
+    monkeypatch.setattr("repro.report.build.draw_figures", lambda *_: [])
 
 
 @pytest.fixture

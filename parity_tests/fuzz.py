@@ -30,12 +30,12 @@ import onnx
 import torch
 from PIL import Image
 
-from parity_tests.bad_input import MIB, SEEDS, _peak, _pth, _saved
+from parity_tests.bad_input import MIB, SEEDS, peak, pth_bytes, saved_bytes
 from parity_tests.conftest import ROOT
 from parity_tests.fuzz_structure import mutated
 from parity_tests.small_voc import write_mat
 from repro.config import load_config
-from repro.cues.from_cams import _read_maps
+from repro.cues.from_cams import read_maps
 from repro.cues.generate import read_saliency
 from repro.data import CocoInstances
 from repro.data.cues import CueFile, write_cues
@@ -55,7 +55,7 @@ from repro.report.manifest import commands, manifest
 from repro.report.tables import all_tables
 from repro.run.scores import Scores, read_scores
 from repro.training.csv_log import CsvLog, read_log
-from repro.training.snapshots import _read_state
+from repro.training.snapshots import read_state
 from weights_conversion.vgg16_files import CONVOLUTIONS, FEATURES, KERAS
 
 CLASSES = ("background", "cat", "dog")
@@ -165,7 +165,7 @@ def _state() -> bytes:
         "observed": {},
         "weights_sha256": "0" * 64,
     }
-    return _pth(content, True)
+    return pth_bytes(content, True)
 
 
 COCO = {
@@ -201,7 +201,7 @@ SCORES = {
 XML = b'<?xml version="1.0" encoding="gb2312"?>\n<annotation><object><name>cat</name></object></annotation>'
 SOURCES = {
     **SEEDS,
-    "cues.h5": lambda: _saved(lambda path: write_cues(path, CUES), ".h5"),
+    "cues.h5": lambda: saved_bytes(lambda path: write_cues(path, CUES), ".h5"),
     "cues.pickle": _cue_pickle,
     "cues.pickle.gz": lambda: gzip.compress(_cue_pickle(), mtime=0),
     "coco.json": lambda: json.dumps(COCO).encode(),
@@ -222,17 +222,17 @@ SOURCES = {
     "image.bmp": lambda: _image("BMP", "RGB"),
     "image.webp": lambda: _image("WEBP", "RGB"),
     "image.tif": lambda: _image("TIFF", "RGB"),
-    "saliency.npy": lambda: _saved(lambda path: np.save(path, np.random.default_rng(0).random((24, 31))), ".npy"),
+    "saliency.npy": lambda: saved_bytes(lambda path: np.save(path, np.random.default_rng(0).random((24, 31))), ".npy"),
     "files.tar.gz": _archive,
-    "recording.h5": lambda: _saved(_write_recording, ".h5"),
-    "x.npz": lambda: _saved(lambda path: np.savez(path, **{"conv1_1.weight": np.ones((2, 3))}), ".npz"),
+    "recording.h5": lambda: saved_bytes(_write_recording, ".h5"),
+    "x.npz": lambda: saved_bytes(lambda path: np.savez(path, **{"conv1_1.weight": np.ones((2, 3))}), ".npz"),
     "vgg16.npy": lambda: _array_of({name: {"weights": w.T, "biases": b} for name, (w, b) in _VGG16.items()}),
     "vgg16.onnx": _onnx,
     "segmenter.onnx": _segmenter,
-    "vgg16.h5": lambda: _saved(_write_keras, ".h5"),
+    "vgg16.h5": lambda: saved_bytes(_write_keras, ".h5"),
     "maps.npy": lambda: _array_of({"keys": np.array([0, 5]), "cam": np.ones((2, 4, 4), np.float32)}),
     "maps_irn.npy": lambda: _array_of({"keys": torch.tensor([0, 5]), "cam": torch.ones(2, 4, 4)}),
-    "sbd.mat": lambda: _saved(lambda path: write_mat(path, np.eye(12, dtype=np.uint8)), ".mat"),
+    "sbd.mat": lambda: saved_bytes(lambda path: write_mat(path, np.eye(12, dtype=np.uint8)), ".mat"),
     "snapshot.state": _state,
     "manifest.json": lambda: json.dumps(MANIFEST).encode(),
     "scores.json": lambda: json.dumps(SCORES).encode(),
@@ -284,11 +284,11 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "log": _log,
     "mask": read_mask,
     "image": read_image_rgb,
-    "maps": lambda path: _read_maps(path, (21, 21)),
-    "maps_irn": lambda path: _read_maps(path, (21, 21)),
+    "maps": lambda path: read_maps(path, (21, 21)),
+    "maps_irn": lambda path: read_maps(path, (21, 21)),
     "sbd": read_sbd_mask,
     "segmenter": lambda path: OnnxSegmenter(path, crf=False).masks(np.zeros((1, 8, 9, 3), np.uint8)),
-    "snapshot": lambda path: _read_state(path, 3),
+    "snapshot": lambda path: read_state(path, 3),
     "manifest": _manifest,
     "scores": _scores,
     "saliency": lambda path: read_saliency(path, (24, 31), (3, 4)),
@@ -314,7 +314,7 @@ def _read_all(first: int, last: int, seed: int, timed: bool) -> None:
             path = Path(folder) / name
             path.write_bytes(content)
             print(json.dumps([number, name, "begun"]), flush=True)
-            before, start, wrong = _peak(reset=True), _cpu_seconds(), ""
+            before, start, wrong = peak(reset=True), _cpu_seconds(), ""
             refused = False
             try:
                 READERS.get(name.partition(".")[0], describe_file)(path)
@@ -326,7 +326,7 @@ def _read_all(first: int, last: int, seed: int, timed: bool) -> None:
                     wrong = f"without the file's name: {str(error)[:200]!r}"
             except Exception as error:
                 wrong = f"{type(error).__name__}: {str(error)[:200]}"
-            seconds, grown = _cpu_seconds() - start, _peak() - before
+            seconds, grown = _cpu_seconds() - start, peak() - before
             if (timed and seconds > SECONDS) or grown > TIMES * len(content) + MEMORY:
                 wrong = wrong or f"{seconds:.1f} s of CPU, {grown / MIB:.0f} MB"
             print(json.dumps([number, name, wrong or ("refused" if refused else "read")]), flush=True)

@@ -81,7 +81,7 @@ def _run(arguments: list[str], environment: dict[str, str], log: str, wound: tup
     from repro.cli import run_command
     from repro.report import build
 
-    build._draw = lambda *_: []
+    build.draw_figures = lambda *_: []
     if wound:
         kind, number = wound
         _WOUNDS[kind](number)

@@ -209,7 +209,7 @@ def test_strips_are_the_whole_to_the_bit(model, monkeypatch, protocol, labels):
         labels=None if labels is None else [labels],
     )[0]
     for pixels in (1, 131 * 7, 131 * 96, 1 << 20):
-        monkeypatch.setattr(predict, "_STRIP", pixels)
+        monkeypatch.setattr(predict, "STRIP", pixels)
         assert torch.equal(predict.predict_probs(model, image, protocol=protocol), probs)
         strips = predict_mask(model, image, protocol=protocol, crf=False, labels=labels)
         np.testing.assert_array_equal(strips, whole)

@@ -13,7 +13,7 @@ import torch
 
 from repro.bench.run import write_table
 from repro.bench.timing import Timer, matmul_rate
-from repro.bench.training import _flops
+from repro.bench.training import network_flops
 from repro.cli import run_command
 from repro.config import load_config
 
@@ -110,7 +110,7 @@ def test_steps_are_timed_in_their_order():
 def test_flops_are_those_of_the_convolutions():
     """Twice outputs x inputs x taps a cell; backward twice that, but for the gradient of the images."""
     config = load_config("dsrg_vgg16_voc", ["model.width_divisor=16"])
-    counts = _flops(config, (2, 3, 33, 33))
+    counts = network_flops(config, (2, 3, 33, 33))
     from repro.models import build_model
     from repro.models.layer_types.convolution import Convolution
 

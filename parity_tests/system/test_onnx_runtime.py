@@ -300,7 +300,7 @@ def test_metadata_that_are_not_ours(exported, tmp_path, key, value, message):
 def large(monkeypatch):
     """Images of a few thousand pixels count as large, and strips are of seven rows."""
     monkeypatch.setattr(runtime, "SMALL", 1)
-    monkeypatch.setattr(predict, "_STRIP", 131 * 7)
+    monkeypatch.setattr(predict, "STRIP", 131 * 7)
     return np.random.default_rng(0).integers(0, 256, (2, 97, 131, 3)).astype(np.uint8)
 
 
@@ -320,7 +320,7 @@ def test_strips_of_large_images_are_what_pytorch_makes_of_the_grids(
     strips = segmenter.masks(large, labels)
     script = PROTOCOLS[protocol]
     for index, of_image in enumerate(grids):
-        probs = predict._zoomed(of_image, script, 97, 131, slice(None))
+        probs = predict.zoomed_probs(of_image, script, 97, 131, slice(None))
         whole = predict.decide(
             probs[None],
             torch.from_numpy(large[index, None]),

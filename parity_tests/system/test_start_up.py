@@ -29,7 +29,7 @@ HEAVY = (
 )
 GROUPS = {
     (): "check train evaluate reproduce tables check-paper bench predict pseudo-labels export check-submission "
-    "convert inspect data seeds",
+    "convert prototxt inspect data seeds",
     ("data",): "fetch sbd verify mini cues labels masks coco-masks",
     ("seeds",): "train make from-cams score",
 }

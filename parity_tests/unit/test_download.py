@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import requests
 
 from parity_tests.server import serving
 from repro.errors import InputError
-from repro.fetch.download import Patience, _Transfer, download
+from repro.fetch.download import Patience, download
 
 CONTENT = np.random.default_rng(0).bytes(20_000)
 HASTY = Patience(connect=2, read=0.3, attempts=3, first_wait=0.001, longest_wait=0.01, least_rate=1000)
@@ -169,13 +171,19 @@ def test_a_full_disk_is_known_before_anything_is_written(server, tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
-def test_https_may_not_lead_to_http_without_a_hash(tmp_path):
-    answer = SimpleNamespace(
-        history=[SimpleNamespace(url="https://example.org/a")], url="http://example.org/b"
-    )
-    transfer = _Transfer("https://example.org/a", tmp_path / "a", 10, None, False, HASTY)
+def test_https_may_not_lead_to_http_without_a_hash(tmp_path, monkeypatch):
+    def redirect_to(place):
+        first, last = requests.Response(), requests.Response()
+        first.url, last.url = "https://example.org/a", place
+        last.history, last.status_code = [first], 200
+        body = io.BytesIO(CONTENT)
+        last.raw = SimpleNamespace(read1=lambda size, **_: body.read(size))
+        monkeypatch.setattr(requests.Session, "get", lambda *_, **__: last)
+
+    redirect_to("http://example.org/b")
     with pytest.raises(InputError, match="redirects from https to http"):
-        transfer._refuse_downgrade(answer)
-    _Transfer("https://example.org/a", tmp_path / "a", 10, None, True, HASTY)._refuse_downgrade(answer)
-    answer.url = "https://example.org/b"
-    transfer._refuse_downgrade(answer)
+        get(tmp_path / "a", "https://example.org/a", hash_known=False)
+    assert not (tmp_path / "a").exists()
+    get(tmp_path / "a", "https://example.org/a", hash_known=True)
+    redirect_to("https://example.org/b")
+    get(tmp_path / "b", "https://example.org/a", hash_known=False)

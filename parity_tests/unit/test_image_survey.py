@@ -102,7 +102,7 @@ def test_a_line_tells_how_many(tmp_path, caplog):
 
 
 def test_of_a_large_set_a_part_is_looked_at(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_survey, "_LOOKED_AT", 2)
+    monkeypatch.setattr(image_survey, "LOOKED_AT", 2)
     paths = [save(tmp_path / f"{n}.jpg", 6) for n in range(5)]
     (line,) = survey_images(paths)
     assert line.startswith("2 of 2 images looked at (5 in all) carry")

@@ -13,12 +13,12 @@ from pydantic import BaseModel
 
 from repro.config import Config, Mark, changed_from_profile, load_config, shaping, with_changes
 from repro.config.marks import content_sha256, mark_of
-from repro.cues.train_classifier import _training_settings
+from repro.cues.train_classifier import classifier_settings
 from repro.data.experiment import LabelledSet
 from repro.errors import InputError
 from repro.inference.predict import describe
 from repro.run.plan import settings_sha256
-from repro.training.train import _settings
+from repro.training.train import stage_settings
 
 # values other than a profile's where the type does not say one
 OTHER: dict[str, Any] = {
@@ -108,18 +108,18 @@ def at(config: Config, key: str) -> Any:
     return node
 
 
-def stage_settings(config: Config) -> dict[str, Any]:
+def recorded_settings(config: Config) -> dict[str, Any]:
     """What each step records: it goes on only where that is the same."""
     labelled = LabelledSet({}, {}, typing.cast(Any, None))
     assert config.stage0
     assert config.stage2
     assert config.pseudo_labels
     return {
-        "stage0": _training_settings(config, config.stage0, labelled),
+        "stage0": classifier_settings(config, config.stage0, labelled),
         "cues": shaping(config.stage0.cues, Mark.EXTRA_INPUT),
-        "stage1": _settings(config, 1, config.stage1, {}),
+        "stage1": stage_settings(config, 1, config.stage1, {}),
         "pseudo_labels": shaping(config.pseudo_labels),
-        "stage2": _settings(config, 2, config.stage2, {}),
+        "stage2": stage_settings(config, 2, config.stage2, {}),
         "inference": shaping(config.inference),
     }
 
@@ -146,7 +146,9 @@ def test_a_setting_changes_what_its_mark_says(key, tmp_path):
     assert told == (mark not in (Mark.NEUTRAL, Mark.REPETITION, Mark.INPUT)), key
 
     kept = [
-        name for name, settings in stage_settings(after).items() if settings == stage_settings(before)[name]
+        name
+        for name, settings in recorded_settings(after).items()
+        if settings == recorded_settings(before)[name]
     ]
     section = key.partition(".")[0]
     if mark in (Mark.NEUTRAL, Mark.INPUT, Mark.EXTRA_INPUT) or (
@@ -222,7 +224,7 @@ def test_dropout_shapes_training_and_not_a_mask(tmp_path):
     assert describe(config, tmp_path / "w", config.inference) == describe(
         other, tmp_path / "w", other.inference
     )
-    assert "dropout" in _settings(config, 1, config.stage1, {})["model"]
+    assert "dropout" in stage_settings(config, 1, config.stage1, {})["model"]
 
 
 # --- probabilities, shares and thresholds --------------------------------------------------------------------

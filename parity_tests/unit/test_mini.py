@@ -189,10 +189,10 @@ def test_what_is_not_the_set_is_left_alone(tmp_path, occupied):
 def test_a_build_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     before = file_bytes(build_mini(tmp_path / "set", train=2, val=1).root)
 
-    def fail(*_):
+    def fail(*_, **__):
         raise RuntimeError("disk full")
 
-    monkeypatch.setattr(mini_module, "_draw_cues", fail)
+    monkeypatch.setattr(mini_module.pickle, "dump", fail)
     for root in (tmp_path / "set", tmp_path / "new"):
         with pytest.raises(RuntimeError):
             build_mini(root, seed=1, train=1, val=1)

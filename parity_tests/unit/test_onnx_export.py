@@ -26,7 +26,7 @@ ort = pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from repro.export import export_onnx  # noqa: E402
-from repro.export.graph import IR_VERSION, OPSET, _scaled, add_zoom  # noqa: E402
+from repro.export.graph import IR_VERSION, OPSET, add_zoom, scaled_size  # noqa: E402
 from repro.export.onnx import METADATA_KEYS, build_onnx  # noqa: E402
 from repro.export.runtime import OnnxSession, providers_for  # noqa: E402
 from repro.models.net import CaffeNet  # noqa: E402
@@ -234,7 +234,7 @@ def test_zoom_is_scipys_zero_at_the_last_sample_included(rng):
 @pytest.mark.parametrize("factor", [0.5, 0.75, 1.25, 0.3])
 def test_scaled_sizes_round_half_up(factor):
     content = Graph()
-    output = _scaled(content, "size", factor, "scaled")
+    output = scaled_size(content, "size", factor, "scaled")
     run = piece(content, {"size": (TensorProto.INT64, [])}, output, TensorProto.INT64)
     for size in range(2, 700):
         (got,) = run.run(None, {"size": np.array(size)})

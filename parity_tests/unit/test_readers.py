@@ -18,7 +18,7 @@ from parity_tests.bad_input import small_net
 from repro.cli import run_command
 from repro.config import load_config
 from repro.data import CocoInstances
-from repro.data.coco import _runs, _Shallow
+from repro.data.coco import ShallowJson, runs_of
 from repro.data.labels import read_labels
 from repro.data.voc_xml import read_xml
 from repro.errors import InputError, StoppedError
@@ -184,7 +184,7 @@ def test_runs_are_read_as_coco_reads_them():
     for _ in range(50):
         mask = np.asfortranarray(rng.random((37, 41)) < rng.random(), np.uint8)
         packed = coco_mask.encode(mask)
-        runs = _runs(packed["counts"].decode())
+        runs = runs_of(packed["counts"].decode())
         flat = np.repeat(np.arange(len(runs)) % 2, runs).reshape(41, 37).T
         np.testing.assert_array_equal(flat, mask)
 
@@ -213,9 +213,9 @@ def test_json_that_is_no_annotation_file(tmp_path, text):
 @pytest.mark.parametrize("size", [1, 7, 100_000])
 def test_depth_is_counted_outside_of_texts_and_across_blocks(size):
     good = json.dumps({"a": ["[" * 300, '\\"[[', "\\\\", [[1]]] * 9}).encode() * 1
-    shallow = _Shallow(io.BytesIO(good))
+    shallow = ShallowJson(io.BytesIO(good))
     assert b"".join(iter(lambda: shallow.read(size), b"")) == good
-    deep = _Shallow(io.BytesIO(b'"\\\\' + b'"' + b"[" * 51))
+    deep = ShallowJson(io.BytesIO(b'"\\\\' + b'"' + b"[" * 51))
     with pytest.raises(ValueError, match="nest deeper"):
         list(iter(lambda: deep.read(size), b""))
 

@@ -71,7 +71,7 @@ def own_cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["splat", "blur", "update"])
 def test_mean_field_rounds_each_product_and_fits_into_registers(name, classes):
     module = permutohedral_triton
-    lanes = module._lanes(classes)
+    lanes = module.lanes_of(classes)
     vertices = module.vertices_at_once(lanes)
     kernel, signature, constants = {
         "splat": (module.splat, SPLAT, {"V": vertices, "L": lanes, "A": module.AHEAD}),

@@ -147,7 +147,7 @@ LAYERS = {
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_which_layers_are_replaced(name, monkeypatch):
-    monkeypatch.setattr(winograd, "_pays", lambda *_: True)
+    monkeypatch.setattr(winograd, "pays", lambda *_: True)
     shape, stride, pad, dilation, groups, replaced = LAYERS[name]
     weight, bias = torch.randn(shape), torch.randn(shape[0])
     settings = ((stride,) * 2, (pad,) * 2, (dilation,) * 2, groups)
@@ -185,14 +185,14 @@ def test_only_fast_without_bfloat16_uses_it(monkeypatch, choice, bfloat16, used)
 
 
 def test_the_cost_rule_asks_for_work_saved():
-    assert winograd._pays((1, 512, 41, 41), 512, 1)
-    assert winograd._pays((1, 512, 41, 41), 1024, 24)
-    assert winograd._pays((1, 64, 321, 321), 64, 1)
-    assert not winograd._pays((1, 8, 41, 41), 8, 1)  # the transforms would cost more than they save
+    assert winograd.pays((1, 512, 41, 41), 512, 1)
+    assert winograd.pays((1, 512, 41, 41), 1024, 24)
+    assert winograd.pays((1, 64, 321, 321), 64, 1)
+    assert not winograd.pays((1, 8, 41, 41), 8, 1)  # the transforms would cost more than they save
 
 
 def test_training_in_fast_follows_faithful(monkeypatch):
-    monkeypatch.setattr(winograd, "_pays", lambda *_: True)  # the net is too narrow for it to pay
+    monkeypatch.setattr(winograd, "pays", lambda *_: True)  # the net is too narrow for it to pay
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(2, 3, 65, 65, generator=generator) * 50
     labels = torch.randint(5, (2, 9, 9), generator=generator)
@@ -214,7 +214,7 @@ def test_training_in_fast_follows_faithful(monkeypatch):
 
 def test_no_values_no_winograd(monkeypatch):
     """On the meta device shapes alone are computed; an exporter's trace holds the plain convolution."""
-    monkeypatch.setattr(winograd, "_pays", lambda *_: True)
+    monkeypatch.setattr(winograd, "pays", lambda *_: True)
 
     class Layer(nn.Conv2d):
         def forward(self, x):

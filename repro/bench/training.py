@@ -156,7 +156,7 @@ def _network(config: Config, model: CaffeNet, images: torch.Tensor, timer: Timer
     times = timer.steps(steps)
     dtype = model.autocast or config.dtype
     rate = matmul_rate(timer, dtype, 8192 if timer.device.type == "cuda" else 2048)
-    flops = _flops(config, tuple(images.shape))
+    flops = network_flops(config, tuple(images.shape))
     return [
         Timing(
             f"network, {name}",
@@ -170,7 +170,7 @@ def _network(config: Config, model: CaffeNet, images: torch.Tensor, timer: Timer
     ]
 
 
-def _flops(config: Config, shape: tuple[int, ...]) -> dict[str, int]:
+def network_flops(config: Config, shape: tuple[int, ...]) -> dict[str, int]:
     """Of the convolutions, counted on a net without memory."""
     with torch.device("meta"):
         net = config.build_net()

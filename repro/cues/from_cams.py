@@ -76,7 +76,7 @@ def cues_from_cams(
     made = MadeCues(out / "cues.h5", out / "input_list.txt", len(chosen))
     check_no_others(out, made.cues.name, made.input_list.name)
     grid, settings, classes = score_grid(config), stage0_of(config).cues, config.model.num_classes
-    maps = {name: _read_maps(found[name], grid) for name in chosen}
+    maps = {name: read_maps(found[name], grid) for name in chosen}
     indices = {name: np.array(list(of_image)) for name, of_image in maps.items()}
     first = first_index(str(folder), indices, classes) if first_class is None else first_class
     entries = {}
@@ -127,7 +127,7 @@ def cues_from_cams(
     return made
 
 
-def _read_maps(path: Path, grid: tuple[int, int]) -> dict[int, np.ndarray]:
+def read_maps(path: Path, grid: tuple[int, int]) -> dict[int, np.ndarray]:
     """Index as the file has it -> its map on the grid, float32."""
     content = guard.read_pickle(path, most=MAX_BYTES, expected=_EXPECTED)
     arrays = {key: array.values for key, array in content.arrays.items()}

@@ -65,7 +65,7 @@ def train_classifier(config: Config, net: str, run: Run) -> Path:
     check_every_class_occurs(
         {name: labelled.labels[name] for name in training}, config.dataset.classes, labelled.source
     )
-    with run.step(f"stage0/{net}", _training_settings(config, section, labelled)) as step:
+    with run.step(f"stage0/{net}", classifier_settings(config, section, labelled)) as step:
         weights = step.folder / f"iter_{section.solver.max_iter}.safetensors"
         if step.done:
             return weights
@@ -131,7 +131,7 @@ def _layer(config: Config, labelled: LabelledSet, names: Sequence[str], *, mirro
     )
 
 
-def _training_settings(config: Config, section: Stage0Config, labelled: LabelledSet) -> dict[str, Any]:
+def classifier_settings(config: Config, section: Stage0Config, labelled: LabelledSet) -> dict[str, Any]:
     """All that shapes a classifier; the images stand for themselves by name."""
     fields = shaping(section, Mark.INPUT, Mark.EXTRA_INPUT)
     del fields["cues"]  # the next step's

@@ -230,7 +230,7 @@ class CocoInstances:
         with damaged(self.path, expected):
             file = self.path.open("rb")
         with file:
-            entries = ijson.items(_Shallow(file), prefix, use_float=True)
+            entries = ijson.items(ShallowJson(file), prefix, use_float=True)
             while True:
                 with damaged(self.path, expected):
                     entry = next(entries, StopIteration)
@@ -258,7 +258,7 @@ _MOST_DEPTH = 50  # of lists and objects in each other; COCO's have 5
 _OPENING, _CLOSING = np.array([91, 123], np.uint8), np.array([93, 125], np.uint8)  # [ { and ] }
 
 
-class _Shallow:
+class ShallowJson:
     """A JSON file for ijson, which takes memory with the square of the depth: deeper ones end in an error."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -311,13 +311,13 @@ def _wrong_outline(shape: object, height: int, width: int) -> str:
     if not isinstance(shape, dict) or shape.get("size") != [height, width]:
         return "neither polygons nor runs of the image's size"
     counts = shape.get("counts")
-    runs = counts if isinstance(counts, list) else _runs(counts) if isinstance(counts, str) else []
+    runs = counts if isinstance(counts, list) else runs_of(counts) if isinstance(counts, str) else []
     if not runs or not all(type(run) is int and 0 <= run <= height * width for run in runs):
         return "runs that are no whole numbers"
     return "" if sum(runs) == height * width else f"runs of {sum(runs)} pixels together"
 
 
-def _runs(text: str) -> list[int]:
+def runs_of(text: str) -> list[int]:
     """The runs of COCO's compressed text (maskApi.c, rleFrString): five bits a letter, the lowest first, the sixth says
     that more follow; from the fourth run on it is the difference to the run before the last. Empty where it is none."""
     runs: list[int] = []

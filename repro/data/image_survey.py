@@ -11,7 +11,7 @@ from repro.data.images import open_header
 log = logging.getLogger(__name__)
 
 _ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
-_LOOKED_AT = 2000  # of a larger set so many, evenly: on a network 80,000 headers take minutes
+LOOKED_AT = 2000  # of a larger set so many, evenly: on a network 80,000 headers take minutes
 
 
 def is_turned(path: str | os.PathLike[str]) -> bool:
@@ -25,7 +25,7 @@ def survey_images(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
     Pixels are taken as they are stored, because masks and cues carry no orientation (OpenCV before 3.1 and Pillow
     read so, too); of an animation the first frame is taken. Files that are no images are left to their readers.
     """
-    chosen = paths[:: -(-len(paths) // _LOOKED_AT)] if paths else []
+    chosen = paths[:: -(-len(paths) // LOOKED_AT)] if paths else []
     found = [(path, *_unused(path)) for path in chosen]
     lines = []
     for what, those in (

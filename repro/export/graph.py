@@ -98,7 +98,7 @@ def add_multiscale(graph: Graph, model: CaffeNet, protocol: Protocol) -> str:
             side = graph.integer(int(scale))
             zoomed = add_zoom(graph, planes, side, side, f"{prefix}zoom_image")
         elif scale != 1:
-            rows, columns = (_scaled(graph, side, scale, f"{prefix}{side}") for side in (height, width))
+            rows, columns = (scaled_size(graph, side, scale, f"{prefix}{side}") for side in (height, width))
             zoomed = add_zoom(graph, planes, rows, columns, f"{prefix}zoom_image")
         blob = graph.node("Sub", zoomed, mean, name=f"{prefix}images")
         grid = add_scores(graph, model, blob, prefix)
@@ -112,7 +112,7 @@ def add_multiscale(graph: Graph, model: CaffeNet, protocol: Protocol) -> str:
     return graph.node("Max", total, floor, name="multiscale")
 
 
-def _scaled(graph: Graph, size: str, factor: float, name: str) -> str:
+def scaled_size(graph: Graph, size: str, factor: float, name: str) -> str:
     """``size`` · ``factor`` rounded half up, int64 scalar."""
     exact = graph.node(
         "Mul",

@@ -42,7 +42,7 @@ from repro.precision import LAYOUT, to_device
 from weights_conversion import LoadReport
 from weights_conversion.files import file_sha256
 
-_STRIP = 1 << 19  # pixels whose probabilities are made at once
+STRIP = 1 << 19  # pixels whose probabilities are made at once
 _VECTOR = 16  # numbers that the widest processors take at once
 FLOOR = 1e-5  # `probs[probs < 0.00001] = 0.00001` in every test script
 
@@ -115,7 +115,7 @@ def _strips(height: int, width: int) -> list[slice]:
     PyTorch's softmax on the CPU goes by vectors of up to 16 pixels, and its exponential for the pixels left over is
     another. So strips are of whole vectors, and those pixels are the whole image's, too.
     """
-    step = max(_VECTOR, _STRIP // width // _VECTOR * _VECTOR)
+    step = max(_VECTOR, STRIP // width // _VECTOR * _VECTOR)
     return [slice(first, min(first + step, height)) for first in range(0, height, step)]
 
 
@@ -123,11 +123,11 @@ def _whole(grids: list[torch.Tensor], script: Protocol, height: int, width: int)
     """The probabilities (C, H, W) at image size, made in strips."""
     probs = grids[0].new_empty(len(grids[0]), height, width)
     for rows in _strips(height, width):
-        probs[:, rows] = _zoomed(grids, script, height, width, rows)
+        probs[:, rows] = zoomed_probs(grids, script, height, width, rows)
     return probs
 
 
-def _zoomed(
+def zoomed_probs(
     grids: list[torch.Tensor], script: Protocol, height: int, width: int, rows: slice
 ) -> torch.Tensor:
     """The probabilities (C, rows, W) at image size of each scale's scores, or probabilities, (C, h, w) on the grid."""
@@ -215,7 +215,7 @@ def mask_of_grids(
     return np.concatenate(
         [
             decide(
-                _zoomed(grids, script, height, width, rows)[None],
+                zoomed_probs(grids, script, height, width, rows)[None],
                 picture[None, rows],
                 crf=False,
                 labels=of_image,

@@ -176,7 +176,7 @@ def update_rows(
     tl.store(q + row[:, None] * C + lane, tl.div_rn(e, tl.broadcast_to(total[:, None], (R, L))), mask=used)
 
 
-def _lanes(classes: int) -> int:
+def lanes_of(classes: int) -> int:
     return max(8, triton.next_power_of_2(classes))
 
 
@@ -189,7 +189,7 @@ def splat_and_blur(lattice: TorchLattice, q: torch.Tensor, classes: int) -> torc
     """As in ``permutohedral_torch.py``; rows from the number of vertices to M are left undefined."""
     columns, (axes, _, size) = q.shape[1], lattice.neighbours.shape
     values, blurred = q.new_empty(2, size, columns)
-    lanes = _lanes(classes)
+    lanes = lanes_of(classes)
     vertices = vertices_at_once(lanes)
     grid = (min(PROGRAMS, triton.cdiv(size - 1, vertices)), columns // classes)
     sizes = {"V": vertices, "L": lanes, "num_warps": 1, "enable_fp_fusion": False}
@@ -214,7 +214,7 @@ def update(
     kernels = kernels or [unary, unary, unary, unary, 1.0] * 2
     weights = [weight for _, _, weight in filtered] or [0.0, 0.0]
     grid = (triton.cdiv(pixels * images, PIXELS),)
-    sizes = {"C": classes, "R": PIXELS, "L": _lanes(classes), "num_warps": 1, "enable_fp_fusion": False}
+    sizes = {"C": classes, "R": PIXELS, "L": lanes_of(classes), "num_warps": 1, "enable_fp_fusion": False}
     update_rows[grid](
         unary, q, roots, pixels * images, images, *weights, *kernels, MESSAGES=len(filtered) > 0, **sizes
     )

@@ -73,7 +73,7 @@ def fast_conv2d(
     """``F.conv2d`` with the same arguments, by Winograd's method where it can and where that takes less work."""
     if (
         qualifies(weight, stride, pad, dilation, groups)
-        and _pays(tuple(x.shape), len(weight), dilation[0])
+        and pays(tuple(x.shape), len(weight), dilation[0])
         and _computes(x)
     ):
         return winograd_conv2d(x, weight, bias, dilation[0])
@@ -100,7 +100,7 @@ def _computes(x: torch.Tensor) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _pays(shape: tuple[int, ...], outputs: int, dilation: int) -> bool:
+def pays(shape: tuple[int, ...], outputs: int, dilation: int) -> bool:
     """The cost rule: multiplications of the direct sum, against the products' and what takes as long as so many more:
     32 a channel at each point of a tile for the transforms, 100 an element of U."""
     count, inputs, height, width = shape

@@ -140,7 +140,7 @@ def _build(entries: list[Entry], out_dir: Path) -> Path:
         summary = summarise(scores, provenance)
         write_json(fresh / "summary.json", summary.as_json())
         album = open_album(scores)
-        drawings = _draw(scores, album, fresh / "figures")
+        drawings = draw_figures(scores, album, fresh / "figures")
         pictures = write_pictures(album, fresh / "images") if album else []
         seeds = write_growing(growing(scores, album), fresh / "images") if album else []
         family = entries[0]["family"]
@@ -180,7 +180,7 @@ def _readme(
     return "\n".join(parts)
 
 
-def _draw(scores: Scores, album: Album | None, out_dir: Path) -> list[Drawing]:
+def draw_figures(scores: Scores, album: Album | None, out_dir: Path) -> list[Drawing]:
     if importlib.util.find_spec("matplotlib") is None:
         log.warning("no figures: they need the package matplotlib: pip install matplotlib")
         return []

@@ -64,7 +64,7 @@ def resume(folder: Path, model: CaffeNet, solver: CaffeSolver) -> dict[str, torc
     for iteration in reversed(snapshots(folder)):
         path = _state(folder, iteration)
         try:
-            state = _read_state(path, iteration)
+            state = read_state(path, iteration)
             weights = _weights(folder, iteration)
             if file_sha256(weights) != state["weights_sha256"]:
                 raise InputError(f"{weights}: damaged, not the bytes that {path.name} was written with")
@@ -102,7 +102,7 @@ def _state(folder: Path, iteration: int) -> Path:
     return folder / f"iter_{iteration}.state"
 
 
-def _read_state(path: Path, iteration: int) -> dict[str, Any]:
+def read_state(path: Path, iteration: int) -> dict[str, Any]:
     """The content of a state file. Raises InputError for a damaged one: torch.load itself compares no check sums."""
     expected = "the state of a snapshot"
     with damaged(path, expected), zipfile.ZipFile(path) as archive:

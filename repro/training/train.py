@@ -76,7 +76,7 @@ def train(config: Config, stage: int, run: Run, lines: Lines[Any] | None = None)
     if lines is None and _reads_pairs(section):
         lines = read_label_list(files["list"])
     hashes = _hashes(section, files, lines, content)
-    settings = _settings(config, stage, section, hashes)
+    settings = stage_settings(config, stage, section, hashes)
     with run.step(f"stage{stage}", settings, partial(lengthens, place=(f"stage{stage}", "solver"))) as step:
         if step.done:
             log.info(IS_TRAINED, step.folder, section.solver.max_iter)
@@ -319,7 +319,7 @@ def _hashes(
     return hashes
 
 
-def _settings(
+def stage_settings(
     config: Config, stage: int, section: Stage1Config | Stage2Config, hashes: dict[str, str]
 ) -> dict[str, Any]:
     """All that shapes the stage's weights; its files count by the hashes of their contents."""
