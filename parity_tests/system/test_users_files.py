@@ -421,7 +421,7 @@ def inputs(tmp_path):
 
 TARGETS = {
     "convert n.prototxt w.caffemodel": ("out.py", "out.npz", "out.safetensors", "out.h5", "out.caffemodel"),
-    "convert --to vgg16_bg --width-divisor 64": ("out.prototxt",),
+    "prototxt --config mini": ("out.prototxt",),
     "data labels l.csv": ("out.csv",),
     "data cues c.pickle": ("out.h5",),
 }
@@ -445,7 +445,7 @@ def test_a_file_of_another_kind_stays(inputs, capsys, monkeypatch, command, name
     "command",
     [
         "convert n.prototxt w.caffemodel w.caffemodel",
-        "convert n.prototxt --to vgg16_bg n.prototxt",
+        "prototxt --config mini n.prototxt",
         "convert n.prototxt beside.safetensors beside.py",
         "data labels l.csv l.csv",
     ],

@@ -177,13 +177,14 @@ def test_https_may_not_lead_to_http_without_a_hash(tmp_path, monkeypatch):
         first.url, last.url = "https://example.org/a", place
         last.history, last.status_code = [first], 200
         body = io.BytesIO(CONTENT)
-        last.raw = SimpleNamespace(read1=lambda size, **_: body.read(size))
+        last.raw = SimpleNamespace(read1=lambda size, **_: body.read(size), close=body.close)
         monkeypatch.setattr(requests.Session, "get", lambda *_, **__: last)
 
     redirect_to("http://example.org/b")
     with pytest.raises(InputError, match="redirects from https to http"):
         get(tmp_path / "a", "https://example.org/a", hash_known=False)
     assert not (tmp_path / "a").exists()
+    redirect_to("http://example.org/b")
     get(tmp_path / "a", "https://example.org/a", hash_known=True)
     redirect_to("https://example.org/b")
     get(tmp_path / "b", "https://example.org/a", hash_known=False)
