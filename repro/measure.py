@@ -75,3 +75,18 @@ def _energy(device: torch.device) -> dict[str, tuple[float, float]]:
                 int((package / name).read_text()) / 1e6 for name in ("energy_uj", "max_energy_range_uj")
             )
     return counters  # type: ignore[return-value]
+
+
+def shown_time(seconds: float) -> str:
+    minutes = seconds / 60
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
+def shown_energy(joules: float) -> str:
+    return f"{joules / 3.6e6:.2g} kWh" if joules < 3.6e8 else f"{joules / 3.6e6:,.0f} kWh"
+
+
+def shown_size(size: float) -> str:
+    return f"{size / 1e6:.0f} MB" if size < 1e9 else f"{size / 1e9:.1f} GB"

@@ -19,7 +19,8 @@ from parity_tests.tolerances import SOLVER
 from repro.config import SolverConfig, load_config
 from repro.errors import InputError
 from repro.models import build_model
-from repro.run import forecast
+from repro.run.forecast import training
+from repro.run.machines import Machine
 from repro.solver import CaffeSGD, build_solver, learning_rate
 from repro.training.snapshots import write_snapshot
 from weights_conversion import convert_solverstate, read_solverstate, write_solverstate
@@ -208,8 +209,8 @@ def test_a_forecast_counts_both_histories(tmp_path):
     for kind in ("SGD", "Adam"):
         fields = [f"stage1.solver.type={kind}", "stage1.solver.max_iter=1", "stage1.solver.snapshot=1"]
         planned = SimpleNamespace(config=load_config("mini", fields), folder=tmp_path)
-        machine = forecast.Machine("any", cuda=False, flops=1e12)
-        sizes[kind] = forecast._training(planned, "stage1", machine).size - 100  # its line of the log
+        machine = Machine("any", cuda=False, flops=1e12)
+        sizes[kind] = training(planned, "stage1", machine).size - 100  # its line of the log
     assert sizes["Adam"] == 1.5 * sizes["SGD"] > 0
 
 

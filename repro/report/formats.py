@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from repro.errors import printable
+from repro.measure import shown_energy, shown_size, shown_time
 from repro.report.page_summary import Summary
 from repro.report.tables import Column, Table
-from repro.run.forecast import shown_energy, shown_size, shown_time
 from repro.run.scores import Estimate
 
 _LATEX = {

@@ -1,0 +1,56 @@
+"""What a net costs, counted on one without memory; and the dense CRF on a CPU."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from repro.config import ModelConfig
+from repro.models import CaffeNet, build_model
+
+
+@functools.cache
+def _net(model: ModelConfig) -> CaffeNet:
+    with torch.device("meta"):
+        return build_model(
+            model.name,
+            num_classes=model.num_classes,
+            width_divisor=model.width_divisor,
+            dropout=model.dropout,
+        )
+
+
+def parameters(model: ModelConfig) -> int:
+    return sum(parameter.numel() for parameter in _net(model).parameters())
+
+
+@functools.cache
+def flops(model: ModelConfig, height: int, width: int) -> int:
+    """Multiplications and additions of a forward pass of one image."""
+    net = _net(model)
+    return 2 * sum(net.multiply_adds(net.shapes_for(height, width)).values())
+
+
+@functools.cache
+def kept_for_backward(model: ModelConfig, side: int) -> int:
+    """Bytes that autograd keeps of one image of a mini-batch, weights apart."""
+    net = _net(model)
+    weights = {id(parameter) for parameter in net.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in weights:
+            storage = tensor.untyped_storage()
+            kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        net.train()(torch.empty(1, 3, side, side, device="meta")).sum()
+    return sum(kept.values())
+
+
+def crf_seconds(num_classes: int, cells: float) -> float:
+    """Ten iterations of mean field and the lattices on a CPU (docs/performance.md, cost model)."""
+    planes = -(-num_classes // 8)
+    return cells * (10 * 24e-9 * planes + 280e-9)
