@@ -22,6 +22,11 @@ NARROW = ["model.width_divisor=16", "data.batch_size=2", "data.new_height=97", "
 
 @pytest.mark.parametrize("precision", ["faithful", pytest.param("fast", marks=pytest.mark.long)])
 def test_bench_writes_every_part_and_a_table(tmp_path, capsys, monkeypatch, precision):
+    """Every part, on images of a quarter of the benchmark's sides: their labels follow the sizes."""
+    for module in ("inputs", "training"):
+        monkeypatch.setattr(f"repro.bench.{module}.HEIGHT", 94)
+        monkeypatch.setattr(f"repro.bench.{module}.WIDTH", 125)
+    monkeypatch.setattr("repro.bench.inference.SIDE", 81)
     out = tmp_path / "bench"
     arguments = ["bench", *NARROW, f"precision={precision}", "--seconds", "0.01", "--out", str(out)]
     monkeypatch.setattr("sys.argv", ["/usr/bin/repro", *arguments, "device=cpu"])
@@ -45,13 +50,13 @@ def test_bench_writes_every_part_and_a_table(tmp_path, capsys, monkeypatch, prec
         "between scores and their gradient",
         "all but the network",
         "whole iteration",
-        "CRF, 375x500",
+        "CRF, 94x125",
         "whole prediction, dsrg_final",
-        "network 321x321, batch 1, ONNX Runtime CPU fp32, PyTorch",
-        "network 321x321, batch 1, ONNX Runtime CPU fp32, PyTorch default layout",
-        "network 321x321, batch 1, ONNX Runtime CPU fp32, PyTorch fast",
-        "500x375 bytes to mask, batch 1, ONNX Runtime CPU fp32, PyTorch",
-        "500x375 bytes to mask, batch 1, ONNX Runtime CPU fp32, PyTorch fast",
+        "network 81x81, batch 1, ONNX Runtime CPU fp32, PyTorch",
+        "network 81x81, batch 1, ONNX Runtime CPU fp32, PyTorch default layout",
+        "network 81x81, batch 1, ONNX Runtime CPU fp32, PyTorch fast",
+        "125x94 bytes to mask, batch 1, ONNX Runtime CPU fp32, PyTorch",
+        "125x94 bytes to mask, batch 1, ONNX Runtime CPU fp32, PyTorch fast",
     ]
     assert all(row["seconds"] > 0 for row in rows.values())
     assert rows["network, forward"]["metrics"]["of the matmul rate"] > 0
@@ -59,7 +64,7 @@ def test_bench_writes_every_part_and_a_table(tmp_path, capsys, monkeypatch, prec
     for part in (part for part in rows if "ONNX Runtime" in part):
         assert rows[part]["metrics"]["images/s"] == pytest.approx(1 / rows[part]["seconds"])
         assert rows[part]["ratio"] > 0
-    for part in ("CRF, 2 x 13x13", "growing", "CRF, 375x500"):
+    for part in ("CRF, 2 x 13x13", "growing", "CRF, 94x125"):
         if find_spec("pydensecrf"):
             assert rows[part]["ratio"] > 0
             assert rows[part]["reference_seconds"] > 0
