@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -22,19 +23,23 @@ from repro.models.source import net_source
 
 REL = 1e-6
 PROGRAM = """
-import importlib.util, json, sys
+import importlib.util, json, os, sys
 import numpy as np, torch
 torch.set_num_threads(1)
 for name in ("repro", "weights_conversion"):
     sys.modules[name] = None  # importing it raises ImportError
-spec = importlib.util.spec_from_file_location("written", sys.argv[1])
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-inputs = np.load(sys.argv[2])
-with torch.no_grad():
-    result = module.load()(*(torch.from_numpy(inputs[name]) for name in json.loads(sys.argv[3])))
-result = result if isinstance(result, dict) else {sys.argv[4]: result}
-np.savez(sys.argv[5], **{str(i): value.numpy() for i, value in enumerate(result.values())})
+for line in sys.stdin:
+    folder, names, output = json.loads(line)
+    os.chdir(folder)
+    spec = importlib.util.spec_from_file_location("written", folder + "/out.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    inputs = np.load("in.npz")
+    with torch.no_grad():
+        result = module.load()(*(torch.from_numpy(inputs[name]) for name in names))
+    result = result if isinstance(result, dict) else {output: result}
+    np.savez("result.npz", **{str(i): value.numpy() for i, value in enumerate(result.values())})
+    print("done", flush=True)
 """
 WITHOUT = (  # layers that are for training, or change a batch's size by what they read
     *(f"{kind}/" for kind in ("Accuracy", "Filter", "SegAccuracy")),
@@ -44,19 +49,29 @@ WITHOUT = (  # layers that are for training, or change a batch's size by what th
 )
 
 
-def run_elsewhere(net: CaffeNet, inputs: dict[str, np.ndarray], folder) -> list[np.ndarray]:
-    """The outputs of the written module in a process of its own, away from this project."""
-    write_module(net, folder / "out.py", inputs=[inputs])
-    np.savez(folder / "in.npz", **inputs)
-    command = [
-        sys.executable,
-        *("-I", "-c", PROGRAM, folder / "out.py", folder / "in.npz", json.dumps([*net.inputs])),
-        *(net.outputs[0], folder / "result.npz"),
-    ]
-    subprocess.run(
-        list(map(str, command)), cwd=folder, check=True, env={**os.environ, "PYTHONPATH": ""}, timeout=300
-    )
-    return list(np.load(folder / "result.npz").values())
+@pytest.fixture(scope="module")
+def stranger() -> Iterator[subprocess.Popen[str]]:
+    """A process that has PyTorch and nothing of this project; one for all nets, for PyTorch takes seconds to load."""
+    command = [sys.executable, "-I", "-c", PROGRAM]
+    environment = {**os.environ, "PYTHONPATH": ""}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, cwd="/", stdin=pipe, stdout=pipe, text=True) as process:
+        yield process
+        process.stdin.close()
+
+
+@pytest.fixture
+def run_elsewhere(stranger, tmp_path):
+    """``run_elsewhere(net, inputs)``: the outputs of the written module in that process."""
+
+    def run(net: CaffeNet, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        write_module(net, tmp_path / "out.py", inputs=[inputs])
+        np.savez(tmp_path / "in.npz", **inputs)
+        print(json.dumps([str(tmp_path), [*net.inputs], net.outputs[0]]), file=stranger.stdin, flush=True)
+        assert stranger.stdout.readline() == "done\n"
+        return list(np.load(tmp_path / "result.npz").values())
+
+    return run
 
 
 def same(net: CaffeNet, inputs: dict[str, np.ndarray], found: list[np.ndarray], what: str) -> None:
@@ -72,16 +87,16 @@ LARGE = [
 
 
 @pytest.mark.parametrize("name", ["SegNet", "MTCNN-O", *LARGE])
-def test_a_public_net(name, tmp_path):
+def test_a_public_net(name, tmp_path, run_elsewhere):
     net, image = build(name, tmp_path)
-    same(net, {"data": image}, run_elsewhere(net, {"data": image}, tmp_path), name)
+    same(net, {"data": image}, run_elsewhere(net, {"data": image}), name)
 
 
 @pytest.mark.parametrize("name", ["vgg16_aspp", pytest.param("resnet101_aspp", marks=pytest.mark.long)])
-def test_a_recorded_net(name, tmp_path):
+def test_a_recorded_net(name, tmp_path, run_elsewhere):
     net = load_net(CAFFE_FILES / f"{name}_deploy.prototxt", CAFFE_FILES / f"{name}.caffemodel")
     image = np.random.default_rng(0).normal(0, 50, (1, 3, 65, 81)).astype(np.float32)
-    same(net, {"images": image}, run_elsewhere(net, {"images": image}, tmp_path), name)
+    same(net, {"images": image}, run_elsewhere(net, {"images": image}), name)
 
 
 @pytest.mark.parametrize("name", in_test_phase())
@@ -112,7 +127,7 @@ def test_the_text_is_that_of_a_file(name, tmp_path):
     assert "from repro" not in text
 
 
-def test_names_that_python_has_not_are_kept_for_the_weights(tmp_path):
+def test_names_that_python_has_not_are_kept_for_the_weights(tmp_path, run_elsewhere):
     """Layers and blobs of any name: keywords, functions that the text uses, two that differ in punctuation alone."""
     (tmp_path / "net.prototxt").write_text(
         'input: "max_pool" input_shape { dim: 1 dim: 2 dim: 7 dim: 7 }'
@@ -131,12 +146,12 @@ def test_names_that_python_has_not_are_kept_for_the_weights(tmp_path):
     )
     net = load_net(tmp_path / "net.prototxt")
     image = {"max_pool": np.random.default_rng(0).normal(size=(1, 2, 7, 7)).astype(np.float32)}
-    same(net, image, run_elsewhere(net, image, tmp_path), "odd names")
+    same(net, image, run_elsewhere(net, image), "odd names")
     written = load_net(tmp_path / "net.prototxt", tmp_path / "out.safetensors")
     same(written, image, [net(torch.from_numpy(image["max_pool"])).detach().numpy()], "weights read again")
 
 
-def test_names_run_no_code(tmp_path):
+def test_names_run_no_code(tmp_path, run_elsewhere):
     """Names of the net, its layers, types and blobs go into comments, the docstring and tables, never into code."""
     never = tmp_path / "never"
     code = f"open({str(never)!r}, 'w')"
@@ -153,12 +168,12 @@ def test_names_run_no_code(tmp_path):
     (tmp_path / "net.prototxt").write_text(text)
     net = load_net(tmp_path / "net.prototxt")
     image = {"x": np.random.default_rng(0).normal(size=(1, 2, 3, 3)).astype(np.float32)}
-    same(net, image, run_elsewhere(net, image, tmp_path), "hostile names")
+    same(net, image, run_elsewhere(net, image), "hostile names")
     assert len(net.outputs) == 2
     assert not never.exists()
 
 
-def test_shared_parameters_are_one(tmp_path):
+def test_shared_parameters_are_one(tmp_path, run_elsewhere):
     layer = (
         'layer {{ name: "{0}" type: "InnerProduct" bottom: "{1}" top: "{0}" param {{ name: "w" }} '
         'inner_product_param {{ num_output: 3 bias_term: false weight_filler {{ type: "xavier" }} }} }}'
@@ -168,7 +183,7 @@ def test_shared_parameters_are_one(tmp_path):
     )
     net = load_net(tmp_path / "net.prototxt")
     x = {"x": np.ones((2, 3), np.float32)}
-    same(net, x, run_elsewhere(net, x, tmp_path), "shared")
+    same(net, x, run_elsewhere(net, x), "shared")
     assert "self.two.weight = self.one.weight" in (tmp_path / "out.py").read_text()
 
 
