@@ -92,10 +92,18 @@ def mini_root(tmp_path_factory) -> Path:
         return build_mini(base / "mini").root
 
 
+@contextmanager
+def without_figures() -> Iterator[None]:
+    """While entered, results folders have no figures, which take seconds; ``test_page.py`` looks at them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("repro.report.build.draw_figures", lambda *_: [])
+        yield
+
+
 @pytest.fixture
-def no_figures(monkeypatch):
-    """Results folders without figures, which take seconds; ``test_page.py`` looks at them."""
-    monkeypatch.setattr("repro.report.build.draw_figures", lambda *_: [])
+def no_figures():
+    with without_figures():
+        yield
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ _SERVER.set_forkserver_preload(
         "parity_tests.processes",
         # what a run imports on its way: an optimiser the first, a dense CRF and a flood the others
         "torch._dynamo",
+        "repro.report.figures",
         "repro.layers.mean_field_cpu",
         "repro.layers.region_growing_numba",
     ]
@@ -71,7 +72,27 @@ def run_processes(
     return [process.exitcode or 0 for process in started]
 
 
-def _run(arguments: list[str], environment: dict[str, str], log: str, wound: tuple[str, int] | None) -> None:
+def start_process(arguments: Sequence[str], log: Path, folder: Path) -> multiprocessing.process.BaseProcess:
+    """``repro ARGUMENTS`` in ``folder`` as the leader of a group of processes, figures and all."""
+    process = _SERVER.Process(target=_lead, args=(list(arguments), str(log), str(folder)))
+    process.start()
+    return process
+
+
+def _lead(arguments: list[str], log: str, folder: str) -> None:
+    os.setsid()
+    os.chdir(folder)
+    _run(arguments, {"OMP_NUM_THREADS": "1"}, log, None, figures=True)
+
+
+def _run(
+    arguments: list[str],
+    environment: dict[str, str],
+    log: str,
+    wound: tuple[str, int] | None,
+    *,
+    figures: bool = False,
+) -> None:
     os.environ.update(environment)
     torch.set_num_threads(1)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -81,7 +102,8 @@ def _run(arguments: list[str], environment: dict[str, str], log: str, wound: tup
     from repro.cli import run_command
     from repro.report import build
 
-    build.draw_figures = lambda *_: []
+    if not figures:
+        build.draw_figures = lambda *_: []
     if wound:
         kind, number = wound
         _WOUNDS[kind](number)

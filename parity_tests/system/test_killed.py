@@ -7,14 +7,13 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
-from parity_tests.conftest import ROOT
+from parity_tests.processes import start_process
 
 ARGUMENTS = [
     *("reproduce", "--config", "mini", "device=cpu", "rows=[+DSRG, +Retrain]", "output=r"),
@@ -23,15 +22,18 @@ ARGUMENTS = [
 ]
 
 
-def start(folder: Path) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "repro", *ARGUMENTS, f"dataset.root={folder.parent}/mini"],
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-    )
+def start(folder: Path) -> BaseProcess:
+    return start_process([*ARGUMENTS, f"dataset.root={folder.parent}/mini"], log_of(folder), folder)
+
+
+def log_of(folder: Path) -> Path:
+    return folder.with_suffix(".log")
+
+
+def finish(folder: Path) -> None:
+    process = start(folder)
+    process.join(600)
+    assert process.exitcode == 0, log_of(folder).read_text()
 
 
 def results(folder: Path) -> dict[str, bytes]:
@@ -57,8 +59,7 @@ def whole(mini_root, tmp_path_factory) -> Path:
     (root / "mini").symlink_to(mini_root)
     folder = root / "whole"
     folder.mkdir()
-    process = start(folder)
-    assert process.wait(600) == 0, process.stderr.read()
+    finish(folder)
     return folder
 
 
@@ -73,16 +74,15 @@ def kill_and_finish(whole: Path, draw: random.Random, times: int) -> None:
     killed = 0
     for count in sorted(draw.randrange(1, files(whole)) for _ in range(times)):
         process = start(folder)
-        while process.poll() is None and files(folder) < count:
+        while process.is_alive() and files(folder) < count:
             time.sleep(0.002)
         time.sleep(draw.uniform(0, 0.1))
-        if process.poll() is None:
+        if process.is_alive():
             os.killpg(process.pid, signal.SIGKILL)
             killed += 1
-        process.wait()
+        process.join()
     assert killed
-    process = start(folder)
-    assert process.wait(600) == 0, process.stderr.read()
+    finish(folder)
     want, got = results(whole), results(folder)
     assert want.keys() == got.keys()
     assert [name for name in want if want[name] != got[name]] == []
