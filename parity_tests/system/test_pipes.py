@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,9 +50,8 @@ def files(tmp_path_factory):
     for name in ("PIPE", "xml/a.xml", "pngs/a.png", "cams/a.npy", "runs/scores_a.json"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).symlink_to(folder / "pipe")
-    for (
-        ending
-    ) in "prototxt yaml txt safetensors solverstate caffemodel onnx pickle h5 csv json tar.gz".split():
+    endings = ("prototxt", "yaml", "txt", "safetensors", "solverstate", "caffemodel", "onnx", "pickle", "h5")
+    for ending in (*endings, "csv", "json", "tar.gz"):
         (folder / f"PIPE.{ending}").symlink_to(folder / "pipe")
     write_mask(folder / "masks" / "a.png", np.ones((4, 4), np.uint8))
     (folder / "photos").mkdir()
