@@ -180,3 +180,11 @@ def test_empty_or_uneven_lists_are_refused(masks):
         evaluate_folder(pred_dir, [], [], 3)
     with pytest.raises(InputError, match="1 ground-truth masks for 2"):
         evaluate_folder(pred_dir, gt_paths[:1], ids, 3)
+
+
+def test_the_truth_as_its_own_prediction_gets_a_line(masks, caplog):
+    folder, gt_paths, ids, _ = masks
+    evaluate_folder(folder, gt_paths, ids, 3)
+    assert not [line for line in caplog.messages if "ground truth itself" in line]
+    evaluate_folder(gt_paths[0].parent, gt_paths, [path.stem for path in gt_paths], 3)
+    assert f"{len(ids)} of {len(ids)} predictions are the files of the ground truth itself" in caplog.messages

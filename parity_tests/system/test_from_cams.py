@@ -160,6 +160,8 @@ class Evil:
         ({"keys": [1]}, (), "x.npy: as many indices in 'keys'"),
         ({"keys": [1, 1], "cam": np.ones((2, 3, 3))}, (), "x.npy: an index that comes twice"),
         ({2: Evil()}, (), "x.npy: the pickle imports"),
+        ({2: heat(1, 1)}, ("--background-below", "nan"), "--background-below nan: expected more than 0"),
+        ({2: heat(1, 1)}, ("--background-below", "-1"), "--background-below -1.0: expected more than 0"),
         ({2: heat(1, 1)}, ("--list", "ids.txt"), "no maps of image z, z.npy expected"),
     ],
 )

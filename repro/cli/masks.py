@@ -242,6 +242,8 @@ def export(
         raise InputError("--gt: ground truth of which images? --images names them")
     from weights_conversion.kinds import file_kind
 
+    if out.suffix != ".onnx":
+        raise InputError(f"--out {out}: expected a name that ends in .onnx")
     check_target(out, weights, *(images or []), of="ONNX net", begins=lambda path: file_kind(path) == "onnx")
     settings = load_config(config, overrides or [])
     compared = {path.name: path for source in images or [] for path in images_of(source).values()}

@@ -65,6 +65,8 @@ def cues_from_cams(
     """
     if config.stage1.data.layer == "AnnotationCOCO":
         raise InputError("a cue file is VOC's; COCO's layer reads PNGs")
+    if background_below is not None and not 0 < background_below <= 1:
+        raise InputError(f"--background-below {background_below}: expected more than 0, at most 1")
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of class activation maps")
     found = {path.stem: path for path in sorted(folder.glob("[!.]*.npy"))}

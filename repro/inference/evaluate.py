@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from repro import distributed
 from repro.data.mask_set import MaskSet
 from repro.errors import InputError
 from repro.metrics import confusion_matrix, summarize
+
+log = logging.getLogger(__name__)
 
 
 def evaluate_folder(
@@ -41,11 +45,13 @@ def evaluate_folder(
         raise InputError(f"no image to evaluate in {pred_dir}: the list of names is empty")
     matrix = np.zeros((num_classes, num_classes), np.int64)
     truth, predicted = MaskSet(num_classes), MaskSet(num_classes)
+    same = 0
     mine = slice(distributed.rank(), None, distributed.size())
     for gt_path, image_id in zip(gt_paths[mine], ids[mine], strict=True):
         pred_path = Path(pred_dir) / f"{image_id}.png"
         if not pred_path.is_file():
             raise InputError(f"{pred_path}: no prediction for {gt_path}")
+        same += os.path.exists(gt_path) and os.path.samefile(gt_path, pred_path)
         gt, pred = truth.read(gt_path), predicted.read(pred_path)
         if gt.shape != pred.shape:
             raise InputError(f"{pred_path}: {_size(pred)} pixels, expected {_size(gt)} as {gt_path} has")
@@ -54,6 +60,8 @@ def evaluate_folder(
         except InputError as error:
             raise InputError(f"{pred_path} against {gt_path}: {error}") from error
     matrix = distributed.add_up(torch.from_numpy(matrix)).numpy()
+    if same := sum(distributed.gathered(same)):
+        log.warning("%d of %d predictions are the files of the ground truth itself", same, len(ids))
     _together(predicted).log_lines()
     _together(truth).check()
     return summarize(matrix, len(ids))

@@ -163,6 +163,8 @@ def net_parameter(
         raise InputError(f"input_size {input_size}: expected 32 or more")
     if num_classes is None:
         num_classes = 20 if name in CLASSIFIERS else 21
+    if num_classes < 1:
+        raise InputError(f"model.num_classes {num_classes}: expected 1 or more")
     layers = _Layers()
     if name == "vgg16_cam":
         _cam(layers, num_classes, width_divisor, dropout, input_size)
