@@ -62,11 +62,15 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
 
 
 def write_report(path: str | os.PathLike[str], content: Any) -> None:
-    """As `write_json`, where the user has said the name. Raises InputError for one of a file that is no JSON object."""
+    """As `write_json`, where the user has said the name. Raises InputError for one of a file that is no report of the
+    kind: no JSON object, or one without any of the new one's keys."""
     if os.path.isfile(path) and os.path.getsize(path):
-        with open(path, "rb") as file:
-            if not file.read(100).lstrip().startswith(b"{"):
-                raise InputError(f"{os.fspath(path)}: is there and is no JSON report; choose another name")
+        try:
+            before = read_json(path, "a JSON report")
+        except InputError:
+            before = None
+        if not isinstance(before, dict) or before.keys().isdisjoint(content):
+            raise InputError(f"{os.fspath(path)}: is there and is no JSON report; choose another name")
     write_json(path, content)
 
 

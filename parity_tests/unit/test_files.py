@@ -64,13 +64,14 @@ def test_no_file_takes_the_place_of_a_pipe_or_device(tmp_path):
     assert (tmp_path / "link").is_symlink()
 
 
-@pytest.mark.parametrize("name", ["list.txt", "mask.png"])
-def test_a_report_takes_no_other_files_place(tmp_path, name):
+@pytest.mark.parametrize("content", [b"\x89PNG", b"[1]", b'{"name": "my application"}'])
+@pytest.mark.parametrize("name", ["list.txt", "package.json"])
+def test_a_report_takes_no_other_files_place(tmp_path, name, content):
     path = tmp_path / name
-    path.write_bytes(b"\x89PNG")
+    path.write_bytes(content)
     with pytest.raises(InputError, match="is no JSON report"):
         write_report(path, {"images": 1})
-    assert path.read_bytes() == b"\x89PNG"
+    assert path.read_bytes() == content
     write_report(tmp_path / "a.json", {"images": 1})
     write_report(tmp_path / "a.json", {"images": 2})
     assert '"images": 2' in (tmp_path / "a.json").read_text()
