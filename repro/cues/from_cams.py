@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -120,7 +121,11 @@ def cues_from_cams(
         raise InputError(
             f"{folder}: no map is above 0 anywhere, so there is no cue; maps that begin at 0 expected"
         )
-    described = {"first_class": first, "background_below": background_below, "grid": list(grid)}
+    described: dict[str, Any] = {
+        "first_class": first,
+        "background_below": background_below,
+        "grid": list(grid),
+    }
     described |= {"classes": config.dataset.classes, **shaping(settings, Mark.EXTRA_INPUT)}
     check_settings(out, described)
     write_json(out / "settings.json", described)
