@@ -46,7 +46,8 @@ $(STAMP): pyproject.toml constraints.txt requirements/base.txt requirements/$(EX
 	@touch $@
 
 test: $(STAMP)  ## Set up and run all tests, the examples of docstrings too (REPRO_SHARED=folder with voc-sample/ for those on real images)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	@# bytecode is kept, whatever the environment says: the tests start many processes; small files come last
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: $(STAMP)  ## Only the tests that take minutes: full width on real images, 20 killed runs, 2,000 iterations of memory
 	$(BIN)/python -m pytest -m long
