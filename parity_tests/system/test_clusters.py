@@ -76,10 +76,9 @@ def test_a_slurm_job_trains_and_one_that_runs_out_of_time_queues_again(golden, c
     done = int(re.search(r"\d+", state.name)[0])
 
     # a job that is not stopped ends well
-    shorter = [*arguments[:-1], "solver.max_iter=2", f"output={tmp_path}/short"]
-    ended = subprocess.run(
-        [SCRIPT, *shorter], env=cluster, cwd=ROOT, capture_output=True, text=True, timeout=600
-    )
+    shorter = [*arguments[:-1], "data.batch_size=1", "solver.max_iter=1", f"output={tmp_path}/short"]
+    one = {**cluster, "GPUS_PER_NODE": "1"}
+    ended = subprocess.run([SCRIPT, *shorter], env=one, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "short" / "stage1" / "done.json").exists()
     assert done > 1
