@@ -240,8 +240,8 @@ def test_real_images(voc_sample, tmp_path):
             f"dataset.root={root}",
             f"output={tmp_path}/voc",
         ),
-        *("model.width_divisor=16", "init.filler=looks_linear", "solver.max_iter=3", "data.batch_size=3"),
-        *("dataset.train_limit=6", "dataset.val_limit=2", "data.workers=0"),
+        *("model.width_divisor=16", "init.filler=looks_linear", "solver.max_iter=2", "data.batch_size=3"),
+        *("dataset.train_limit=3", "dataset.val_limit=2", "data.workers=0"),
     ]
     assert run_command(arguments) == 0
     for name in read_id_list(root / "ImageSets" / "Segmentation" / "val.txt")[:2]:
