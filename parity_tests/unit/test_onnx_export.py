@@ -33,6 +33,7 @@ from repro.models.net import CaffeNet  # noqa: E402
 from repro.models.onnx import LAYER_NOTE, Graph, add_net  # noqa: E402
 
 SIZES = [(1, 1), (2, 3), (7, 5), (16, 16), (33, 47), (65, 49), (97, 128), (161, 161), (241, 130), (125, 321)]
+COUNTS = (1, 3) * 5  # images a batch at each of them
 RECORDED = {
     "vgg16_aspp": "stage1_init",
     "vgg16_largefov": "vgg16_largefov",
@@ -87,11 +88,10 @@ def exported(tmp_path_factory):
 # --- parity -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("name", SEGMENTATION_NETS)
-def test_scores(exported, rng, name, count):
+def test_scores(exported, rng, name):
     model, run = exported(name, "scores")
-    for height, width in SIZES:
+    for count, (height, width) in zip(COUNTS, SIZES, strict=True):
         images = blobs(rng, count, height, width)
         with torch.inference_mode():
             want = model(torch.from_numpy(images))
@@ -120,7 +120,7 @@ def test_scores_of_classifiers_at_their_one_size(tmp_path, rng, name, side):
 @pytest.mark.parametrize("name", ["vgg16_aspp", "vgg16_largefov", "resnet101_aspp"])
 def test_probs(exported, rng, name):
     model, run = exported(name, "probs")
-    for count, (height, width) in zip((1, 3) * 5, SIZES, strict=True):
+    for count, (height, width) in zip(COUNTS, SIZES, strict=True):
         images = blobs(rng, count, height, width)
         with torch.inference_mode():
             scores = model(torch.from_numpy(images))
@@ -132,11 +132,10 @@ def test_probs(exported, rng, name):
         assert (got.argmax(1) != want.argmax(1)).mean() <= MASK_PIXELS
 
 
-@pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_multiscale(exported, rng, protocol, count):
+def test_multiscale(exported, rng, protocol):
     model, run = exported("vgg16_aspp", "multiscale", protocol)
-    for height, width in SIZES:
+    for count, (height, width) in zip(COUNTS, SIZES, strict=True):
         images = rng.integers(0, 256, (count, height, width, 3), dtype=np.uint8)
         want = torch.stack([predict_probs(model, image, protocol=protocol) for image in images])
         want = want.clamp_min(FLOOR).numpy()
@@ -175,7 +174,7 @@ def test_scores_on_cuda_without_tf32(tmp_path, rng, name):
     device = torch.device("cuda", 0)
     path = export_onnx(model, tmp_path / "net.onnx")
     run = OnnxSession(path, providers_for(device))
-    for count, (height, width) in zip((1, 3) * 5, SIZES, strict=True):
+    for count, (height, width) in zip(COUNTS, SIZES, strict=True):
         images = torch.from_numpy(blobs(rng, count, height, width))
         with torch.inference_mode():
             want = model(images)
