@@ -18,7 +18,7 @@ STAGE1_LOSS_FAST_REL = 0.05  # precision=fast, of each recorded loss: bfloat16 h
 # cells within rounding of zero. Noise of 1e-7 on the pre-activations moves conv1_1's gradient by 3e-3.
 UPDATE_UNDER_RELUS = 1e-2
 WEIGHTS_AFTER_30 = 2e-4  # of each blob's largest value, after the 30 iterations of stage 1
-RESUMED = 1e-6  # losses and weights of a run that goes on from its own snapshot as Caffe's files
+RESUMED = 1e-6  # losses and weights of a run that resumes from its own snapshot as Caffe's files
 RANKS = 1e-5  # losses and weights of two processes against one
 RETRAIN_LOSS = 1e-4  # each of the 16 recorded iterations, in double precision
 # In float32 the 16 iterations part at random: 3e-8 of noise on the weights moves the loss by up to 1.2e-3

@@ -8,7 +8,7 @@ from weights_conversion.errors import InputError, chosen, damaged, hint, line_of
 class StoppedError(RuntimeError):
     """A run that had to stop though its input is good: a signal, a process of it that died.
 
-    The message is one line that says why and how to go on. The command line prints it and exits with ``status``:
+    The message is one line that says why, and what to do next. The command line prints it and exits with ``status``:
     128 plus the signal's number after a signal, else 1.
     """
 

@@ -253,7 +253,7 @@ def _mapping(path: Path, expected: str) -> dict[str, Any]:
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> bool:
-    """Refuse to go on in a folder whose ``settings.json`` differs. Raises InputError naming the first key.
+    """Refuse to resume in a folder whose ``settings.json`` differs. Raises InputError naming the first key.
 
     Returns False where that file is damaged, so that nothing could be compared; a warning says so.
     """

@@ -102,7 +102,7 @@ def convert_solverstate(
     """Write a solver state as the ending of ``target`` says, ``.solverstate`` or ``.solverstate.h5``.
 
     ``source`` is one of Caffe's, which is written as it is, or the ``.state`` of a snapshot of training here: then
-    the weights beside it (``iter_<n>.safetensors``) are written, too, and Caffe goes on from the pair. That takes the
+    the weights beside it (``iter_<n>.safetensors``) are written, too, and Caffe resumes from the pair. That takes the
     ``model`` that was trained.
 
     Returns the files written. Raises ``CaffeFileError`` for what the readers refuse and for a state of another net.

@@ -1,4 +1,4 @@
-"""Caffe's solver states, ``.solverstate`` and ``.solverstate.h5``: with the weights, what training goes on from."""
+"""Caffe's solver states, ``.solverstate`` and ``.solverstate.h5``: with the weights, what training resumes from."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def write_solverstate(
     history: Sequence[np.ndarray],
     learned_net: str = "",
 ) -> None:
-    """Write a solver state that Caffe can go on from, as HDF5 if ``path`` ends in .h5.
+    """Write a solver state that Caffe can resume from, as HDF5 if ``path`` ends in .h5.
 
     ``history`` as in ``SolverState``, written as float32. The file appears whole or not at all.
     """

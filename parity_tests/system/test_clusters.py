@@ -70,7 +70,7 @@ def test_a_slurm_job_trains_and_one_that_runs_out_of_time_queues_again(golden, c
     job.send_signal(signal.SIGTERM)
     said = job.communicate(timeout=600)[0]
     assert job.returncode != 0
-    assert "stopped by SIGTERM; the same command goes on from iteration" in said, said
+    assert "stopped by SIGTERM; the same command resumes from iteration" in said, said
     assert (tmp_path / "asked").read_text().split() == ["requeue", cluster["SLURM_JOB_ID"]]
     (state,) = (tmp_path / "run" / "stage1").glob("iter_*.state")
     done = int(re.search(r"\d+", state.name)[0])

@@ -83,7 +83,7 @@ def test_two_processes_are_one(inputs, tmp_path, stage, more):
 
 
 def test_torchrun_and_a_rank_that_is_killed(inputs, tmp_path):
-    """The survivor leaves a snapshot and one clear line; the same command, or one process, goes on from it."""
+    """The survivor leaves a snapshot and one clear line; the same command, or one process, resumes from it."""
     call = [*arguments(inputs, 1), f"output={tmp_path}/run"]
     killer = tmp_path / "killer.py"
     killer.write_text(
@@ -108,7 +108,7 @@ def test_torchrun_and_a_rank_that_is_killed(inputs, tmp_path):
     assert ended.returncode != 0
     folder = tmp_path / "run" / "stage1"
     assert (
-        f"repro: {folder}: another of the 2 processes of this run has ended; the same command goes on from "
+        f"repro: {folder}: another of the 2 processes of this run has ended; the same command resumes from "
         f"iteration 2 ({folder}/iter_2.state)"
     ) in ended.stderr
     assert run_processes(call, tmp_path / "log", ranks=2) == [0, 0], (tmp_path / "log").read_text()
@@ -122,7 +122,7 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_iteration(inputs, tmp_pat
     assert statuses == [143, 143], (tmp_path / "log").read_text()
     said = (tmp_path / "log").read_text()
     assert "repro: " in said
-    assert "stopped by SIGTERM; the same command goes on from iteration 3" in said
+    assert "stopped by SIGTERM; the same command resumes from iteration 3" in said
 
 
 def test_too_few_images_for_the_processes(inputs, tmp_path):

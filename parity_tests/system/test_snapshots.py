@@ -1,4 +1,4 @@
-"""Nothing lost: whatever ends a run, the same command goes on from what is whole, to the same bits."""
+"""Nothing lost: whatever ends a run, the same command resumes from what is whole, to the same bits."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_signal_ends_a_run_with_a_snapshot(
     folder = tmp_path / f"stage{stage}"
     lines = capfd.readouterr().err.splitlines()
     assert any("stopping after this iteration" in line for line in lines)
-    goes_on = f"the same command goes on from iteration 2 ({folder}/iter_2.state)"
+    goes_on = f"the same command resumes from iteration 2 ({folder}/iter_2.state)"
     assert lines[-1] == f"repro: {folder}: stopped by {number.name}; {goes_on}"
     assert sorted(path.name for path in folder.glob("iter_*")) == ["iter_2.safetensors", "iter_2.state"]
     assert not (folder / "done.json").exists()
@@ -159,7 +159,7 @@ def test_a_worker_that_dies(inputs, whole, tmp_path, monkeypatch, capfd, place, 
     folder = tmp_path / "stage1"
     assert capfd.readouterr().err.splitlines()[-1] == (
         f"repro: {folder}: a loader worker has died (killed by SIGKILL); "
-        f"the same command goes on from iteration {goes_on} ({folder}/iter_{goes_on}.state)"
+        f"the same command resumes from iteration {goes_on} ({folder}/iter_{goes_on}.state)"
     )
     assert run_command(call) == 0
     assert contents(folder) == contents(whole[1])
@@ -175,7 +175,7 @@ def test_a_bad_image_in_the_middle(inputs, whole, tmp_path, monkeypatch, capfd, 
     with monkeypatch.context() as patch:
         at_update(patch, 3, lambda: [path.write_bytes(b"no image") for path in good])
         assert run_command(call) == 2
-    assert "the same command goes on from iteration 2" in caplog.text
+    assert "the same command resumes from iteration 2" in caplog.text
     assert "list.txt:" in capfd.readouterr().err.splitlines()[-1]
     for path, content in good.items():
         path.write_bytes(content)
@@ -266,7 +266,7 @@ def test_a_damaged_snapshot_is_passed_over(inputs, whole, tmp_path, caplog, what
     said = caplog.text
     if "gone" not in what:
         assert f"stage1: the snapshot of iteration 6 is passed over: {path}: damaged" in said
-    assert "going on from iteration 3" in said
+    assert "resuming from iteration 3" in said
     assert contents(folder) == contents(whole[1])
 
 

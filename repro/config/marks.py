@@ -1,4 +1,4 @@
-"""Whether a setting changes results: a mark on its field, which all ask who compare runs or go on from one.
+"""Whether a setting changes results: a mark on its field, asked by all that compares runs or resumes one.
 
     workers: Annotated[NonNegative, Mark.NEUTRAL] = 2
 

@@ -38,7 +38,7 @@ SEED_CLASSIFIERS = ("cam", "bg")
 
 
 def train_classifier(config: Config, net: str, run: Run) -> Path:
-    """Train ``vgg16_<net>`` in ``<run>/stage0/<net>``, going on from its newest snapshot if there is one.
+    """Train ``vgg16_<net>`` in ``<run>/stage0/<net>``, resuming from its newest snapshot if there is one.
 
     ``init.weights`` fills the convolutions of VGG16 alone: the inner products of ImageNet's net have other shapes.
     A share of the images is held out; their average precision is logged every ``test_interval`` iterations.

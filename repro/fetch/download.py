@@ -1,7 +1,7 @@
 """Downloads over bad networks from servers that are not trusted.
 
 Requests carries them: it knows proxies and certificates and speaks http and https only. What it leaves to its
-callers is here: going on where a transfer broke off, and checking what arrives. Pooch was looked at and left: it
+callers is here: resuming a transfer that broke off, and checking what arrives. Pooch was looked at and left: it
 starts every attempt from the first byte, and the two archives have 2 GB and 1.4 GB.
 """
 
@@ -188,7 +188,7 @@ class _Transfer:
                 self._receive(response, have)
 
     def _usable_part(self) -> int:
-        """Bytes of the part that can be gone on with; a part that cannot is removed."""
+        """Bytes of the part, where a transfer can resume from it; else the part is removed."""
         if not self.part.exists():
             return 0
         have = self.part.stat().st_size
@@ -205,7 +205,7 @@ class _Transfer:
             if _total_of(response) == have and self.size is None:
                 return
             self._discard()
-            raise _TransientError("refuses to go on from where it broke off")
+            raise _TransientError("refuses to resume where it broke off")
         if status in _AGAIN:
             raise _TransientError(f"HTTP {status} {response.reason}", _retry_after(response))
         if status not in (200, 206) or (status == 206 and not have):

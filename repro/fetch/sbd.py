@@ -57,7 +57,7 @@ def build_train_aug(sbd: Path, layout: VocLayout, *, expected: int = TRAIN_AUG) 
     """Write ``SegmentationClassAug/<id>.png`` for train_aug and val, then ``ImageSets/Segmentation/train_aug.txt``.
 
     VOC's own mask is taken where it has one (it marks the objects' borders as void), SBD's elsewhere. Masks that
-    are there stay, so that a call goes on where another was ended. The list comes last; one of the same images stays.
+    are there stay, so that a call resumes where another was ended. The list comes last; one of the same images stays.
 
     Args:
         sbd: from `find_sbd`.

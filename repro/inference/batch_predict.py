@@ -24,7 +24,7 @@ from repro.data import read_image_rgb, write_mask
 from repro.data.image_survey import survey_images
 from repro.errors import InputError
 from repro.files import write_json
-from repro.run_folder import check_settings
+from repro.run_folder import check_no_others, check_settings
 
 _FILE_THREADS = 4  # decoding and PNG compression leave the interpreter's lock alone
 _GROUPS_HELD = 8  # batches' worth of images that may wait for others of their size
@@ -77,7 +77,7 @@ def predict_folder(
     Raises:
         InputError: a folder of masks made with other settings, or of files under the masks' names that are not known
             to be such (no ``settings.json``): photographs, ground truth; a file in its place. An image that cannot be
-            read or segmented is no error here: the others go on, and the result names it.
+            read or segmented is no error here: the others are segmented, and the result names it.
     """
     if out_dir.exists() and not out_dir.is_dir():
         raise InputError(f"{out_dir}: a file is there, a folder for the masks expected")
@@ -85,14 +85,9 @@ def predict_folder(
         survey_images(list(images.values()))
     described = json.loads(json.dumps(described))
     check_settings(out_dir, described)
+    check_no_others(out_dir, *(f"{name}.png" for name in images))
     absent = [name for name in images if not os.path.exists(out_dir / f"{name}.png")]
-    others = [] if os.path.exists(out_dir / "settings.json") else sorted(images.keys() - set(absent))
-    # the first's view: another rank may be writing already
-    absent, others = distributed.from_first((absent, others))
-    if others:
-        raise InputError(
-            f"{out_dir}: {others[0]}.png is there and no settings.json says what made it; choose another folder"
-        )
+    absent = distributed.from_first(absent)  # another rank may be writing already
     kept = len(images) - len(absent)
     missing = {name: images[name] for name in absent[distributed.rank() :: distributed.size()]}
     result = FolderResult(kept=kept)

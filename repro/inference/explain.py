@@ -16,6 +16,7 @@ from repro.constants import VOID
 from repro.data.mask_set import MaskSet
 from repro.data.voc import colour_palette
 from repro.errors import InputError
+from repro.metrics import confusion_matrix, mean_iou, per_class_iou
 
 Masks = tuple[np.ndarray, np.ndarray]
 
@@ -116,7 +117,7 @@ def explain(pred_dir: Path, gt_paths: Sequence[Path], ids: Sequence[str], num_cl
         to_truth = _resized(pred, *truth.shape)
         matrix = _matrix(truth, to_truth, num_classes)
         _add(matrices, "", matrix)
-        per_image.append(_mean(matrix, "present"))
+        per_image.append(mean_iou(matrix, "present"))
         _add(matrices, _TO_PREDICTIONS, _matrix(_resized(truth, *pred.shape), pred, num_classes))
         for mistake, change in _MISTAKES.items():
             _add(matrices, mistake, _matrix(*change(truth, to_truth, num_classes), num_classes))
@@ -124,14 +125,18 @@ def explain(pred_dir: Path, gt_paths: Sequence[Path], ids: Sequence[str], num_cl
     resized = matrices.pop(_TO_PREDICTIONS)
     straight = matrices.pop("")
     right = "predictions resized to the truth" if differ else _RIGHT
-    scores = [Score(right, _mean(straight, "present"), not differ)]
+    of_each = per_class_iou(straight)[:-1]
+    scores = [Score(right, mean_iou(straight, "present"), not differ)]
     if differ:
-        scores.append(Score(_TO_PREDICTIONS, _mean(resized, "present")))
-    scores += [Score(name, _mean(straight, rule)) for rule, name in _RULES.items()]
-    scores.append(Score("absent classes counted as 1", _absent_as_one(straight)))
-    scores.append(Score("without the background's IoU", _mean(straight, "objects")))
-    scores.append(Score("mean over images, not over one matrix", float(np.mean(per_image))))
-    return scores + [Score(name, _mean(matrix, "present")) for name, matrix in matrices.items()]
+        scores.append(Score(_TO_PREDICTIONS, mean_iou(resized, "present")))
+    scores += [
+        Score("the release's rule: classes without a correct pixel left out", mean_iou(straight, "released")),
+        Score("absent classes counted as 0", float(np.nan_to_num(of_each).mean())),
+        Score("absent classes counted as 1", float(np.nan_to_num(of_each, nan=1.0).mean())),
+        Score("without the background's IoU", _without_background(straight)),
+        Score("mean over images, not over one matrix", float(np.mean(per_image))),
+    ]
+    return scores + [Score(name, mean_iou(matrix, "present")) for name, matrix in matrices.items()]
 
 
 def nearest(scores: Sequence[Score], expected: float, *, count: int = 3) -> list[Score]:
@@ -141,49 +146,23 @@ def nearest(scores: Sequence[Score], expected: float, *, count: int = 3) -> list
 
 _RIGHT = "mean over the classes that the truth shows"
 _TO_PREDICTIONS = "truth resized to the predictions"
-_RULES = {
-    "released": "the release's rule: classes without a correct pixel left out",
-    "voc": "absent classes counted as 0",
-}
 
 
 def _matrix(truth: np.ndarray, pred: np.ndarray, classes: int) -> np.ndarray:
-    """A confusion matrix (C, C + 1): the last column is what is predicted to be no class, which is wrong."""
-    counted = truth < classes
-    rows, columns = truth[counted].astype(np.int64), np.minimum(pred[counted].astype(np.int64), classes)
-    flat = np.bincount(rows * (classes + 1) + columns, minlength=classes * (classes + 1))
-    return flat.reshape(classes, classes + 1)
+    """Counts (C + 1, C + 1): the last class is what is predicted to be none, which is wrong; no pixel is of it."""
+    void = classes + 1
+    counted = np.where(truth < classes, truth.astype(np.int64), void)
+    return confusion_matrix(counted, np.minimum(pred.astype(np.int64), classes), classes + 1)
 
 
 def _add(matrices: dict[str, np.ndarray], name: str, matrix: np.ndarray) -> None:
     matrices[name] = matrices[name] + matrix if name in matrices else matrix
 
 
-def _ious(matrix: np.ndarray) -> np.ndarray:
-    """(C,); 0 for a class that occurs nowhere."""
-    correct = np.diagonal(matrix).astype(np.float64)
-    union = _pixels(matrix) - correct
-    return np.divide(correct, union, out=np.zeros(len(matrix)), where=union > 0)
-
-
-def _pixels(matrix: np.ndarray) -> np.ndarray:
-    """Of each class in truth and predictions together."""
-    return matrix.sum(axis=1) + matrix.sum(axis=0)[: len(matrix)]
-
-
-def _mean(matrix: np.ndarray, rule: str) -> float:
-    """As `repro.metrics.mean_iou`; ``objects`` are the classes that occur but background."""
-    counted = {
-        "voc": np.ones(len(matrix), bool),
-        "present": matrix.sum(axis=1) > 0,
-        "released": np.diagonal(matrix) > 0,
-        "objects": (matrix.sum(axis=1) > 0) & (np.arange(len(matrix)) > 0),
-    }[rule]
-    return float(_ious(matrix)[counted].mean()) if counted.any() else 0.0
-
-
-def _absent_as_one(matrix: np.ndarray) -> float:
-    return float(np.where(_pixels(matrix) == 0, 1.0, _ious(matrix)).mean())
+def _without_background(matrix: np.ndarray) -> float:
+    """Mean over the classes that the truth shows but background; 0 where there is none."""
+    shown = per_class_iou(matrix)[1:][matrix.sum(axis=1)[1:] > 0]
+    return float(shown.mean()) if len(shown) else 0.0
 
 
 def _resized(mask: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -214,10 +214,10 @@ class Snapshots(Hook):
     def on_stop(self, loop: SolverLoop, error: Exception) -> None:
         self._write_last(loop)
         there = snapshots(loop.folder)
-        where = "there is no snapshot to go on from"
+        where = "there is no snapshot to resume from"
         if there:
             path = loop.folder / f"iter_{there[-1]}.state"
-            where = f"the same command goes on from iteration {there[-1]} ({path})"
+            where = f"the same command resumes from iteration {there[-1]} ({path})"
         if isinstance(error, StoppedError):
             raise StoppedError(f"{loop.folder}: {error}; {where}", error.status) from error
         log.warning("%s: %s", loop.folder, where)

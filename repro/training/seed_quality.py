@@ -49,7 +49,7 @@ class SeedQuality(Hook):
         iteration = loop.solver.iteration
         self._epoch = iteration * self.batch // self.images
         if distributed.is_first():
-            # a row's iteration counts what is done; those of a run that was killed after the first pass, and goes on
+            # a row's iteration counts what is done; those of a run that was killed after the first pass, and resumes
             # from within it, are written again
             kept_before = iteration + 1 if self._epoch else 0
             self._log = CsvLog(loop.folder / "seed_quality.csv", self.columns, kept_before)

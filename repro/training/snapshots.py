@@ -1,7 +1,7 @@
 """Snapshots of training: pairs ``iter_<n>.safetensors`` (weights) and ``iter_<n>.state``, n updates done.
 
 The state holds the solver's history, Caffe's ``current_step``, the iteration and the hash of the weights. Everything
-random is a function of seed and place in the run (``loop.py``), so that is all a run needs to go on to the same bits.
+random is a function of seed and place in the run (``loop.py``), so that is all a run needs to resume to the same bits.
 
 Both files appear whole or not at all, the state last. Damage is noticed: the state's entries carry check sums, and
 the state knows the hash of the weights.
@@ -74,7 +74,7 @@ def resume(folder: Path, model: CaffeNet, solver: CaffeSolver) -> dict[str, torc
             log.warning("%s: the snapshot of iteration %d is passed over: %s", folder.name, iteration, error)
             continue
         load_weights(model, weights)
-        log.info("%s: going on from iteration %d (%s)", folder.name, iteration, path)
+        log.info("%s: resuming from iteration %d (%s)", folder.name, iteration, path)
         observed: dict[str, torch.Tensor] = state["observed"]
         return observed
     return {}

@@ -194,7 +194,7 @@ class Tests(Hook):
         ):
             parameter = next(net.parameters(), torch.zeros(()))
             sums = [torch.zeros(net.shapes[name], dtype=torch.float64) for name in names]
-            first = -(-iteration // self.every) * count  # each test goes on where the last one ended
+            first = -(-iteration // self.every) * count  # each test continues where the last one ended
             for number in range(first, first + count):
                 batch = {
                     name: blob.to(parameter)
