@@ -184,7 +184,7 @@ class Step:
         self.done = distributed.from_first(not self.lengthened and (folder / "done.json").exists())
 
     def begin(self) -> None:
-        """Make the folder and record what shapes the step."""
+        """Make the folder and record the step's settings."""
         if not distributed.is_first():
             record_temporaries(self.run.folder)
             return

@@ -304,7 +304,7 @@ def _cue_settings(
     nets: Mapping[str, Path],
     grid: tuple[int, int],
 ) -> dict[str, Any]:
-    """All that shapes the cues of an image."""
+    """The settings that decide the cues of an image."""
     for net, path in nets.items():
         if not path.is_file():
             raise InputError(

@@ -132,7 +132,7 @@ def _layer(config: Config, labelled: LabelledSet, names: Sequence[str], *, mirro
 
 
 def classifier_settings(config: Config, section: Stage0Config, labelled: LabelledSet) -> dict[str, Any]:
-    """All that shapes a classifier; the images stand for themselves by name."""
+    """The settings that decide a classifier; images count by their names."""
     fields = shaping(section, Mark.INPUT, Mark.EXTRA_INPUT)
     del fields["cues"]  # the next step's
     model = shaping(config.model)

@@ -108,7 +108,7 @@ def open_segmenter(
         batch_size: 1 on the CPU and 8 on CUDA by default.
 
     Returns:
-        The engine, what shapes its masks, and one line about the precision's loss ("" for ``fp32``).
+        The engine, the settings that decide its masks, and one line about the precision's loss ("" for ``fp32``).
 
     Raises:
         InputError: what does not fit, a provider that is missing or does not start.

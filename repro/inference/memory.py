@@ -1,4 +1,4 @@
-"""What a picture takes to segment at the least, beside the memory at hand: told before the work starts."""
+"""The least memory that segmenting an image takes, against what there is: checked before the work starts."""
 
 from __future__ import annotations
 

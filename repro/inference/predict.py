@@ -329,7 +329,7 @@ class TorchSegmenter:
 
 
 def describe(config: Config, weights: Path, settings: PredictConfig) -> dict[str, Any]:
-    """All that shapes an image's mask: the net, its weights, the protocol."""
+    """What decides an image's mask: the net, its weights, the protocol."""
     return {
         "model": shaping(config.model, Mark.TRAINING),
         "weights_sha256": file_sha256(weights),

@@ -110,7 +110,7 @@ def local_machine(config: Config, folders: set[Path]) -> Machine:
 
 
 def _measured(folders: set[Path]) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds and joules an iteration or image of the steps that finished in one go, by what shapes a rate."""
+    """Seconds and joules per iteration or image of the steps that finished in one go, by `training_key` and so on."""
     seconds: dict[str, float] = {}
     joules: dict[str, float] = {}
     for file in sorted(path for folder in folders for path in folder.glob("[!.]*/manifest.json")):

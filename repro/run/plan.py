@@ -87,7 +87,7 @@ def results_dir(base: Config) -> Path:
 
 
 def settings_sha256(config: Config) -> str:
-    """Of all that shapes a run but its seed: runs with equal ones are repetitions of each other.
+    """Of all settings that change a run but its seed: runs with equal ones are repetitions of each other.
 
     Files that a run is given count by their contents, wherever they lie. What stage 1 does not read does not count:
     thresholds of seeds that do not grow, the pooling of an expand loss that is not there. The released growing rule is

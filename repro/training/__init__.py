@@ -1,1 +1,1 @@
-"""Training: the losses, the solver's loop and what hangs on it."""
+"""Training: the losses, the solver's loop and its hooks."""

@@ -1,4 +1,4 @@
-"""What hangs on every stage's training loop: its folder, checks, log, progress bar, signals and snapshots."""
+"""The hooks of every stage's training loop: its folder, checks, log, progress bar, signals and snapshots."""
 
 from __future__ import annotations
 

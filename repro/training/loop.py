@@ -1,4 +1,4 @@
-"""Caffe's solver loop: ``iter_size`` mini-batches and an update an iteration. All else hangs on it as hooks.
+"""Caffe's solver loop: ``iter_size`` mini-batches and an update per iteration. Everything else is a hook.
 
 Everything random is a function of the seed and the place in the run: list order, mirror and crops of the position in
 the stream, dropout of iteration and rank. So a resumed run sees the same numbers, and with several processes (see

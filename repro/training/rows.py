@@ -1,4 +1,4 @@
-"""The way of an iteration's metrics from the device to the host."""
+"""How an iteration's metrics get from the device to the host."""
 
 from __future__ import annotations
 

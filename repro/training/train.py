@@ -322,7 +322,7 @@ def _hashes(
 def stage_settings(
     config: Config, stage: int, section: Stage1Config | Stage2Config, hashes: dict[str, str]
 ) -> dict[str, Any]:
-    """All that shapes the stage's weights; its files count by the hashes of their contents."""
+    """The settings that decide the stage's weights; its files count by the hashes of their contents."""
     return {
         "seed": config.seed,
         "precision": config.precision,

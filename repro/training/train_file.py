@@ -281,7 +281,7 @@ def _objective(files: SolverRun, batches: NetBatches) -> tuple[list[Hook], NetOb
 
 
 def _settings(files: SolverRun) -> dict[str, Any]:
-    """All that shapes the weights; files count by the hashes of their contents."""
+    """The settings that decide the weights; files count by the hashes of their contents."""
     config = files.config
     hashes = {key: file_sha256(path) for key, path in files.inputs.items() if Path(path).is_file()}
     root = files.inputs.get("label_root") or (files.inputs.get("image_root") if files.stage == 2 else None)
