@@ -70,7 +70,7 @@ def predict_folder(
         segmenter: the engine.
         images: id -> path of the image.
         out_dir: made when the first mask is ready.
-        described: the settings that decide the masks (see ``describe``); kept in the folder, and another one is refused there.
+        described: settings of the masks (``describe``); kept in the folder, and others are refused there.
         labels: class ids of an image, by its id; where given, they restrict the argmax.
         title: of the progress bar.
 

@@ -1,4 +1,4 @@
-"""Metrics that are watched while a net trains: average precision on held-out images (stage 0), quality of seeds (stage 1)."""
+"""Metrics while a net trains: average precision on held-out images (stage 0), quality of seeds (stage 1)."""
 
 from __future__ import annotations
 
