@@ -46,7 +46,26 @@ def confusion_matrix(gt: npt.ArrayLike, pred: npt.ArrayLike, num_classes: int) -
     >>> confusion_matrix([0, 0, 1, 255], [0, 1, 1, 0], 2).tolist()
     [[1, 1], [0, 1]]
     """
-    return _count(gt, pred, num_classes, num_classes)
+    true_images, predicted_images = _images(gt), _images(pred)
+    if len(true_images) != len(predicted_images):
+        raise InputError(f"{len(predicted_images)} predictions for {len(true_images)} ground-truth masks")
+    flat = np.zeros(num_classes**2, np.int64)
+    for number, (true, predicted) in enumerate(zip(true_images, predicted_images, strict=True)):
+        where = f"image {number}: " if len(true_images) > 1 else ""
+        if true.shape != predicted.shape:
+            raise InputError(f"{where}prediction of shape {predicted.shape}, ground truth {true.shape}")
+        for name, array in (("ground truth", true), ("prediction", predicted)):
+            if not np.issubdtype(array.dtype, np.integer):
+                raise InputError(f"{where}{name} of type {array.dtype}, expected integers")
+        if true.min(initial=0) < 0:
+            raise InputError(f"{where}ground truth {true.min()}, expected a class from 0 or void (255)")
+        counted = true < num_classes
+        t, p = true[counted].astype(np.int64), predicted[counted].astype(np.int64)
+        outside = p[(p < 0) | (p >= num_classes)]
+        if outside.size:
+            raise InputError(f"{where}prediction {outside[0]} where it counts, expected 0…{num_classes - 1}")
+        flat += np.bincount(t * num_classes + p, minlength=num_classes**2)
+    return flat.reshape(num_classes, num_classes)
 
 
 def per_class_iou(matrix: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -98,30 +117,6 @@ def pixel_accuracy(matrix: npt.ArrayLike) -> float:
     return float(_fraction(np.trace(counts), counts.sum()))
 
 
-def seed_quality(gt: npt.ArrayLike, seeds: npt.ArrayLike, num_classes: int) -> dict[str, Any]:
-    """Precision, recall and IoU of seeds (Fig. 4 of the DSRG paper), as the release's script reports them.
-
-    Args:
-        gt: as for ``confusion_matrix``.
-        seeds: the same shape(s), values 0…C, where C (= ``num_classes``) marks a cell without a seed.
-        num_classes: C, background included.
-
-    Returns:
-        ``precision`` and ``recall``: means over **all C + 1** classes, where a fraction 0 of 0 counts as
-        zero (so does the class of unlabelled cells, which no ground truth has); ``iou``: mean over the
-        classes with at least one correct cell. These are the release's averages, oddities included.
-        ``precision_per_class``, ``recall_per_class``, ``iou_per_class``: lists of C + 1, zero for 0 of 0.
-
-    Raises:
-        InputError: as ``confusion_matrix``.
-
-    >>> quality = seed_quality([0, 0, 1, 1], [0, 2, 1, 2], 2)  # two of four cells have a seed, and it is right
-    >>> round(quality["precision"], 3), round(quality["recall"], 3), quality["iou"]
-    (0.667, 0.333, 0.5)
-    """
-    return _released_metrics(_count(gt, seeds, num_classes, num_classes + 1))
-
-
 def seed_matrix(truth: torch.Tensor, cues: torch.Tensor) -> torch.Tensor:
     """Count pixels by true class and seed, on the tensors' device and without waiting for it.
 
@@ -150,8 +145,9 @@ def seed_metrics(matrix: npt.ArrayLike) -> dict[str, Any]:
     Returns:
         ``labelled``: the share of the pixels that have a seed. ``precision``, ``recall``, ``iou``: means over the
         classes that occur in the ground truth, where a class without seeds counts as zero. ``released``: the three
-        as the release's script averages them (``seed_quality``). ``per_class``: the three of each class, ``None`` for
-        a class that does not occur.
+        as the release's script averages them, oddities included: precision and recall over all C + 1 classes, where 0
+        of 0 counts as zero (so does the class of pixels without a seed, which no ground truth has); IoU over the
+        classes with a correct pixel. ``per_class``: the three of each class, ``None`` for one that does not occur.
 
     Raises:
         InputError: a matrix without a pixel.
@@ -171,31 +167,16 @@ def seed_metrics(matrix: npt.ArrayLike) -> dict[str, Any]:
         "recall": np.nan_to_num(_fraction(correct, counts.sum(1))),
         "iou": np.nan_to_num(_fraction(correct, seeded + counts.sum(1) - correct)),
     }
-    released = _released_metrics(counts)
+    hit = metrics["iou"][correct > 0]
+    released = {name: float(np.append(metrics[name], 0).mean()) for name in ("precision", "recall")}
     return {
         "labelled": float(seeded.sum() / counts.sum()),
         **{name: float(values[occurring].mean()) for name, values in metrics.items()},
-        "released": {name: released[name] for name in metrics},
+        "released": {**released, "iou": float(hit.mean()) if hit.size else 0.0},
         "per_class": [
             {name: float(values[index]) for name, values in metrics.items()} if occurring[index] else None
             for index in range(classes)
         ],
-    }
-
-
-def _released_metrics(counts: npt.NDArray[np.int64]) -> dict[str, Any]:
-    num_classes = len(counts)
-    counts = np.vstack([counts, np.zeros((1, num_classes + 1), np.int64)])
-    correct = np.diagonal(counts)
-    precision = np.nan_to_num(_fraction(correct, counts.sum(0)))
-    recall = np.nan_to_num(_fraction(correct, counts.sum(1)))
-    return {
-        "precision": float(precision.mean()),
-        "recall": float(recall.mean()),
-        "iou": mean_iou(counts, "released"),
-        "precision_per_class": precision.tolist(),
-        "recall_per_class": recall.tolist(),
-        "iou_per_class": np.nan_to_num(per_class_iou(counts)).tolist(),
     }
 
 
@@ -221,29 +202,6 @@ def summarize(matrix: npt.ArrayLike, images: int) -> dict[str, Any]:
         "pixel_accuracy": None if np.isnan(accuracy) else accuracy,
         "matrix": counts.tolist(),
     }
-
-
-def _count(gt: npt.ArrayLike, pred: npt.ArrayLike, rows: int, columns: int) -> npt.NDArray[np.int64]:
-    true_images, predicted_images = _images(gt), _images(pred)
-    if len(true_images) != len(predicted_images):
-        raise InputError(f"{len(predicted_images)} predictions for {len(true_images)} ground-truth masks")
-    flat = np.zeros(rows * columns, np.int64)
-    for number, (true, predicted) in enumerate(zip(true_images, predicted_images, strict=True)):
-        where = f"image {number}: " if len(true_images) > 1 else ""
-        if true.shape != predicted.shape:
-            raise InputError(f"{where}prediction of shape {predicted.shape}, ground truth {true.shape}")
-        for name, array in (("ground truth", true), ("prediction", predicted)):
-            if not np.issubdtype(array.dtype, np.integer):
-                raise InputError(f"{where}{name} of type {array.dtype}, expected integers")
-        if true.min(initial=0) < 0:
-            raise InputError(f"{where}ground truth {true.min()}, expected a class from 0 or void (255)")
-        counted = true < rows
-        t, p = true[counted].astype(np.int64), predicted[counted].astype(np.int64)
-        outside = p[(p < 0) | (p >= columns)]
-        if outside.size:
-            raise InputError(f"{where}prediction {outside[0]} where it counts, expected 0…{columns - 1}")
-        flat += np.bincount(t * columns + p, minlength=rows * columns)
-    return flat.reshape(rows, columns)
 
 
 def _images(masks: npt.ArrayLike) -> list[npt.NDArray[Any]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,24 +72,20 @@ class MadeCues:
     done: int
 
 
+@dataclass(frozen=True, eq=False)
 class CueImages:
     """What cues are made of: images zoomed to the classifiers' size, labels, and saliency where it is given.
 
     Items: ``images`` float32 (3, size, size), ``labels`` float32 (C−1,), ``saliency`` float32 (rows, columns), 0–1.
     """
 
-    def __init__(
-        self,
-        labelled: LabelledSet,
-        names: Sequence[str],
-        *,
-        num_classes: int,
-        size: int,
-        grid: tuple[int, int],
-        saliency: Mapping[str, Path] | None,
-    ) -> None:
-        self.labelled, self.names, self.saliency = labelled, names, saliency
-        self.num_classes, self.size, self.grid = num_classes, size, grid
+    labelled: LabelledSet
+    names: Sequence[str]
+    _: KW_ONLY
+    num_classes: int
+    size: int
+    grid: tuple[int, int]
+    saliency: Mapping[str, Path] | None
 
     def __len__(self) -> int:
         return len(self.names)

@@ -18,10 +18,9 @@ import ijson
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from repro.constants import MEAN_BGR, VOID
-from repro.data.cues import CellTruth
-from repro.data.datasets import Item, Listed, naming, tensor
-from repro.data.image_list import LabelLine, Lines, image_name
+from repro.constants import VOID
+from repro.data.datasets import Cued, Item, naming
+from repro.data.image_list import LabelLine, Lines
 from repro.data.images import MAX_PIXELS, read_image_bgr, subtract_mean
 from repro.data.voc import read_mask, write_mask
 from repro.errors import InputError, damaged
@@ -44,7 +43,7 @@ COCO_CLASS_NAMES = (
 
 
 @dataclass(eq=False)
-class AnnotationCOCO(Listed):
+class AnnotationCOCO(Cued):
     """Stage 1 on COCO: the release's layer ``AnnotationLayerCOCO``.
 
     The image is read as BGR, zoomed to the input size (SciPy's order 1, not OpenCV's resize), its channels are
@@ -54,11 +53,8 @@ class AnnotationCOCO(Listed):
     Args:
         image_root, cue_root: what the two paths of a line are appended to.
         lines: image and PNG of its cues (`read_label_list`).
-        grid: rows and columns of the cues.
-        mirror: flip image and cues together, a coin an image.
-        truth_root: as for `repro.data.datasets.CueDataset`.
 
-    Raises InputError naming the list's line when a file is missing.
+    Others as for `repro.data.datasets.Cued`. Raises InputError naming the list's line when a file is missing.
     """
 
     image_root: PathLike
@@ -66,16 +62,9 @@ class AnnotationCOCO(Listed):
     lines: Lines[LabelLine]
     _: KW_ONLY
     num_classes: int = len(COCO_CLASS_NAMES)
-    grid: tuple[int, int] = (41, 41)
-    new_height: int = 321
-    new_width: int = 321
-    mirror: bool = False
-    mean: Sequence[float] = MEAN_BGR
-    truth_root: PathLike | None = None
 
     def __post_init__(self) -> None:
-        root = self.truth_root
-        self._truth = None if root is None else CellTruth(root, self.num_classes, self.grid)
+        super().__post_init__()
         self._images, self._cues = self._located(self.image_root, 0), self._located(self.cue_root, 1)
 
     def item(self, index: int, rng: np.random.Generator) -> Item:
@@ -100,19 +89,9 @@ class AnnotationCOCO(Listed):
         zoomed = zoom_to(image, self.new_height, self.new_width, axes=(0, 1))
         images = subtract_mean(zoomed[:, :, ::-1], self.mean)
         cues = (label == np.arange(self.num_classes, dtype=np.uint8)[:, None, None]).astype(np.uint8)
-        flip = -1 if self.mirror and rng.integers(2) else 1
         labels = np.zeros(self.num_classes, np.uint8)
         labels[present] = 1
-        item = {
-            "images": tensor(images[:, :, ::flip]),
-            "labels": tensor(labels),
-            "cues": tensor(cues[:, :, ::flip]),
-            "index": index,
-        }
-        if self._truth is not None:
-            counts = naming(where, self._truth.counts, image_name(self.lines[index].image))
-            item["truth"] = tensor(counts[:, :, ::flip])
-        return item
+        return self._item(index, rng, index, labels, images=images, cues=cues)
 
 
 class CocoInstances:

@@ -53,30 +53,19 @@ class Listed:
 
 
 @dataclass(eq=False)
-class CueDataset(Listed):
-    """Stage 1: images resized to one size, their labels and cues.
+class Cued(Listed):
+    """What the data layers of stage 1 share: images of one size, their labels and cues.
 
     Args:
-        image_root: what the names of the list are appended to.
-        lines: image and index of its cues, of a list (`CueFile.lines`) or put together.
-        cues: their cue file.
-        background_label: mark class 0 present in ``labels`` (DSRG does, SEC does not).
         grid: rows and columns of the cues.
         mirror: flip image and cues together, a coin an image.
-        mean: subtracted from blue, green, red.
+        mean: subtracted from the channels.
         truth_root: folder of the images' masks, of which each item then has the ``truth``: pixels of each class in
             each cell, int32 (C, rows, columns), flipped with the cues.
-
-    Raises InputError naming the list's line when an image is missing or its cues are not usable. All lines are
-    checked here, so that a run does not end hours later; what an image file holds is checked when it is read.
     """
 
-    image_root: PathLike
-    lines: Lines[CueLine]
-    cues: CueFile
     _: KW_ONLY
     num_classes: int = len(CLASS_NAMES)
-    background_label: bool = True
     grid: tuple[int, int] = (41, 41)
     new_height: int = 321
     new_width: int = 321
@@ -87,6 +76,42 @@ class CueDataset(Listed):
     def __post_init__(self) -> None:
         root = self.truth_root
         self._truth = None if root is None else CellTruth(root, self.num_classes, self.grid)
+
+    def _item(
+        self, line: int, rng: np.random.Generator, index: int, labels: np.ndarray, **planes: np.ndarray
+    ) -> Item:
+        """Of line ``line`` (from 0): ``index`` and ``labels``, and ``images`` and ``cues``, flipped on a coin."""
+        if self._truth is not None:
+            image = image_name(self.lines[line].image)
+            planes["truth"] = naming(self.lines.where(line), self._truth.counts, image)
+        flip = -1 if self.mirror and rng.integers(2) else 1
+        flipped = {name: tensor(plane[:, :, ::flip]) for name, plane in planes.items()}
+        return {**flipped, "labels": tensor(labels), "index": index}
+
+
+@dataclass(eq=False)
+class CueDataset(Cued):
+    """Stage 1: images resized to one size, their labels and cues.
+
+    Args:
+        image_root: what the names of the list are appended to.
+        lines: image and index of its cues, of a list (`CueFile.lines`) or put together.
+        cues: their cue file.
+        background_label: mark class 0 present in ``labels`` (DSRG does, SEC does not).
+
+    Others as for `Cued`; the mean is subtracted from blue, green, red.
+    Raises InputError naming the list's line when an image is missing or its cues are not usable. All lines are
+    checked here, so that a run does not end hours later; what an image file holds is checked when it is read.
+    """
+
+    image_root: PathLike
+    lines: Lines[CueLine]
+    cues: CueFile
+    _: KW_ONLY
+    background_label: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self._images = self._located(self.image_root, 0)
         self.cues.check_whole(*self.grid)
         limits = (self.num_classes, *self.grid)
@@ -104,18 +129,8 @@ class CueDataset(Listed):
         line = self.lines[index]
         images = subtract_mean(self._kept.get(index, partial(self._resized, index)), self.mean)
         cues = self.cues.cues_blob(line.cue_index, self.num_classes, *self.grid)
-        flip = -1 if self.mirror and rng.integers(2) else 1
         labels = self.cues.labels_blob(line.cue_index, self.num_classes, self.background_label)
-        item = {
-            "images": tensor(images[:, :, ::flip]),
-            "labels": tensor(labels),
-            "cues": tensor(cues[:, :, ::flip]),
-            "index": line.cue_index,
-        }
-        if self._truth is not None:
-            where = self.lines.where(index)
-            item["truth"] = tensor(naming(where, self._truth.counts, image_name(line.image))[:, :, ::flip])
-        return item
+        return self._item(index, rng, line.cue_index, labels, images=images, cues=cues)
 
     def keep(self, limit: int) -> None:
         """From now on decode and resize each image once and keep up to ``limit`` bytes (`repro.data.image_cache`)."""

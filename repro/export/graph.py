@@ -28,7 +28,7 @@ def add_scores(graph: Graph, model: CaffeNet, images: str, prefix: str = "") -> 
     return add_net(graph, model, dict.fromkeys(model.inputs, images), prefix)[model.scores_blob]
 
 
-def add_zoom(graph: Graph, x: str, height: str, width: str, name: str, output: str | None = None) -> str:
+def add_zoom(graph: Graph, x: str, height: str, width: str, name: str) -> str:
     """``zoom_to`` of (N, C, h, w) float32 to the sizes ``height`` and ``width``, int64 scalars."""
     rows_in, columns_in = (
         graph.size(x, axis, f"{name}/{what}_in") for axis, what in ((2, "rows"), (3, "columns"))
@@ -36,7 +36,7 @@ def add_zoom(graph: Graph, x: str, height: str, width: str, name: str, output: s
     columns = _interpolation(graph, columns_in, width, f"{name}/columns", transposed=True)
     rows = _interpolation(graph, rows_in, height, f"{name}/rows", transposed=False)
     widened = graph.node("MatMul", x, columns, name=f"{name}/along_columns")
-    return graph.node("MatMul", rows, widened, name=name, output=output)
+    return graph.node("MatMul", rows, widened, name=name)
 
 
 def _interpolation(graph: Graph, size_in: str, size_out: str, name: str, *, transposed: bool) -> str:

@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, NoReturn
 
 from tqdm import tqdm
 
@@ -55,15 +55,8 @@ def unpack(
     """
     name = os.fspath(archive)
     count = files = total = 0
-    bar = tqdm(
-        desc=f"unpacking {printable(Path(name).name)}",
-        unit="B",
-        unit_scale=True,
-        disable=None,
-        dynamic_ncols=True,
-    )
     try:
-        with bar:
+        with byte_bar(f"unpacking {printable(Path(name).name)}") as bar:
             for member in _members(name, most_bytes):
                 parts = _parts(name, member.name)
                 files, total = files + 1, total + member.size
@@ -93,6 +86,13 @@ def unpack(
     if not count:
         raise InputError(f"{name}: holds no {' or '.join(members)}")
     return count
+
+
+def byte_bar(what: str, total: int | None = None, initial: int = 0) -> tqdm[NoReturn]:
+    """Progress in bytes, on a terminal alone."""
+    return tqdm(
+        desc=what, total=total, initial=initial, unit="B", unit_scale=True, disable=None, dynamic_ncols=True
+    )
 
 
 def _parts(archive: str, name: str) -> tuple[str, ...]:

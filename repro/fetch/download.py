@@ -21,9 +21,9 @@ import requests
 import tenacity
 import urllib3
 from requests.exceptions import InvalidSchema, InvalidURL, MissingSchema
-from tqdm import tqdm
 
 from repro.errors import InputError, line_of
+from repro.fetch.archives import byte_bar
 from weights_conversion.files import errors_named
 
 log = logging.getLogger(__name__)
@@ -232,15 +232,7 @@ class _Transfer:
 
     def _copy(self, response: requests.Response, have: int, total: int | None, limit: int) -> None:
         patience, reached, mark, at_mark = self.patience, have, time.monotonic(), have
-        bar = tqdm(
-            desc=self.target.name,
-            total=total,
-            initial=have,
-            unit="B",
-            unit_scale=True,
-            disable=None,
-            dynamic_ncols=True,
-        )
+        bar = byte_bar(self.target.name, total, have)
         with bar, self.part.open("ab" if have else "wb") as file:
             while block := response.raw.read1(_BLOCK, decode_content=False):
                 reached += len(block)

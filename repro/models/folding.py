@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from types import SimpleNamespace
+
 import torch
 
 from repro.models.layer_types.convolution import ConvolutionBase
-from repro.models.layer_types.normalisation import BatchNorm, Scale
+from repro.models.layer_types.normalisation import BatchNorm, Scale, statistics
 from repro.models.net import CaffeNet
-from weights_conversion.caffe_pb2 import LayerParameter, NetParameter
+from weights_conversion.caffe_pb2 import LayerParameter
 
 _FOLDED = ("BatchNorm", "Scale")
 
@@ -35,8 +38,7 @@ def fold_batch_norm(net: CaffeNet) -> CaffeNet:
             raise ValueError(f"layer {layer.name!r} does not work in-place behind a convolution")
         folds.setdefault(makers[layer.bottoms[0]], []).append(net[layer.name])  # type: ignore[arg-type]
 
-    parameter = NetParameter()
-    parameter.CopyFrom(net.parameter)
+    parameter = copy.deepcopy(net.parameter)
     parameter.ClearField("layer")
     parameter.layer.extend(
         _with_bias(layer, folds) for layer in net.parameter.layer if layer.type not in _FOLDED
@@ -60,12 +62,11 @@ def fold_batch_norm(net: CaffeNet) -> CaffeNet:
 
 
 def _with_bias(layer: LayerParameter, folds: dict[str, list[BatchNorm | Scale]]) -> LayerParameter:
-    copy = LayerParameter()
-    copy.CopyFrom(layer)
+    layer = copy.deepcopy(layer)
     if layer.name in folds:
-        copy.convolution_param.bias_term = True
-        copy.ClearField("param")
-    return copy
+        layer.convolution_param.bias_term = True
+        layer.ClearField("param")
+    return layer
 
 
 def _gain_and_bias(module: BatchNorm | Scale) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,7 +74,6 @@ def _gain_and_bias(module: BatchNorm | Scale) -> tuple[torch.Tensor, torch.Tenso
     blobs = {name: blob.double() for name, blob in module.caffe_blobs().items()}
     if isinstance(module, Scale):
         return blobs["weight"], blobs.get("bias", torch.zeros_like(blobs["weight"]))
-    factor = blobs["factor"]
-    scale = torch.where(factor == 0, factor, 1 / factor)
-    gain = (blobs["variance"] * scale + module.eps).rsqrt()
-    return gain, -blobs["mean"] * scale * gain
+    mean, variance = statistics(SimpleNamespace(**blobs))
+    gain = (variance + module.eps).rsqrt()
+    return gain, -mean * gain

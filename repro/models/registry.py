@@ -17,8 +17,9 @@ A type is a class under ``@register("Type")``, in ``repro/models/layer_types/`` 
             graph.emit("Mul", [bottoms[0], graph.step("tanh", "Tanh", [soft])], tops[0])
 
 A type without settings may be a plain function of its bottoms: ``@register("Square") def square(x): return x * x``.
-One that calls a function of ours may derive from :class:`Called`: ``function`` in the class, ``self.arguments`` in
-``setup``.
+One that calls a function of PyTorch's or ours may derive from :class:`Called`: ``function`` in the class,
+``self.arguments`` in ``setup``. Where one operator of ONNX does the same, ``operator`` in the class is its name and
+``self.attributes`` are its attributes; the layer then needs no ``onnx``.
 
 **Reading.** ``self.layer`` is the typed LayerParameter, ``self.p`` the message in its ``field`` (with Caffe's defaults;
 ``self.p.HasField("axis")`` tells what was written). Both are slow: ``setup`` copies what ``forward`` needs into plain
@@ -165,10 +166,10 @@ class Layer(nn.Module):
     harmless_after: ClassVar[frozenset[str]] = frozenset()
     weight: torch.Tensor
     bias: torch.Tensor | None
-    function: Callable[
-        ..., Any
-    ]  # what ``forward`` calls, with ``arguments`` by name, where a type has no other
+    function: Callable[..., Any]  # called with bottoms, blobs and arguments, by a type without ``forward``
     arguments: Mapping[str, Any] = {}
+    operator: ClassVar[str] = ""  # ONNX's for the whole layer, where there is one, with ``attributes``
+    attributes: Mapping[str, Any] = {}
 
     def __init__(self, layer: LayerParameter, bottoms: Sequence[Bottom]) -> None:
         super().__init__()
@@ -201,7 +202,7 @@ class Layer(nn.Module):
         """Read ``self.p`` and make the blobs."""
 
     def _call(self, *bottoms: torch.Tensor) -> Any:
-        return type(self).function(*bottoms, **self.arguments)
+        return type(self).function(*bottoms, *self.caffe_blobs().values(), **self.arguments)
 
     forward: Callable[..., Any] = _call
 
@@ -230,7 +231,9 @@ class Layer(nn.Module):
         raise NotImplementedError
 
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
-        raise InputError(f"{self}: has no form in ONNX here")
+        if not self.operator:
+            raise InputError(f"{self}: has no form in ONNX here")
+        graph.emit(self.operator, bottoms, tops[0], **self.attributes)
 
     def source(self, code: Any, *bottoms: str) -> str | Sequence[str]:
         raise InputError(f"{self}: has no form in plain PyTorch here")
@@ -290,10 +293,10 @@ class Layer(nn.Module):
 
 
 class Called(Layer):
-    """A layer that calls a function of this project, here and in plain PyTorch."""
+    """A layer that calls a function of PyTorch's or of this project, here and in plain PyTorch."""
 
     def source(self, code: Any, *bottoms: str) -> str:
-        return str(code.call(type(self).function, *bottoms, **self.arguments))
+        return str(code.call(type(self).function, *bottoms, *map(code.blob, self.fillers), **self.arguments))
 
 
 class DataLayer(Layer):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from repro.errors import InputError, printable
@@ -84,12 +85,16 @@ class ModuleSource:
         return Code(f"{self.module(f'{self.function(blobs)}({shapes}{learnt})')}.{name}")
 
     def function(self, function: Callable[..., Any]) -> Code:
-        """The name of a function, which is copied into the text with all that it uses."""
-        self.functions[function.__name__] = function
-        return Code(function.__name__)
+        """The name of a function; one of this project is copied into the text with all that it uses."""
+        name = function.__name__
+        for prefix, module in (("torch", torch), ("F", F)):
+            if getattr(module, name, None) is function:
+                return Code(f"{prefix}.{name}")
+        self.functions[name] = function
+        return Code(name)
 
     def call(self, function: Callable[..., Any], *values: object, **named: object) -> Code:
-        """A call of a function of ours: ``Code`` stands as it is, other values as literals."""
+        """A call of a function: ``Code`` stands as it is, other values as literals."""
         inside = [*map(literal, values), *(f"{name}={literal(value)}" for name, value in named.items())]
         return Code(f"{self.function(function)}({', '.join(inside)})")
 

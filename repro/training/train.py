@@ -236,20 +236,24 @@ def _labelled_images(
 
 def _initial_net(config: Config, section: Stage1Config | Stage2Config) -> tuple[CaffeNet, list[str]]:
     """The net with its initial weights, on the CPU, and the layers that no weights file fills."""
-    init = section.init
-    net = config.build_net()
+    init, net = section.init, config.build_net()
     net.set_multipliers(section.multipliers)
-    net.fill(init.filler, torch.Generator().manual_seed(config.seed))
+    return net, fill_from(net, init, config.seed, [init.weights] if init.weights else [])
+
+
+def fill_from(net: CaffeNet, init: InitConfig, seed: int, files: Iterable[str]) -> list[str]:
+    """The initial weights, on the CPU: of ``init.filler``, then of the files; gives the layers that no file fills."""
+    net.fill(init.filler, torch.Generator().manual_seed(seed))
     missing = [layer.name for layer in net.layers]
-    if init.weights:
-        report = load_weights(net, init.weights, spread_branches=init.spread_branches)
+    for path in files:
+        report = load_weights(net, path, spread_branches=init.spread_branches)
         log.info("%s", report)
         if not report.loaded:
             raise InputError(
-                f"{init.weights}: none of its layers is in {config.model.name}; it holds {report.unused}"
+                f"{path}: none of its layers is in {net.name or net.path}; it holds {report.unused}"
             )
-        missing = report.missing
-    return net, missing
+        missing = [name for name in missing if name in report.missing]
+    return missing
 
 
 def _fill_new_layers(

@@ -27,7 +27,6 @@ from repro.errors import InputError
 from repro.models.layer_types.python import BalancedSeedLossLayer, SeedLossLayer, SoftmaxLayer
 from repro.models.net import CaffeNet
 from repro.models.registry import DataLayer
-from repro.models.weights import load_weights
 from repro.precision import to_device
 from repro.run_folder import Run
 from repro.solver import build_solver
@@ -41,7 +40,7 @@ from repro.training.measured_filler import needs_measuring, scale_to_unit_output
 from repro.training.objectives import Batch, NetObjective
 from repro.training.seed_quality import SeedQuality
 from repro.training.snapshots import snapshots
-from repro.training.train import labels_sha256, take_over
+from repro.training.train import fill_from, labels_sha256, take_over
 from weights_conversion.files import check_plain, file_sha256
 
 log = logging.getLogger(__name__)
@@ -66,7 +65,7 @@ def train_file(files: SolverRun, run: Run) -> Path:
             batches.check()
             for note in files.notes:
                 log.info("%s", note)
-            missing = _fill(files)
+            missing = fill_from(net, config.init, config.seed, _weights(files))
             tests = [
                 CaffeNet(t.net, phase="test", stages=list(t.state.stage), level=t.state.level, path=t.path)
                 for t in files.tests
@@ -241,22 +240,6 @@ def _check_files(files: SolverRun) -> None:
 def _weights(files: SolverRun) -> list[str]:
     given = files.config.init.weights or ""
     return [given] if Path(given).is_file() else [path for path in given.split(",") if path]
-
-
-def _fill(files: SolverRun) -> list[str]:
-    """The initial weights, on the CPU; gives the layers that no file fills."""
-    net, init = files.net, files.config.init
-    net.fill(init.filler, torch.Generator().manual_seed(files.config.seed))
-    missing = [layer.name for layer in net.layers]
-    for path in _weights(files):
-        report = load_weights(net, path, spread_branches=init.spread_branches)
-        log.info("%s", report)
-        if not report.loaded:
-            raise InputError(
-                f"{path}: none of its layers is in {net.name or net.path}; it holds {report.unused}"
-            )
-        missing = [name for name in missing if name in report.missing]
-    return missing
 
 
 def _objective(files: SolverRun, batches: NetBatches) -> tuple[list[Hook], NetObjective]:

@@ -160,22 +160,15 @@ def read_pickle(request: dict[str, Any], out: BinaryIO) -> None:
             if counted.peek(6)[:6] == b"\x93NUMPY":
                 _skip_npy_header(counted, request["expected"])
             content = _Unpickler(counted, encoding="latin1").load()  # nosec B301
-        except RefusedError:
-            raise
-        except (OSError, zlib.error) as error:
-            raise RefusedError("", f"cannot be read ({line_of(error)}), a whole file expected") from error
-        except EOFError as error:
-            if "end-of-stream" in str(error):  # gzip's words
-                raise RefusedError("", f"cannot be read ({line_of(error)}), a whole file expected") from error
-            raise RefusedError(
-                "", f"damaged pickle ({line_of(error)}), a dict of NumPy arrays expected"
-            ) from error
-        except MemoryError:
+        except (RefusedError, MemoryError):
             raise
         except Exception as error:  # damaged or made-up opcodes raise almost anything
-            raise RefusedError(
-                "", f"damaged pickle ({line_of(error)}), a dict of NumPy arrays expected"
-            ) from error
+            ends = isinstance(error, EOFError) and "end-of-stream" in str(error)  # gzip's words
+            if ends or isinstance(error, (OSError, zlib.error)):
+                reason = f"cannot be read ({line_of(error)}), a whole file expected"
+            else:
+                reason = f"damaged pickle ({line_of(error)}), a dict of NumPy arrays expected"
+            raise RefusedError("", reason) from error
     if isinstance(content, _Array) and content.wrapped is not None:
         content = content.wrapped
     if not isinstance(content, dict):

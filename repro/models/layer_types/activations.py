@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,7 @@ class Dropout(Layer):
 
     field = "dropout_param"
     keeps_shape = True
+    operator = "Identity"  # in tests; as a node it keeps the layer's and the blob's names
 
     def setup(self) -> None:
         self.ratio = self.p.dropout_ratio
@@ -59,90 +60,65 @@ class Dropout(Layer):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.dropout(x, self.ratio, self.training)
 
-    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
-        # a test-time identity; as a node it keeps the layer's and the blob's names
-        graph.emit("Identity", bottoms, tops[0])
-
     def source(self, code: Any, *bottoms: str) -> str:
         return f"F.dropout({bottoms[0]}, {literal(self.ratio)}, self.training)"
 
 
-class Unary(Layer):
-    """A function of PyTorch's of each value, without settings, that ONNX has under a name of its own."""
-
-    operator: ClassVar[str]
-    keeps_shape = True
-
-    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
-        graph.emit(self.operator, bottoms, tops[0])
-
-    def source(self, code: Any, *bottoms: str) -> str:
-        name = type(self).function.__name__
-        return f"{'torch' if hasattr(torch, name) else 'F'}.{name}({bottoms[0]})"
-
-
 @register("AbsVal")
-class AbsVal(Unary):
+class AbsVal(Called):
     """abs x; Caffe has it with a top of its own alone (``absval_layer.cpp``)."""
 
     function, operator = torch.abs, "Abs"
+    keeps_shape = True
     in_place = False
 
 
 @register("BNLL")
-class BNLL(Unary):
+class BNLL(Called):
     """log(1 + e^x) (``bnll_layer.cpp``)."""
 
     function, operator = F.softplus, "Softplus"
-    reads_bottom = overwrites_itself = True
+    keeps_shape = reads_bottom = overwrites_itself = True
 
     def caffe_gradient(self, top_diff: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
         return top_diff * torch.sigmoid(held.clamp_max(50))
 
 
 @register("Sigmoid")
-class Sigmoid(Unary):
+class Sigmoid(Called):
     """1 / (1 + e^-x) (``sigmoid_layer.cpp``)."""
 
     function, operator = torch.sigmoid, "Sigmoid"
-    reads_top = True
+    keeps_shape = reads_top = True
 
     def caffe_gradient(self, top_diff: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
         return top_diff * held * (1 - held)
 
 
 @register("TanH")
-class TanH(Unary):
+class TanH(Called):
     """tanh x (``tanh_layer.cpp``)."""
 
     function, operator = torch.tanh, "Tanh"
-    reads_top = True
+    keeps_shape = reads_top = True
 
     def caffe_gradient(self, top_diff: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
         return top_diff * (1 - held * held)
 
 
 @register("ELU")
-class ELU(Layer):
+class ELU(Called):
     """x above 0, alpha · (e^x - 1) below (``elu_layer.cpp``)."""
 
     field = "elu_param"
+    function, operator = F.elu, "Elu"
     keeps_shape = reads_bottom = True
 
     def setup(self) -> None:
-        self.alpha = self.p.alpha
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.elu(x, self.alpha)
+        self.arguments = self.attributes = {"alpha": self.p.alpha}
 
     def caffe_gradient(self, top_diff: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
-        return torch.where(held > 0, top_diff, (self.alpha + held) * top_diff)
-
-    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
-        graph.emit("Elu", bottoms, tops[0], alpha=self.alpha)
-
-    def source(self, code: Any, *bottoms: str) -> str:
-        return f"F.elu({bottoms[0]}, {literal(self.alpha)})"
+        return torch.where(held > 0, top_diff, (self.arguments["alpha"] + held) * top_diff)
 
 
 @register("PReLU")
@@ -268,26 +244,21 @@ class Threshold(Layer):
 
 
 @register("Clip")
-class Clip(Layer):
+class Clip(Called):
     """min(max(x, min), max); the gradient passes between the two, ends included (``clip_layer.cpp``)."""
 
     field = "clip_param"
+    function = torch.clamp
     keeps_shape = True
 
     def setup(self) -> None:
         for name in ("min", "max"):
             if not self.p.HasField(name):
                 self.fail(name, "missing")
-        self.limits = self.p.min, self.p.max
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.clamp(*self.limits)
+        self.arguments = {"min": self.p.min, "max": self.p.max}
 
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
-        graph.emit("Clip", [*bottoms, *map(graph.number, self.limits)], tops[0])
-
-    def source(self, code: Any, *bottoms: str) -> str:
-        return f"{bottoms[0]}.clamp({', '.join(map(literal, self.limits))})"
+        graph.emit("Clip", [*bottoms, *map(graph.number, self.arguments.values())], tops[0])
 
 
 @register("ReLU6")
@@ -297,7 +268,7 @@ class ReLU6(Clip):
     field = "relu6_param"
 
     def setup(self) -> None:
-        self.limits = 0.0, 6.0
+        self.arguments = {"min": 0.0, "max": 6.0}
 
 
 @register("Swish")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,6 @@ class ConvolutionBase(Layer):
     field = "convolution_param"
     counts = top_counts = (1, None)
     transposed = False
-    operator: ClassVar[str]  # of ONNX
     others: tuple[Any, ...]  # what ``function`` takes behind weight and bias
 
     def setup(self) -> None:
@@ -191,10 +190,11 @@ class InnerProduct(Layer):
 
 
 @register("Embed")
-class Embed(Layer):
+class Embed(Called):
     """The rows of weight that the bottom's numbers name, and bias."""
 
     field = "embed_param"
+    function = embed
 
     def setup(self) -> None:
         p = self.p
@@ -204,9 +204,6 @@ class Embed(Layer):
         self.blob("weight", (p.input_dim, p.num_output), p.weight_filler)
         self.bias = self.blob("bias", (p.num_output,), p.bias_filler) if p.bias_term else None
 
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return embed(ids, self.weight, self.bias)
-
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
         ids = graph.step("ids", "Cast", bottoms, to=7)
         gathered = [graph.parameter(self, "weight"), ids]
@@ -215,9 +212,6 @@ class Embed(Layer):
         else:
             rows = graph.step("rows", "Gather", gathered, axis=0)
             graph.emit("Add", [rows, graph.parameter(self, "bias")], tops[0])
-
-    def source(self, code: Any, *bottoms: str) -> str:
-        return str(code.call(embed, *bottoms, *(code.blob(name) for name in self.fillers)))
 
 
 @register("Im2col")

@@ -84,9 +84,10 @@ class Axpy(Called):
 
 
 @register("SpatialProduct")
-class SpatialProduct(Layer):
+class SpatialProduct(Called):
     """x · m, one map (N, 1, H, W) for all channels (DeepLab-v2's ``spatial_product_layer.cpp``)."""
 
+    function, operator = torch.mul, "Mul"
     counts = 2
     keeps_shape = True
 
@@ -94,15 +95,6 @@ class SpatialProduct(Layer):
         x, m = self.shapes
         if len(x) != 4 or m != (x[0], 1, *x[2:]):
             self.fail("", f"bottoms of the shapes {x} and {m}, expected (N, C, H, W) and (N, 1, H, W)")
-
-    def forward(self, x: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
-        return x * m
-
-    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
-        graph.emit("Mul", bottoms, tops[0])
-
-    def source(self, code: Any, *bottoms: str) -> str:
-        return " * ".join(bottoms)
 
 
 @register("BiasChannel")

@@ -83,29 +83,24 @@ class MVN(Called):
 
 
 @register("Normalize")
-class Normalize(Layer):
+class Normalize(Called):
     """SSD's scaled L2 norm, over the channels of each cell or over a whole image."""
 
     field = "norm_param"
+    function = normalize
     keeps_shape = True
 
     def setup(self) -> None:
         p = self.p
-        self.across, self.eps = p.across_spatial, p.eps
+        self.arguments = {"across_spatial": p.across_spatial, "eps": p.eps}
         filler = p.scale_filler if p.HasField("scale_filler") else FillerParameter(value=1.0)
         self.blob("weight", () if p.channel_shared else self.shapes[0][1:2], filler)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return normalize(x, self.weight, across_spatial=self.across, eps=self.eps)
-
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
-        axes = list(range(1, len(self.shapes[0]))) if self.across else [1]
+        axes = list(range(1, len(self.shapes[0]))) if self.arguments["across_spatial"] else [1]
         total = graph.step("total", "ReduceSumSquare", bottoms, axes=axes)
-        norm = graph.step("norm", "Sqrt", [graph.step("sum", "Add", [total, graph.number(self.eps)])])
+        added = graph.step("sum", "Add", [total, graph.number(self.arguments["eps"])])
+        norm = graph.step("norm", "Sqrt", [added])
         gain = self.weight.reshape(-1, *[1] * (len(self.shapes[0]) - 2))
         scaled = graph.step("scaled", "Div", [bottoms[0], norm])
         graph.emit("Mul", [scaled, graph.constant(f"{self.caffe_name}.gain", gain)], tops[0])
-
-    def source(self, code: Any, *bottoms: str) -> str:
-        settings = {"across_spatial": self.across, "eps": self.eps}
-        return str(code.call(normalize, *bottoms, code.blob("weight"), **settings))

@@ -26,15 +26,20 @@ class Loss(Layer):
 
     counts: ClassVar[Count] = 2
     is_loss = True
+    one_size: ClassVar[bool] = False  # of both bottoms
+    one_label: ClassVar[bool] = False  # an image
 
     def setup(self) -> None:
-        """Caffe asks it of every loss, whatever the sizes behind (``loss_layer.cpp``)."""
-        first, second = (shape[:1] for shape in self.shapes[:2])
-        if first != second:
-            self.fail(
-                "",
-                f"bottoms of the shapes {self.shapes[0]} and {self.shapes[1]}, expected as many items in both",
-            )
+        """Caffe asks for as many items of every loss, whatever the sizes behind (``loss_layer.cpp``)."""
+        scores, labels = self.shapes[:2]
+        found, values = f"bottoms of the shapes {scores} and {labels}", torch.Size(labels).numel()
+        if scores[:1] != labels[:1]:
+            self.fail("", f"{found}, expected as many items in both")
+        if self.one_size and torch.Size(scores).numel() != values:
+            self.fail("", f"{found}, expected one size")
+        if self.one_label and values != scores[0]:
+            found = f"labels of shape {labels} for scores of shape {scores}"
+            self.fail("", f"{found}, expected {scores[0]} labels")
 
     def infer(self, *bottoms: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """A scalar, and probabilities in the shape of the scores where there is a second top."""
@@ -57,11 +62,6 @@ class Loss(Layer):
             mode = "VALID" if p.normalize else "BATCH_SIZE"
         ignored = p.ignore_label if p.HasField("ignore_label") else None
         return {"ignore_label": ignored, "normalization": mode}
-
-    def same_size(self) -> None:
-        """Refuse bottoms of different sizes."""
-        if torch.Size(self.shapes[0]).numel() != torch.Size(self.shapes[1]).numel():
-            self.fail("", f"bottoms of the shapes {self.shapes[0]} and {self.shapes[1]}, expected one size")
 
 
 @register("SoftmaxWithLoss")
@@ -87,11 +87,11 @@ class SigmoidCrossEntropyLoss(Loss):
     """Sigmoid and binary cross entropies."""
 
     function = sigmoid_cross_entropy_loss
+    one_size = True
 
     def setup(self) -> None:
         super().setup()
         self.arguments = self.normalization("BATCH_SIZE")
-        self.same_size()
 
 
 @register("EuclideanLoss")
@@ -99,10 +99,7 @@ class EuclideanLoss(Loss):
     """Half the mean squared distance."""
 
     function = euclidean_loss
-
-    def setup(self) -> None:
-        super().setup()
-        self.same_size()
+    one_size = True
 
 
 @register("HingeLoss")
@@ -111,10 +108,10 @@ class HingeLoss(Loss):
 
     field = "hinge_loss_param"
     function = hinge_loss
+    one_label = True
 
     def setup(self) -> None:
         super().setup()
-        one_label_an_image(self)
         self.arguments = {"norm": HingeLossParameter.Norm.Name(self.p.norm)}
 
 
@@ -123,10 +120,7 @@ class MultinomialLogisticLoss(Loss):
     """The logarithm of the label's probability, of probabilities."""
 
     function = multinomial_logistic_loss
-
-    def setup(self) -> None:
-        super().setup()
-        one_label_an_image(self)
+    one_label = True
 
 
 @register("InfogainLoss")
@@ -136,10 +130,10 @@ class InfogainLoss(Loss):
     field = "infogain_loss_param"
     function = infogain_loss
     counts = (2, 3)
+    one_label = True
 
     def setup(self) -> None:
         super().setup()
-        one_label_an_image(self)
         if len(self.bottoms) < 3:
             self.fail("source", "a matrix from a file is not supported, give it as the third bottom")
         classes = torch.Size(self.shapes[0][1:]).numel()
@@ -165,9 +159,3 @@ class ContrastiveLoss(Loss):
                 "", f"bottoms of the shapes {shapes}, expected (N, C) or (N, C, 1, 1) twice and N values"
             )
         self.arguments = {"margin": self.p.margin, "legacy_version": self.p.legacy_version}
-
-
-def one_label_an_image(layer: Layer) -> None:
-    scores, labels = layer.shapes[:2]
-    if torch.Size(labels).numel() != scores[0]:
-        layer.fail("", f"labels of shape {labels} for scores of shape {scores}, expected {scores[0]} labels")

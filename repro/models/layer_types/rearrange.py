@@ -28,9 +28,11 @@ class Concat(Layer):
 
     field = "concat_param"
     counts = (1, None)
+    operator = "Concat"
 
     def setup(self) -> None:
         self.along = one_axis(self, "concat_dim")
+        self.attributes = {"axis": self.along}
         if not self._fit(self.shapes):
             shapes = ", ".join(map(str, self.shapes))
             reason = f"bottoms of the shapes {shapes}, expected them to differ in axis {self.along} alone"
@@ -48,9 +50,6 @@ class Concat(Layer):
 
     def forward(self, *bottoms: torch.Tensor) -> torch.Tensor:
         return torch.cat(bottoms, dim=self.along)
-
-    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
-        graph.emit("Concat", bottoms, tops[0], axis=self.along)
 
     def source(self, code: Any, *bottoms: str) -> str:
         return f"torch.cat(({', '.join(bottoms)},), dim={self.along})"
@@ -92,26 +91,22 @@ class Slice(Layer):
 
 
 @register("Flatten")
-class Flatten(Layer):
+class Flatten(Called):
     """Axes ``axis`` to ``end_axis`` as one (``flatten_layer.cpp``)."""
 
     field = "flatten_param"
+    function = torch.flatten
     in_place = False
 
     def setup(self) -> None:
         self.first, self.last = self.axis(self.p.axis), self.axis(self.p.end_axis, "end_axis")
         if self.last < self.first:
             self.fail("end_axis", f"{self.last} comes before axis {self.first}")
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.flatten(self.first, self.last)
+        self.arguments = {"start_dim": self.first, "end_dim": self.last}
 
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
         dims = [0] * self.first + [-1]
         reshaped(graph, bottoms[0], dims, self.last + 1, len(self.shapes[0]), tops[0])
-
-    def source(self, code: Any, *bottoms: str) -> str:
-        return f"{bottoms[0]}.flatten({self.first}, {self.last})"
 
 
 @register("Reshape")
@@ -148,26 +143,19 @@ def reshaped(graph: Any, x: str, dims: list[int], stop: int, axes: int, top: str
 
 
 @register("Permute")
-class Permute(Layer):
+class Permute(Called):
     """Axes in another order; those that ``order`` leaves out follow as they are (SSD's ``permute_layer.cpp``)."""
 
     field = "permute_param"
+    function, operator = torch.permute, "Transpose"
 
     def setup(self) -> None:
         axes = range(len(self.shapes[0]))
         order = [self.axis(axis, "order") for axis in self.p.order]
         if len(set(order)) != len(order):
             self.fail("order", f"{order} names an axis twice")
-        self.order = order + [axis for axis in axes if axis not in order]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.permute(self.order)
-
-    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
-        graph.emit("Transpose", bottoms, tops[0], perm=self.order)
-
-    def source(self, code: Any, *bottoms: str) -> str:
-        return f"{bottoms[0]}.permute({', '.join(map(str, self.order))})"
+        order += [axis for axis in axes if axis not in order]
+        self.arguments, self.attributes = {"dims": order}, {"perm": order}
 
 
 @register("Crop")
@@ -198,24 +186,19 @@ class Crop(Called):
 
 
 @register("Tile")
-class Tile(Layer):
+class Tile(Called):
     """A blob ``tiles`` times along ``axis`` (``tile_layer.cpp``)."""
 
     field = "tile_param"
+    function = tile
 
     def setup(self) -> None:
-        self.along, self.tiles = self.axis(self.p.axis), self.p.tiles
-        if self.tiles < 1:
-            self.fail("tiles", f"{self.tiles}, expected 1 or more")
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return tile(x, self.tiles, axis=self.along)
+        self.arguments = {"tiles": self.p.tiles, "axis": self.axis(self.p.axis)}
+        if self.p.tiles < 1:
+            self.fail("tiles", f"{self.p.tiles}, expected 1 or more")
 
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
-        graph.emit("Concat", bottoms * self.tiles, tops[0], axis=self.along)
-
-    def source(self, code: Any, *bottoms: str) -> str:
-        return f"torch.cat([{bottoms[0]}] * {self.tiles}, dim={self.along})"
+        graph.emit("Concat", bottoms * self.arguments["tiles"], tops[0], axis=self.arguments["axis"])
 
 
 @register("BatchReindex")

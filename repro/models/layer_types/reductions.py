@@ -14,23 +14,16 @@ from weights_conversion.caffe_pb2 import ReductionParameter
 
 
 @register("Softmax")
-class Softmax(Layer):
+class Softmax(Called):
     """e^x / Σ e^x along ``axis`` (``softmax_layer.cpp``)."""
 
     field = "softmax_param"
+    function, operator = torch.softmax, "Softmax"
     keeps_shape = True
 
     def setup(self) -> None:
-        self.along = self.axis(self.p.axis)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.softmax(self.along)
-
-    def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
-        graph.emit("Softmax", bottoms, tops[0], axis=self.along)
-
-    def source(self, code: Any, *bottoms: str) -> str:
-        return f"{bottoms[0]}.softmax({self.along})"
+        along = self.axis(self.p.axis)
+        self.arguments, self.attributes = {"dim": along}, {"axis": along}
 
 
 @register("Reduction")
