@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from parity_tests.conftest import REPRODUCE_MINI
+from parity_tests.conftest import REPRODUCE_MINI, without_figures
 from repro.cli import run_command
 from repro.data import read_mask, write_mask
 from repro.metrics import confusion_matrix, per_class_iou
@@ -40,7 +40,8 @@ def runs(mini_root, tmp_path_factory) -> list[Path]:
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["/somewhere/bin/repro", *arguments, *SHORT])
-        assert run_command([*arguments, *SHORT]) == 0
+        with without_figures():
+            assert run_command([*arguments, *SHORT]) == 0
     return [root / "r", root / "r-baseline", root / "r-bsl"]
 
 
@@ -208,7 +209,7 @@ def test_numbers_only(runs, tmp_path):
     assert '<section id="images">' not in (out / "index.html").read_text(encoding="utf-8")
 
 
-def test_names_are_escaped(runs, tmp_path):
+def test_names_are_escaped(runs, tmp_path, no_figures):
     folder = tmp_path / "<img src=x onerror=alert(1)>"
     shutil.copytree(runs[2], folder)
     scores = json.loads((folder / "scores_stage1.json").read_text())
@@ -300,7 +301,8 @@ def unequal(runs, mini_root, tmp_path_factory) -> tuple[Path, dict[str, Path]]:
         shutil.copy(truth / path.name, path)
         mask = np.array(Image.open(path))
         write_mask(path, np.where(mask == 255, 0, mask).astype(np.uint8))
-    return report_runs([folder / run.name for run in runs], folder / "results"), masks
+    with without_figures():
+        return report_runs([folder / run.name for run in runs], folder / "results"), masks
 
 
 def shown_scores(page: str) -> list[tuple[str, dict[str, str], str]]:
