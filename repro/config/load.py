@@ -65,7 +65,9 @@ def _override(
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise InputError(f"override {override!r}: expected key=value, for example seed=1")
-        for path in _targets(key, fields, stages):
+        # Caffe's files are one training: their keys have no stages
+        targets = [key.split(".")] if model is FileConfig else _targets(key, fields, stages)
+        for path in targets:
             _set(fields, path, _value(model, text, path))
 
 
