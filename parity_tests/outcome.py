@@ -14,6 +14,8 @@ from repro.config import load_config
 from repro.metrics import confusion_matrix, mean_iou
 from repro.report.parity_curves import Curve, Outcome
 
+ROWS = 6  # of the figure: the images with most foreground in the original's masks
+
 
 def compare_outcomes(shared: Path, run: Path) -> Outcome:
     """``run`` has ``stage1/log.csv`` and ``masks/`` of the recording's 40 validation images."""
@@ -26,10 +28,12 @@ def compare_outcomes(shared: Path, run: Path) -> Outcome:
         "this project": run / "masks",
     }
     equal = pixels = 0
+    foreground = {}
     matrix = np.zeros((21, 21), np.int64)
     for name in names:
         truth, want, got = (np.asarray(Image.open(folder / f"{name}.png")) for folder in masks.values())
         equal, pixels = equal + int((got == want).sum()), pixels + got.size
+        foreground[name] = float((want > 0).mean())
         matrix += confusion_matrix(truth, got, 21)
     scores = json.loads((recorded / "scores.json").read_text())["mean_iou"]
     log = read_log(run / "stage1")
@@ -55,7 +59,7 @@ def compare_outcomes(shared: Path, run: Path) -> Outcome:
                 voc / "JPEGImages" / f"{name}.jpg",
                 {what: folder / f"{name}.png" for what, folder in masks.items()},
             )
-            for name in names[:: len(names) // 5][:5]
+            for name in sorted(foreground, key=foreground.__getitem__)[: -ROWS - 1 : -1]
         ],
         classes=load_config("dsrg_vgg16_voc").dataset.classes,
     )

@@ -146,9 +146,7 @@ def test_the_outcome_is_the_originals(shared, start, tmp_path):
     voc = shared / "voc-animals" / "VOCdevkit" / "VOC2012"
     run = Path(os.environ.get("REPRO_OUTCOME_RUN", tmp_path / "run"))
     log = train(shared, start, "outcome", voc / "JPEGImages", run, "solver.snapshot=5")
-    with h5py.File(
-        recorded / "curve.h5"
-    ) as curve:  # rounding has grown after these four: see docs/fidelity.md
+    with h5py.File(recorded / "curve.h5") as curve:  # after these four, rounding has grown: docs/fidelity.md
         assert_follows({name: values[:4] for name, values in log.items()}, curve, 4)
     weights = run / "stage1" / "iter_100.safetensors"
     (tmp_path / "images").mkdir()
