@@ -92,7 +92,11 @@ def test_every_row_of_table_2(arguments, tmp_path, capsys):
 
 def test_bad_input_past_the_data_leaves_nothing(arguments, tmp_path, capsys):
     for override, message in (
-        ("init.weights=/nowhere.caffemodel", "stage1.init.weights: no such file: /nowhere.caffemodel"),
+        ("stage1.init.weights=/nowhere.caffemodel", "stage1.init.weights: no such file: /nowhere.caffemodel"),
+        (
+            "init.weights=/nowhere.caffemodel",
+            "override init.weights: of which stage? expected stage0.init.weights or",
+        ),
         ("model.name=vgg19", "model.name 'vgg19'"),
         ("dataset.train=trian", "dataset.train 'trian': no such list"),
         ("dataset.val=vla", "vla.txt"),
