@@ -181,7 +181,7 @@ def read_input(path: str | os.PathLike[str], most: int = -1) -> bytes:
     with open(handle, "rb", buffering=0) as pipe:
         begin = pipe.read(1)  # None: a writer that has written nothing yet
         if begin == b"":
-            raise InputError(f"{os.fspath(path)}: a pipe that nobody writes to, a plain file expected")
+            raise InputError(f"{os.fspath(path)}: an empty pipe that nobody writes to, a plain file expected")
         os.set_blocking(handle, True)
         with open(handle, "rb", closefd=False) as rest:
             return (begin or b"") + rest.read(most)

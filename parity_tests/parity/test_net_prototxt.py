@@ -262,6 +262,8 @@ def test_a_profiles_prototxts(capsys, tmp_path):
     layers = read_prototxt(train).layers
     assert layers[0].one("image_data_param").one("new_height") == 97
     assert layers[-1].one("type") == "SigmoidCrossEntropyLoss"
+    assert prototxt(capsys, train, *net, "--stage", 1, "data.batch_size=3")[0] == 0  # a key of that stage
+    assert read_prototxt(train).layers[0].one("image_data_param").one("batch_size") == 3
 
 
 @pytest.mark.parametrize(

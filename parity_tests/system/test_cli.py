@@ -331,7 +331,7 @@ def test_masks_of_other_settings_are_not_mixed(tmp_path, capsys):
     assert "a.jpg and a.png would share a mask" in refused(capsys, *arguments)
 
 
-def test_convert_and_inspect(tmp_path, capsys):
+def test_convert_and_inspect(tmp_path, capsys, monkeypatch):
     source = CAFFE_FILES / "vgg16_largefov_v1.caffemodel"
     target = tmp_path / "mc.safetensors"
     net = CAFFE_FILES / "vgg16_aspp_deploy.prototxt"
@@ -350,6 +350,8 @@ def test_convert_and_inspect(tmp_path, capsys):
     assert "4x3x3x3" in out
     assert "expected a name that ends in" in refused(capsys, "convert", net, back, tmp_path / "x.pth")
     other = tmp_path / "x.safetensors"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vgg16_aspp").mkdir()  # a folder of a net's name is no net
     assert "conv1_1" in refused(capsys, "convert", "vgg16_aspp", back, other)
     assert "did you mean 'vgg16_aspp'?" in refused(capsys, "convert", "vgg16_asp", back, other)
     assert "--spread-branches: goes with" in refused(capsys, "convert", back, other, "--spread-branches")

@@ -79,15 +79,20 @@ def test_an_endless_device_is_refused(files, capsys, monkeypatch, call):
     assert "/dev/zero: a pipe or a device, a plain file expected" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "call", ["evaluate --pred masks --gt masks --num-classes 2 --list /dev/stdin", "check /dev/stdin --help"]
-)
-def test_a_list_from_a_pipe_that_has_a_writer_is_read(files, call):
+WRITTEN = {  # what is written into standard input, which the call reads as a list, a net or a profile
+    "evaluate --pred masks --gt masks --num-classes 2 --list /dev/stdin": "a\n",
+    "check /dev/stdin": NET,
+    "prototxt --config /dev/stdin out.prototxt": "base: mini\nname: mine\n",
+}
+
+
+@pytest.mark.parametrize("call", WRITTEN, ids=lambda call: call.split()[0])
+def test_a_pipe_that_has_a_writer_is_read(files, call, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "repro", *call.split()],
+        [sys.executable, "-m", "repro", *call.replace("out", str(tmp_path / "out")).split()],
         cwd=files,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        input="a\n",
+        input=WRITTEN[call],
         capture_output=True,
         text=True,
         check=False,

@@ -139,7 +139,7 @@ def _net(name: Path, seed: int) -> tuple[CaffeNet, dict[str, Any]]:
     from repro.models import CLASSIFIERS, SEGMENTATION_NETS, build_model, load_net
 
     torch.manual_seed(seed)
-    if name.suffix or name.exists():
+    if not name.is_dir() and (name.suffix or name.exists()):
         model = load_net(name)
         return model, {"name": model.name, "prototxt": name.name, "filler_seed": seed}
     model = build_model(chosen("NET", str(name), (*SEGMENTATION_NETS, *CLASSIFIERS)))
@@ -179,7 +179,8 @@ def prototxt(
     from weights_conversion.files import check_target
 
     check_target(target, of="net", begins=f"# {_WRITTEN}\n".encode())
-    content = prototxt_of(load_config(config, overrides or []), stage, net)
+    stages = () if stage is None else (f"stage{stage}",)
+    content = prototxt_of(load_config(config, overrides or [], stages=stages), stage, net)
     write_prototxt(content, target, _WRITTEN)
     return Answer({"prototxt": target}, [target])
 

@@ -257,7 +257,7 @@ def _prototxt(net: CaffeNet) -> bytes:
     parameter = NetParameter()
     parameter.CopyFrom(net.parameter)
     holes = _holes_as_dilation(net, parameter)
-    if net.path and not holes:
+    if Path(net.path).is_file() and not holes:  # a pipe has been read already
         message = read_net(net.path)
         if len(upgraded(message, net.path).layer) == len(net.parameter.layer):
             return Path(net.path).read_bytes()
