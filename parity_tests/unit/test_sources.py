@@ -189,7 +189,7 @@ def content_of(name: str, model: nn.Module) -> object:
         "module": nn.Linear(2, 2),
         "list": [torch.zeros(3)],
         "nothing": {},
-        "checkpoint": {"epoch": 3, "weights": good},
+        "checkpoint": {"epoch": 3, "weights": list(good.values())},
         "other net": {"layer1.0.conv1.weight": torch.zeros(3)},
         "other training": torchvision_file(model, classifier=0.5),
         "gray": {**good, "0.weight": torch.zeros(4, 1, 3, 3)},
