@@ -14,7 +14,7 @@ from repro.config import load_config
 from repro.metrics import confusion_matrix, mean_iou
 from repro.report.parity_curves import Curve, Outcome
 
-ROWS = 6  # of the figure: the images with most foreground in the original's masks
+ROWS = 4  # of the figure: the images with most foreground in the original's masks
 
 
 def compare_outcomes(shared: Path, run: Path) -> Outcome:
