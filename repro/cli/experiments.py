@@ -63,7 +63,7 @@ def train(
 
     Under torchrun several processes share each mini-batch (docs/clusters.md).
     """
-    from repro.config import load_config
+    from repro.config import config_from, read_profile
     from repro.run_folder import Run, resolve_device
     from repro.training.caffe_solver import load_run, load_solver
     from repro.training.train import train as train_stage
@@ -76,7 +76,11 @@ def train(
     if named and solver is None:
         raise InputError("--set: goes with --solver")
     overrides = overrides or []
-    files = load_solver(solver, overrides, named) if solver is not None else load_run(str(config), overrides)
+    if solver is None:
+        fields = read_profile(str(config))
+        files = load_run(fields, overrides, str(config))
+    else:
+        files = load_solver(solver, overrides, named)
     if files is not None:
         if stage not in (None, files.stage):
             found = f"is of stage {files.stage}" if files.stage else "is of no stage"
@@ -84,7 +88,7 @@ def train(
         weights = train_file(files, Run(files.config, resolve_device(files.config.device)))
     else:
         stage = stage or 1
-        settings = load_config(str(config), overrides, stages=(f"stage{stage}",))
+        settings = config_from(fields, overrides, str(config), stages=(f"stage{stage}",))
         weights = train_stage(settings, stage, Run(settings, resolve_device(settings.device)))
     log = weights.parent / "log.csv"
     return Answer({"weights": weights, "log": log}, [weights, log])

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from repro.config import FileConfig, FileData, SolverConfig, file_config, read_profile, validated
+from repro.config import FileConfig, FileData, SolverConfig, file_config, validated
 from repro.errors import InputError
 from repro.models.net import CaffeNet, read_net
 from repro.models.net_state import filtered
@@ -142,13 +142,12 @@ def load_solver(
     return SolverRun(config, net, reader.test_nets(message), parameter, inputs, written, notes)
 
 
-def load_run(config_file: str, overrides: Sequence[str]) -> SolverRun | None:
-    """The run that a ``config.yaml`` of a net from Caffe's files continues; None for any other profile."""
-    fields = read_profile(config_file)
+def load_run(fields: dict[str, Any], overrides: Sequence[str], where: str) -> SolverRun | None:
+    """The run of a net from Caffe's files whose ``config.yaml`` has these fields; None for those of another profile."""
     solver, variables = fields.get("caffe_solver"), fields.get("set", {})
     if solver is None:
         return None
-    validated(FileConfig, fields, config_file)
+    validated(FileConfig, fields, where)
     return load_solver(solver, overrides, variables, fields)
 
 
