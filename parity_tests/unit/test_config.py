@@ -252,3 +252,9 @@ def test_the_resolved_config_of_a_run_is_whole(tmp_path):
     kept = written(tmp_path / "run", "config", yaml.safe_dump(config.model_dump(), sort_keys=False))
     assert "base" not in config.model_dump()
     assert load_config(kept) == config
+
+
+@pytest.mark.parametrize("stages", [(), STAGES])
+def test_a_misspelt_short_key_is_unknown(stages):
+    with pytest.raises(InputError, match=r"unknown key 'stage2\.solver\.momentun'"):
+        load_config("dsrg_vgg16_voc", ["solver.momentun=1"], stages=stages)

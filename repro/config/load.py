@@ -186,11 +186,11 @@ def _targets(key: str, fields: dict[str, Any], stages: list[str]) -> list[list[s
     if stages and not running:
         raise InputError(f"override {key}: the profile has no section {' or '.join(stages)}")
     meant = [stage for stage in running or sections if field_type(Config, [stage, *path]) is not None]
-    if running and not meant:
-        return [[running[-1], *path]]  # no such key, as validation will say
-    is_file = bool(meant) and field_type(Config, [meant[0], *path]) == (str | None)
+    if not meant:
+        return [[(running or sections)[-1], *path]]  # no such key, as validation will say
+    is_file = field_type(Config, [meant[0], *path]) == (str | None)
     if not running or (is_file and len(meant) > 1):
-        full = " or ".join(f"{stage}.{key}" for stage in meant or sections)
+        full = " or ".join(f"{stage}.{key}" for stage in meant)
         raise InputError(f"override {key}: of which stage? expected {full}")
     return [[stage, *path] for stage in meant]
 
