@@ -13,7 +13,11 @@ import typer
 from parity_tests.conftest import CAFFE_FILES, ROOT
 from repro.cli import run_command
 from repro.cli.shared import app
+from repro.config import load_config
+from repro.config.load import STAGES
 from repro.data.mini import build_mini
+from repro.errors import InputError
+from repro.profiles import profile_names
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -29,13 +33,20 @@ def leaves(group, path=()) -> Iterator[tuple[tuple[str, ...], typer.core.TyperCo
 VERBS = dict(leaves(typer.main.get_command(app)))
 
 
+STAGES_RUN = {"reproduce": STAGES, "bench": ("stage1",), "seeds": ("stage0",)}
+
+
 def parsed(line: str) -> None:
-    """Raise what the parser raises for a command line."""
+    """Raise what the parser raises for a command line, and what a profile does for its settings."""
     _, *words = shlex.split(line, comments=True)
     if words == ["--help"]:
         return
     path = next(path for path in VERBS if tuple(words[: len(path)]) == path)
-    VERBS[path].make_context(" ".join(("repro", *path)), words[len(path) :])
+    given = VERBS[path].make_context(" ".join(("repro", *path)), words[len(path) :]).params
+    profile, settings = given.get("config"), given.get("overrides")
+    if profile in profile_names() and settings:
+        stages = (f"stage{given['stage'] or 1}",) if path == ("train",) else STAGES_RUN.get(path[0], ())
+        load_config(profile, settings, stages=stages)
 
 
 def answer(capsys, *arguments) -> dict | list:
@@ -77,7 +88,31 @@ def test_commands_on_the_pages_are_accepted(page, line):
     parsed(line)
 
 
+def runs_of_profiles() -> Iterator[str]:
+    """The commands at the heads of the profiles, and those of make with their settings."""
+    for page in [*PAGES, *sorted((ROOT / "repro/profiles").glob("*.yaml"))]:
+        text = re.sub(r"\\\n[# ]*", " ", page.read_text(encoding="utf-8"))
+        if page.suffix == ".yaml":
+            yield from re.findall(r"^#(?: Run)? +(repro [^\n(]*)", text, re.MULTILINE)
+        for made in re.findall(r"make reproduce-voc .*", text):
+            profile = re.search(r"PROFILE=(\w+)", made)
+            settings = re.search(r'ARGS="([^"]*)"', made)
+            if settings:
+                yield f"repro reproduce --config {profile[1] if profile else 'dsrg_vgg16_voc'} {settings[1]}"
+
+
+@pytest.mark.parametrize("line", sorted(set(runs_of_profiles())))
+def test_commands_at_the_heads_of_profiles_are_accepted(line):
+    parsed(line)
+
+
+def test_a_stale_key_on_a_page_is_found():
+    with pytest.raises(InputError, match=r"of which stage\?"):
+        parsed("repro reproduce --config mini init.weights=x.caffemodel")
+
+
 def test_pages_show_commands():
+    assert len(set(runs_of_profiles())) > 8
     assert {"voc.md", "own_data.md", "onnx.md", "results.md"} <= {page for page, _ in pasted()}
 
 
@@ -141,8 +176,16 @@ def test_a_checks_failure_is_an_answer_too(tmp_path, capsys):
         (["data", "feth"], "Did you mean 'fetch'?; repro data --help shows"),
         (["train", "--confg", "mini"], "No such option: --confg; did you mean '--config'?"),
         (["train", "--device", "cpu"], "No such option: --device; a setting is given as device=VALUE"),
+        (
+            ["--config", "mini", "train"],
+            "--config: goes behind the verb, as in repro VERB --config; repro --help",
+        ),
+        (["--verison"], "did you mean '--version'?"),
         (["train", "--stage", "3"], "Invalid value for '--stage'"),
         (["evaluate", "--pred", "x"], "Missing option '--gt'"),
+        (["convert", "a.npz"], "convert a.npz: expected [NET] SOURCE TARGET"),
+        (["convert", "vgg16_aspp", "a.prototxt"], "repro prototxt a.prototxt --config PROFILE"),
+        (["check-paper", "nowhere"], "nowhere: no such run folder"),
     ],
 )
 def test_a_usage_error_is_one_line(capsys, arguments, message):

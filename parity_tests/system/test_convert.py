@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,6 +48,9 @@ def test_onnx_and_python(capsys, tmp_path):
         (figures,) = re.findall(r"output q: .*: (\S+) for 1x3x20x25, (\S+) for 2x3x52x57", "\n".join(lines))
         assert all(float(figure) < 1e-6 for figure in figures)
         assert (tmp_path / name).is_file()
+    _, lines, _ = convert(capsys, small, tmp_path / "w.safetensors", tmp_path / "out.py", "--json")
+    written = [Path(path) for path in json.loads("\n".join(lines))["written"]]
+    assert [path.name for path in written] == ["out.safetensors", "out.py"]  # all files, also in the JSON
 
 
 def test_weights_need_no_net(capsys, tmp_path):

@@ -107,6 +107,10 @@ def _misused(error: Exception) -> str:
     name = option.lstrip("-").replace("-", "_")
     if name in Config.model_fields:
         return f"No such option: {option}; a setting is given as {name}=VALUE"
+    context = error.ctx  # type: ignore[attr-defined]
+    verbs = getattr(context.command, "commands", {}).values()
+    if any(option in parameter.opts for verb in verbs for parameter in verb.params):
+        return f"{option}: goes behind the verb, as in {context.command_path} VERB {option}"
     near = getattr(error, "possibilities", None)
     return f"No such option: {option}{hint(option, near or ())}"
 

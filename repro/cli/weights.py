@@ -64,7 +64,11 @@ def convert(
 
     *before, target = files
     if len(before) not in (1, 2):
-        raise InputError(f"{target}: {len(files)} files, expected [NET] SOURCE TARGET")
+        raise InputError(f"convert {' '.join(map(str, files))}: expected [NET] SOURCE TARGET")
+    if target.suffix == ".prototxt":
+        raise InputError(
+            f"{target}: a prototxt is not converted; repro prototxt {target} --config PROFILE writes a net's"
+        )
     source = before[-1]
     state = target.name.endswith(STATE_ENDINGS)
     if image and target.suffix not in NET_ENDINGS:
@@ -126,10 +130,12 @@ def _write_weights(
         weights = read_for(source, target, model, net, spread_branches=spread_branches)
     report: list[object] = [weights.report]
     if as_net and model is not None:
-        report += write_net(model, target, source, weights.report, image)
+        written, checked = write_net(model, target, source, weights.report, image)
+        report += checked
     else:
         weights.write(target)
-    return Answer({"written": [target], "report": [str(line) for line in report]}, [*report, target])
+        written = [target]
+    return Answer({"written": written, "report": [str(line) for line in report]}, [*report, *written])
 
 
 def _net(name: Path, seed: int) -> tuple[CaffeNet, dict[str, Any]]:

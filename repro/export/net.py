@@ -176,8 +176,10 @@ def write_module(
 
 def write_net(
     net: CaffeNet, target: Path, weights: Path, loaded: LoadReport, image: Path | None = None
-) -> list[str]:
-    """Write a net as the ending of ``target`` says, ``.onnx`` or ``.py``; the lines that say how it was checked.
+) -> tuple[list[Path], list[str]]:
+    """Write a net as the ending of ``target`` says, ``.onnx`` or ``.py``.
+
+    Returns the files written, and the lines that say how the net was checked.
 
     Raises:
         InputError: weights that lack a layer, or what the two writers refuse.
@@ -186,9 +188,9 @@ def write_net(
         raise InputError(f"{weights}: has no weights for {', '.join(loaded.missing)}, which {target} needs")
     inputs = check_inputs(net, image)
     if target.suffix == ".onnx":
-        return report(net, write_onnx(net, target, weights=weights, inputs=inputs))
+        return [target], report(net, write_onnx(net, target, weights=weights, inputs=inputs))
     beside, found = write_module(net, target, inputs=inputs)
-    return [*report(net, found), str(beside)]
+    return [beside, target], report(net, found)
 
 
 def report(net: CaffeNet, differences: Sequence[OutputDifference]) -> list[str]:

@@ -178,6 +178,8 @@ def read_scores(runs: Iterable[Path]) -> list[Entry]:
     """
     files: list[Path] = []
     for run in runs:
+        if not run.exists():
+            raise InputError(f"{run}: no such run folder")
         found = sorted(run.glob("scores_*.json")) if run.is_dir() else [run]
         if not found:
             raise InputError(f"{run}: no scores_*.json, so no finished run")
