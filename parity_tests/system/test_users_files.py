@@ -460,6 +460,17 @@ def test_what_a_call_reads_is_not_its_target(inputs, capsys, monkeypatch, comman
     assert content(inputs) == before
 
 
+def test_weights_beside_a_target_are_not_replaced_unasked(inputs, capsys, monkeypatch):
+    monkeypatch.chdir(inputs)
+    call = ["convert", "n.prototxt", "w.caffemodel"]
+    assert run_command([*call, "mine.safetensors"]) == 0
+    capsys.readouterr()
+    before = content(inputs)
+    assert run_command([*call, "mine.py"]) == 2
+    assert "mine.safetensors: is there without mine.py, which is written with it" in capsys.readouterr().err
+    assert content(inputs) == before
+
+
 def test_masks_of_coco_take_over_no_folder(inputs, capsys, monkeypatch):
     monkeypatch.chdir(inputs)
     write_mask(Path("masks/x.png"), np.ones((4, 4), np.uint8))

@@ -98,11 +98,17 @@ def _check_targets(target: Path, inputs: list[Path]) -> None:
         return head.endswith(b"{") or file_kind(path) in ("caffemodel", "npz", "onnx", "solverstate")
 
     check_target(target, *inputs, of="net", begins=SOURCE_HEADING if target.suffix == ".py" else is_weights)
-    if target.suffix == ".py":  # weights are written beside it
-        check_target(target.with_suffix(".safetensors"), *inputs, of="weights", begins=is_weights)
+    beside = None  # the weights that are written with it
+    if target.suffix == ".py":
+        beside = target.with_suffix(".safetensors")
     elif target.name.endswith(STATE_ENDINGS):
-        weights = target.with_name(target.name.replace(".solverstate", ".caffemodel"))
-        check_target(weights, *inputs, of="weights", begins=is_weights)
+        beside = target.with_name(target.name.replace(".solverstate", ".caffemodel"))
+    if beside is not None:
+        check_target(beside, *inputs, of="weights", begins=is_weights)
+        if beside.exists() and not target.exists():
+            raise InputError(
+                f"{beside}: is there without {target.name}, which is written with it; expected another name"
+            )
 
 
 def _write_weights(
