@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -142,6 +143,11 @@ def write_onnx(
     return found
 
 
+class _Loader(SourceFileLoader):
+    def set_data(self, *_: Any, **__: Any) -> None:
+        """No bytecode is left in the user's folder."""
+
+
 def write_module(
     net: CaffeNet, path: Path, *, inputs: Sequence[Arrays] | None = None
 ) -> tuple[Path, list[OutputDifference]]:
@@ -159,7 +165,7 @@ def write_module(
         save_safetensors(net, temporary_weights)
         # our own functions and numbers: names from the prototxt stand in comments and quoted
         written = types.ModuleType(path.stem)
-        SourceFileLoader(path.stem, str(temporary)).exec_module(written)
+        _Loader(path.stem, str(temporary)).exec_module(written)
         module = written.load(temporary_weights)
 
         def run(arrays: Arrays) -> list[np.ndarray]:
