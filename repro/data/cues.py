@@ -213,12 +213,14 @@ class CueFile:
 
         Such cells are seeds all the same, of a class that the losses and the growing take for absent.
         """
-        image = np.repeat(np.arange(len(self)), np.diff(self.cue_offsets))
-        label_keys = (
-            np.repeat(np.arange(len(self)), np.diff(self.label_offsets)) * _KEY_STEP + self.flat_labels
-        )
-        classes = self.flat_cues[0]
-        wrong = (classes > 0) & ~np.isin(image * _KEY_STEP + classes, label_keys)
+        classes, label_image = self.flat_cues[0], np.repeat(np.arange(len(self)), np.diff(self.label_offsets))
+        # cells in runs of one image and class, of which a file has a hundredth as many
+        starts = np.union1d(np.flatnonzero(np.diff(classes)) + 1, self.cue_offsets[:-1])
+        starts = starts[starts < len(classes)]
+        image = np.searchsorted(self.cue_offsets, starts, side="right") - 1
+        found, cells = classes[starts].astype(np.int64), np.diff(starts, append=len(classes))
+        labelled = np.isin(image * _KEY_STEP + found, label_image * _KEY_STEP + self.flat_labels)
+        wrong = (found > 0) & ~labelled
         if not wrong.any():
             return ""
         first = int(wrong.argmax())
@@ -228,7 +230,7 @@ class CueFile:
         labels = ", ".join(map(str, self.labels(index).tolist())) or "none"
         return (
             f"{self.path}: {len(np.unique(image[wrong]))} of {len(self)} images have cues of a class that their labels "
-            f"lack, {int(wrong.sum())} of {len(classes)} cells in all; {who} has class {int(classes[first])}, "
+            f"lack, {int(cells[wrong].sum())} of {len(classes)} cells in all; {who} has class {int(found[first])}, "
             f"its labels are {labels}"
         )
 
