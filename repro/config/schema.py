@@ -131,6 +131,10 @@ class ModelConfig(Section):
     width_divisor: Positive = 1
     dropout: Annotated[float, Field(ge=0, lt=1), Mark.TRAINING] = 0.5
 
+    def build(self, **others: Any) -> CaffeNet:
+        """The net (`build_model`); ``others`` take the place of settings."""
+        return build_model(**{**self.model_dump(), **others})
+
 
 class DatasetConfig(Section):
     """A data set on disk; ``reproduce`` and ``pseudo-labels`` find their images through it.
@@ -353,15 +357,10 @@ class Config(RunConfig):
 
     def build_net(self, classifier: str | None = None) -> CaffeNet:
         """The net of ``model``, or one of ``CLASSIFIERS``: for its classes without background, stage 0's image size."""
-        net = self.model
-        size = {"input_size": self.stage0.data.input_size} if classifier and self.stage0 else {}
-        return build_model(
-            classifier or net.name,
-            num_classes=net.num_classes - 1 if classifier else net.num_classes,
-            width_divisor=net.width_divisor,
-            dropout=net.dropout,
-            **size,
-        )
+        if classifier is None:
+            return self.model.build()
+        size = {"input_size": self.stage0.data.input_size} if self.stage0 else {}
+        return self.model.build(name=classifier, num_classes=self.model.num_classes - 1, **size)
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

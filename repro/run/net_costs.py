@@ -7,18 +7,13 @@ import functools
 import torch
 
 from repro.config import ModelConfig
-from repro.models import CaffeNet, build_model
+from repro.models import CaffeNet
 
 
 @functools.cache
 def _net(model: ModelConfig) -> CaffeNet:
     with torch.device("meta"):
-        return build_model(
-            model.name,
-            num_classes=model.num_classes,
-            width_divisor=model.width_divisor,
-            dropout=model.dropout,
-        )
+        return model.build()
 
 
 def parameters(model: ModelConfig) -> int:
