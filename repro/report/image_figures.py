@@ -37,15 +37,11 @@ def growth(scores: Scores, album: Album) -> Iterator[tuple[Drawing, Figure]]:
     shares: list[str] = []
     seen: set[int] = set()
     for row, one in zip(axes, found, strict=True):
-        image = np.asarray(shrunk(one.image, _SIDE))
-        first = one is found[0]
-        _show(row[0], image, titles[0] if first else "")
         paths = [*(one.seeds[step] for step in iterations), *(getattr(one, what) for what in after)]
-        for place, title, path in zip(row[1:], titles[1:], paths, strict=True):
-            mask = np.asarray(shrunk(path, _SIDE, mask=True))
-            seen |= set(np.unique(mask).tolist())
-            _show(place, coloured(mask, _UNLABELLED), title if first else "")
-            place.get_images()[0].set_extent((0, image.shape[1], image.shape[0], 0))
+        seen |= _show_row(row, one.image, paths, titles if one is found[0] else (), _UNLABELLED)
+        height, width = row[0].get_images()[0].get_array().shape[:2]
+        for place in row[1:]:
+            place.get_images()[0].set_extent((0, width, height, 0))
         ends = [labelled(one.seeds[step]) for step in (0, iterations[-1])]
         shares.append(f"{one.name} from {ends[0]:.0f} to {ends[1]:.0f} percent")
     _legend(figure, album.classes, seen, "no seed, or void")
@@ -71,13 +67,8 @@ def qualitative(album: Album) -> Iterator[tuple[Drawing, Figure]]:
     figure = Figure(figsize=(6.6, 2.1 * len(pictures) + 0.5), layout="constrained")
     seen: set[int] = set()
     for row, picture in zip(figure.subplots(len(pictures), 3, squeeze=False), pictures, strict=True):
-        truth, mask = (
-            np.asarray(shrunk(path, _SIDE, mask=True)) for path in (picture.truth, picture.masks[method])
-        )
-        _show(row[0], np.asarray(shrunk(picture.image, _SIDE)), picture.name)
-        _show(row[1], coloured(truth), "ground truth")
-        _show(row[2], coloured(mask), f"{method}: {100 * picture.iou:.1f}")
-        seen |= set(np.unique(truth).tolist()) | set(np.unique(mask).tolist())
+        titles = (picture.name, "ground truth", f"{method}: {100 * picture.iou:.1f}")
+        seen |= _show_row(row, picture.image, (picture.truth, picture.masks[method]), titles)
     _legend(figure, album.classes, seen, "void", (255, 255, 255))
     yield (
         Drawing(
@@ -96,17 +87,28 @@ def side_by_side(rows: Sequence[tuple[Path, Mapping[str, Path]]], classes: Seque
     axes = figure.subplots(len(rows), len(titles), squeeze=False)
     seen: set[int] = set()
     for number, (row, (image, masks)) in enumerate(zip(axes, rows, strict=True)):
-        _show(row[0], np.asarray(shrunk(image, _SIDE)), "" if number else titles[0])
-        for place, (title, path) in zip(row[1:], masks.items(), strict=True):
-            mask = np.asarray(shrunk(path, _SIDE, mask=True))
-            seen |= set(np.unique(mask).tolist())
-            _show(place, coloured(mask), "" if number else title)
+        seen |= _show_row(row, image, list(masks.values()), () if number else titles)
     _legend(figure, classes, seen, "void", (255, 255, 255))
     return figure
 
 
 def _named(pictures: Sequence[Any]) -> str:
     return ", ".join(f"{picture.name} {100 * picture.iou:.1f}" for picture in pictures)
+
+
+def _show_row(
+    row: Sequence[Axes],
+    image: Path,
+    masks: Sequence[Path],
+    titles: Sequence[str],
+    void_colour: tuple[int, int, int] = (255, 255, 255),
+) -> set[int]:
+    """An image and its masks, under titles if there are any; gives the classes that the masks show."""
+    shown = [np.asarray(shrunk(path, _SIDE, mask=True)) for path in masks]
+    pictures = [np.asarray(shrunk(image, _SIDE)), *(coloured(mask, void_colour) for mask in shown)]
+    for place, picture, title in zip(row, pictures, titles or [""] * len(pictures), strict=True):
+        _show(place, picture, title)
+    return {int(index) for mask in shown for index in np.unique(mask)}
 
 
 def _show(axes: Axes, image: np.ndarray, title: str) -> None:
