@@ -383,11 +383,12 @@ def bench(
     """Time each part of a stage-1 iteration and of a prediction, beside what the originals computed with."""
     from repro.bench import bench as run_bench
     from repro.config import load_config
+    from repro.run.forecast import COSTS_HEADING
     from repro.run.forecast import costs as cost_table
 
     if costs:
         names = [name for name in profile_names() if name != "mini"]
-        check_target(out / "costs.md", of="table", begins=b"# What each profile costs\n")
+        check_target(out / "costs.md", of="table", begins=COSTS_HEADING.encode())
         write_text(out / "costs.md", cost_table(names, out))
         return Answer({"costs": out / "costs.md"}, [out / "costs.md"])
     settings = load_config(config, overrides or [], stages=("stage1",))

@@ -46,6 +46,7 @@ from repro.training.snapshots import snapshots
 _MASK_BYTES = 6_000
 _TYPICAL = (375, 500)  # of a VOC image
 _EMBEDDED = (112, 112)
+COSTS_HEADING = "# What each profile costs\n"  # how costs.md begins
 BENCH_SIDE = 321  # of `repro bench`'s images by default
 
 
@@ -110,7 +111,7 @@ def costs(profiles: Sequence[str], benches: Path) -> str:
     `STATED`. No data need be there; a profile's ``dataset.images`` says how many there are."""
     planned = [run for name in profiles for run in plan(name)]
     sections = [
-        "# What each profile costs\n\nWritten by `repro bench --costs`. Basis and models: `repro/run/forecast.py`. "
+        f"{COSTS_HEADING}\nWritten by `repro bench --costs`. Basis and models: `repro/run/forecast.py`. "
         "Memory is the device's, energy an upper bound (stated power times time)."
     ]
     found = [read_bench(path) for path in sorted(benches.glob("*.json"))]
