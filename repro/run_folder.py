@@ -277,8 +277,9 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> bool:
 
 def check_no_others(folder: Path, *files: str) -> None:
     """Raise InputError where one of the files is there and no ``settings.json`` says what made it: it is the user's."""
-    for name in files:
-        if os.path.lexists(folder / name) and not (folder / "settings.json").exists():
+    settings = folder / "settings.json"
+    for name in () if settings.exists() else files:
+        if os.path.lexists(folder / name) and not settings.exists():  # another rank may have begun meanwhile
             raise InputError(
                 f"{folder}: {name} is there and no settings.json says what made it; choose another folder"
             )
