@@ -21,6 +21,7 @@ ROOT = HERE.parent
 GOLDEN = HERE / "golden"
 CAFFE_FILES = GOLDEN / "caffe_files"
 REPRODUCE_MINI = ("reproduce", "--config", "mini", "device=cpu")
+SHARED = Path(os.environ.get("REPRO_SHARED", ROOT.parent / "shared"))  # images and weights of others
 
 
 @contextmanager
@@ -61,19 +62,17 @@ def golden():
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with ImageNet's convolutions, real images and recordings at full width; not part of the repository."""
-    folder = Path(os.environ.get("REPRO_SHARED", ROOT.parent / "shared"))
-    if not (folder / "weights" / "vgg16_conv.caffemodel").is_file():
+    if not (SHARED / "weights" / "vgg16_conv.caffemodel").is_file():
         pytest.skip(
-            f"no weights/vgg16_conv.caffemodel in {folder} (set REPRO_SHARED to the folder that holds it)"
+            f"no weights/vgg16_conv.caffemodel in {SHARED} (set REPRO_SHARED to the folder that holds it)"
         )
-    return folder
+    return SHARED
 
 
 @pytest.fixture(scope="session")
 def voc_sample() -> Path:
     """The folder ``voc-sample`` with real VOC images and the SEC authors' cues; not part of the repository."""
-    shared = Path(os.environ.get("REPRO_SHARED", ROOT.parent / "shared"))
-    sample = shared / "voc-sample"
+    sample = SHARED / "voc-sample"
     if not (sample / "VOCdevkit" / "VOC2012" / "JPEGImages").is_dir():
         pytest.skip(f"no VOC sample at {sample} (set REPRO_SHARED to the folder that holds voc-sample/)")
     return sample

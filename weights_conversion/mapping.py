@@ -187,9 +187,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> Layers:
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - a handle, not a dict
-        except (
-            Exception
-        ) as error:  # SafetensorError, and of its bindings KeyError, TypeError, AttributeError, …
+        except Exception as error:  # SafetensorError, of its bindings KeyError, TypeError, …
             raise wire.error("", f"damaged safetensors file: {line_of(error)}") from error
         for key, tensor in tensors.items():
             layer, _, blob = key.rpartition(".")

@@ -45,19 +45,9 @@ V1_TYPES = {number: _spelled(name) for name, number in V1LayerParameter.LayerTyp
 _V0_TYPES = {  # to V1's
     name: name.upper()
     for name in (
-        *(
-            "accuracy",
-            "bnll",
-            "concat",
-            "data",
-            "dropout",
-            "euclidean_loss",
-            "flatten",
-            "hdf5_data",
-            "hdf5_output",
-        ),
-        *("im2col", "infogain_loss", "lrn", "multinomial_logistic_loss", "relu", "sigmoid", "softmax"),
-        *("softmax_loss", "split", "tanh", "window_data"),
+        *("accuracy", "bnll", "concat", "data", "dropout", "euclidean_loss", "flatten", "hdf5_data"),
+        *("hdf5_output", "im2col", "infogain_loss", "lrn", "multinomial_logistic_loss", "relu", "sigmoid"),
+        *("softmax", "softmax_loss", "split", "tanh", "window_data"),
     )
 } | {"conv": "CONVOLUTION", "images": "IMAGE_DATA", "innerproduct": "INNER_PRODUCT", "pool": "POOLING"}
 

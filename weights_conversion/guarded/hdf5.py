@@ -11,9 +11,8 @@ import numpy as np
 
 from weights_conversion.guarded.answers import MIB, RefusedError, write_head
 
-_MOST_NAMES = (
-    5000  # of groups and datasets, which cost the library some time each: a ResNet-152's file has 1600
-)
+# groups and datasets, which cost the library some time each: a ResNet-152's file has 1600
+_MOST_NAMES = 5000
 _MOST_DEPTH = 8
 _MOST_UNPACKED = 64 * MIB  # of packed datasets together, beside 8 times the file's size
 _MOST_ATTRIBUTES = 100
