@@ -236,7 +236,8 @@ def test_what_cannot_be_lengthened(inputs, tmp_path, capfd, more, message):
 def test_progress_is_a_line_now_and_then_without_a_terminal(inputs, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     assert run_command(arguments(inputs, tmp_path, 2, "solver.max_iter=5", "solver.display=2")) == 0
-    lines = [line for line in caplog.messages if line.startswith("stage2: iteration ")]
+    run = f"{tmp_path.name}/stage2: iteration "
+    lines = [line for line in caplog.messages if line.startswith(run)]
     assert [line.partition(":")[2].partition(":")[0] for line in lines] == [
         " iteration 0 of 5",
         " iteration 2 of 5",

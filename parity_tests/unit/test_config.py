@@ -127,6 +127,7 @@ def test_values_are_yaml_with_plain_numbers():
         ("data.batch_size=0", "stage1.data.batch_size: .*greater than or equal to 1.*found 0"),
         ("data.mirror=1", "stage1.data.mirror: .*valid boolean.*found 1"),
         ("data.mirror=yes", "stage1.data.mirror: .*valid boolean.*found 'yes'"),
+        ("solver.max_iter=", "stage1.solver.max_iter: .*valid integer, found nothing"),
         ("solver.lr_policy=cosine", "lr_policy: expected one of fixed, step, .*found 'cosine'"),
         ("solver.base_lr=-1", "base_lr: .*greater than 0.*found -1"),
         ("model.num_classes=3", "model.num_classes is 3, dataset.classes lists 21"),

@@ -36,9 +36,8 @@ def validated(model: type[M], fields: dict[str, Any], where: str) -> M:
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise InputError(f"{where}: unknown key {key!r}{_similar(model, first['loc'])}") from None
-        found = (
-            "" if first["type"] in ("missing", "value_error") else f", found {_SHORT.repr(first['input'])}"
-        )
+        given = "nothing" if first["input"] is None else _SHORT.repr(first["input"])
+        found = "" if first["type"] in ("missing", "value_error") else f", found {given}"
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "literal_error":
             message = meant(first["input"], re.findall(r"'([^']*)'", first["ctx"]["expected"]))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from tqdm import tqdm
 
 from repro import distributed
 from repro.data.mask_set import MaskSet
@@ -47,7 +48,10 @@ def evaluate_folder(
     truth, predicted = MaskSet(num_classes), MaskSet(num_classes)
     same = 0
     mine = slice(distributed.rank(), None, distributed.size())
-    for gt_path, image_id in zip(gt_paths[mine], ids[mine], strict=True):
+    pairs = list(zip(gt_paths[mine], ids[mine], strict=True))
+    for gt_path, image_id in tqdm(
+        pairs, desc="evaluate", unit="image", disable=None if distributed.is_first() else True
+    ):
         pred_path = Path(pred_dir) / f"{image_id}.png"
         if not pred_path.is_file():
             raise InputError(f"{pred_path}: no prediction for {gt_path}")

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from repro.constants import VOID
 from repro.data.mask_set import MaskSet
 from repro.data.voc import colour_palette
 from repro.errors import InputError
-from repro.metrics import confusion_matrix, mean_iou, per_class_iou
+from repro.metrics import mean_iou, per_class_iou
 
-Masks = tuple[np.ndarray, np.ndarray]
+Values = tuple[np.ndarray, np.ndarray]
 
 UNTOLD = (
     "Predictions made of images with red and blue swapped look like others: a score cannot tell. Swapped images cost "
@@ -36,58 +37,40 @@ class Score:
     right: bool = False
 
 
-def _void_is_background(truth: np.ndarray, pred: np.ndarray, classes: int) -> Masks:
-    return np.where(truth == VOID, 0, truth), pred
+def _grey_of_colours() -> np.ndarray:
+    """ITU-R 601 grey of VOC's colours, as Pillow and OpenCV compute it, uint8 (256,)."""
+    return np.rint(colour_palette() @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)
 
 
-def _truth_as_grey(truth: np.ndarray, pred: np.ndarray, classes: int) -> Masks:
-    """What reading VOC's palette as a grey image makes of indices: values of colours, most of them no class."""
-    return _grey_of_colours()[truth], pred
-
-
-def _pred_as_grey(truth: np.ndarray, pred: np.ndarray, classes: int) -> Masks:
-    return truth, _grey_of_colours()[pred]
-
-
-def _truth_one_less(truth: np.ndarray, pred: np.ndarray, classes: int) -> Masks:
-    """Background becomes void, and each class the one before (``reduce_zero_label``)."""
-    return np.where(truth == VOID, VOID, truth.astype(np.int64) - 1) % 256, pred
-
-
-def _pred_one_less(truth: np.ndarray, pred: np.ndarray, classes: int) -> Masks:
-    return truth, np.where(pred == 0, 0, pred.astype(np.int64) - 1)
-
-
-def _pred_one_more(truth: np.ndarray, pred: np.ndarray, classes: int) -> Masks:
-    return truth, np.minimum(pred.astype(np.int64) + 1, classes - 1)
-
-
-def _background_left_out(truth: np.ndarray, pred: np.ndarray, classes: int) -> Masks:
-    return np.where(truth == 0, VOID, truth), pred
-
-
-def _background_missing(truth: np.ndarray, pred: np.ndarray, classes: int) -> Masks:
+def _one_class(counts: np.ndarray, classes: int) -> np.ndarray:
     """Predictions of objects alone: what was background is whatever object is in the image, most of all."""
-    objects = np.bincount(pred[(pred > 0) & (pred < classes)].ravel(), minlength=classes)
-    return truth, np.where(pred == 0, int(objects.argmax()) if objects.any() else 1, pred)
+    objects = counts.sum(axis=0)[:classes]
+    objects[0] = 0
+    return np.where(_VALUES == 0, int(objects.argmax()) or 1, _VALUES)
 
 
-def _half_size(truth: np.ndarray, pred: np.ndarray, classes: int) -> Masks:
-    """Both scored at the grid of an eighth, as they leave the net."""
-    height, width = (max(1, -(-size // 8)) for size in truth.shape)
-    return _resized(truth, height, width), _resized(pred, height, width)
+_VALUES = np.arange(256)
 
-
-_MISTAKES: dict[str, Callable[[np.ndarray, np.ndarray, int], Masks]] = {
-    "void counted as background": _void_is_background,
-    "background left out of the truth": _background_left_out,
-    "predictions without background": _background_missing,
-    "truth's palette read as grey values": _truth_as_grey,
-    "predictions' palette read as grey values": _pred_as_grey,
-    "classes of the truth one too low": _truth_one_less,
-    "classes of the predictions one too low": _pred_one_less,
-    "classes of the predictions one too high": _pred_one_more,
-    "scored at an eighth of the size": _half_size,
+# what each mistake makes of the values of truth and prediction, from an image's counts and the number of classes
+_MISTAKES: dict[str, Callable[[np.ndarray, int], Values]] = {
+    "void counted as background": lambda counts, classes: (np.where(_VALUES == VOID, 0, _VALUES), _VALUES),
+    "background left out of the truth": lambda counts, classes: (
+        np.where(_VALUES == 0, VOID, _VALUES),
+        _VALUES,
+    ),
+    "predictions without background": lambda counts, classes: (_VALUES, _one_class(counts, classes)),
+    "truth's palette read as grey values": lambda counts, classes: (_grey_of_colours(), _VALUES),
+    "predictions' palette read as grey values": lambda counts, classes: (_VALUES, _grey_of_colours()),
+    # background becomes void, and each class the one before (reduce_zero_label)
+    "classes of the truth one too low": lambda counts, classes: (
+        np.r_[VOID, _VALUES[: VOID - 1], VOID],
+        _VALUES,
+    ),
+    "classes of the predictions one too low": lambda counts, classes: (_VALUES, np.maximum(_VALUES - 1, 0)),
+    "classes of the predictions one too high": lambda counts, classes: (
+        _VALUES,
+        np.minimum(_VALUES + 1, classes - 1),
+    ),
 }
 
 
@@ -108,19 +91,25 @@ def explain(pred_dir: Path, gt_paths: Sequence[Path], ids: Sequence[str], num_cl
     matrices: dict[str, np.ndarray] = {}
     per_image: list[float] = []
     differ = False
-    for gt_path, name in zip(gt_paths, ids, strict=True):
+    for gt_path, name in tqdm(
+        zip(gt_paths, ids, strict=True), desc="explain", total=len(ids), unit="image", disable=None
+    ):
         pred_path = pred_dir / f"{name}.png"
         if not pred_path.is_file():
             raise InputError(f"{pred_path}: no prediction for {gt_path}")
         truth, pred = truths.read(gt_path), predictions.read(pred_path)
         differ = differ or truth.shape != pred.shape
         to_truth = _resized(pred, *truth.shape)
-        matrix = _matrix(truth, to_truth, num_classes)
-        _add(matrices, "", matrix)
+        counts = _counts(truth, to_truth)
+        matrix = _matrix(counts, num_classes)
         per_image.append(mean_iou(matrix, "present"))
-        _add(matrices, _TO_PREDICTIONS, _matrix(_resized(truth, *pred.shape), pred, num_classes))
-        for mistake, change in _MISTAKES.items():
-            _add(matrices, mistake, _matrix(*change(truth, to_truth, num_classes), num_classes))
+        _add(matrices, "", matrix)
+        _add(matrices, _TO_PREDICTIONS, _matrix(_counts(_resized(truth, *pred.shape), pred), num_classes))
+        for mistake, values in _MISTAKES.items():
+            _add(matrices, mistake, _matrix(counts, num_classes, *values(counts, num_classes)))
+        grid = [max(1, -(-size // 8)) for size in truth.shape]  # as they leave the net
+        at_grid = _counts(_resized(truth, *grid), _resized(to_truth, *grid))
+        _add(matrices, "scored at an eighth of the size", _matrix(at_grid, num_classes))
     truths.check()
     resized = matrices.pop(_TO_PREDICTIONS)
     straight = matrices.pop("")
@@ -148,11 +137,20 @@ _RIGHT = "mean over the classes that the truth shows"
 _TO_PREDICTIONS = "truth resized to the predictions"
 
 
-def _matrix(truth: np.ndarray, pred: np.ndarray, classes: int) -> np.ndarray:
-    """Counts (C + 1, C + 1): the last class is what is predicted to be none, which is wrong; no pixel is of it."""
-    void = classes + 1
-    counted = np.where(truth < classes, truth.astype(np.int64), void)
-    return confusion_matrix(counted, np.minimum(pred.astype(np.int64), classes), classes + 1)
+def _counts(truth: np.ndarray, pred: np.ndarray) -> np.ndarray:
+    """How many pixels hold each pair of values, (256, 256); whole numbers in float64, which multiply fast."""
+    pairs = truth.ravel().astype(np.int64) * 256 + pred.ravel()
+    return np.bincount(pairs, minlength=256 * 256).reshape(256, 256).astype(np.float64)
+
+
+def _matrix(
+    counts: np.ndarray, classes: int, truth: np.ndarray = _VALUES, pred: np.ndarray = _VALUES
+) -> np.ndarray:
+    """Counts (C + 1, C + 1) of what the values stand for: the last class is what is predicted to be none, which is
+    wrong; no pixel is of it."""
+    kinds = np.arange(classes + 1)[:, None]
+    rows = (kinds == truth) & (kinds < classes)
+    return rows.astype(np.float64) @ counts @ (kinds == np.minimum(pred, classes)).T.astype(np.float64)
 
 
 def _add(matrices: dict[str, np.ndarray], name: str, matrix: np.ndarray) -> None:
@@ -167,13 +165,10 @@ def _without_background(matrix: np.ndarray) -> float:
 
 def _resized(mask: np.ndarray, height: int, width: int) -> np.ndarray:
     """To the nearest pixel by centres."""
+    if mask.shape == (height, width):
+        return mask
     rows, columns = (
         ((np.arange(size) + 0.5) * of / size).astype(np.int64)
         for size, of in zip((height, width), mask.shape, strict=True)
     )
     return mask[rows[:, None], columns]
-
-
-def _grey_of_colours() -> np.ndarray:
-    """ITU-R 601 grey of VOC's colours, as Pillow and OpenCV compute it, uint8 (256,)."""
-    return np.rint(colour_palette() @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)

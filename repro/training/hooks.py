@@ -144,10 +144,11 @@ class Progress(Hook):
 
     def before_training(self, loop: SolverLoop) -> None:
         total, display = loop.solver.config.max_iter, max(loop.solver.config.display, 1)
+        self.name = "/".join(loop.folder.resolve().parts[-2:])  # the run and its stage
         self.bar = tqdm(
             total=total,
             initial=loop.solver.iteration,
-            desc=loop.folder.name,
+            desc=self.name,
             unit="it",
             disable=None if distributed.is_first() else True,
             dynamic_ncols=True,
@@ -171,7 +172,7 @@ class Progress(Hook):
             self.bar.set_postfix(shown)
         elif distributed.is_first() and row.iteration % self.every == 0:
             line = ", ".join(f"{name} {value}" for name, value in shown.items())
-            log.info("%s: iteration %d of %d: %s", loop.folder.name, row.iteration, self.bar.total, line)
+            log.info("%s: iteration %d of %d: %s", self.name, row.iteration, self.bar.total, line)
 
     def after_iteration(self, loop: SolverLoop, sums: Sums) -> None:
         assert self.bar is not None
