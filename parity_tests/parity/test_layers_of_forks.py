@@ -11,7 +11,7 @@ from parity_tests.conftest import assert_close
 from parity_tests.tolerances import IMPORTER_REL, LAYER
 from repro.errors import InputError
 from repro.models.net import load_net
-from repro.models.registry import register, registered_types
+from repro.models.registry import register
 from weights_conversion import write_caffemodel
 
 RNG = np.random.default_rng(3)
@@ -300,7 +300,8 @@ def test_what_does_not_fit_is_told_in_one_line(layer, where, tmp_path):
 
 
 def test_a_type_of_ones_own(tmp_path):
-    if "Cubed" not in registered_types():
-        register("Cubed")(lambda x: x**3)
+    register("Cubed")(lambda x: x**3)
+    with pytest.raises(ValueError, match="Cubed is registered already"):
+        register("Cubed")(lambda x: x)
     net = build(tmp_path, 'layer { name: "l" type: "Cubed" bottom: "x" top: "y" }')
     assert_close(net.forward_blobs(torch.from_numpy(X))["y"], X**3, LAYER, "x³", relative_to_max=True)

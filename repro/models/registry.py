@@ -450,12 +450,3 @@ def layer_class(layer: LayerParameter) -> type[Layer]:
         add = f'add it in Python with @repro.models.register("{name}"), see docs/design.md'
         raise InputError(f"{describe(layer)}: type: {name!r} is not known{reason}; {add}")
     return entry
-
-
-def registered_types() -> list[str]:
-    """Every type that nets may have, Python layers as ``module.Class``."""
-    import repro.models.layer_types  # noqa: F401
-
-    for module in _ABOVE.values():
-        importlib.import_module(module)
-    return sorted(_ENTRIES)
