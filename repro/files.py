@@ -70,7 +70,7 @@ def write_report(path: str | os.PathLike[str], content: Any) -> None:
         except InputError:
             before = None
         if not isinstance(before, dict) or before.keys().isdisjoint(content):
-            raise InputError(f"{os.fspath(path)}: is there and is no JSON report; choose another name")
+            raise InputError(f"{os.fspath(path)}: exists and is no JSON report; choose another name")
     write_json(path, content)
 
 
@@ -131,7 +131,7 @@ def lock_folder(folder: Path) -> None:
             os.close(handle)
             raise InputError(f"{folder}: in use by {holder}; wait for it, or choose another folder") from None
         log.warning(
-            "%s: cannot be locked (%s): see to it that no other run writes there", folder, error.strerror
+            "%s: cannot be locked (%s): make sure that no other run writes there", folder, error.strerror
         )
     # The handle stays open: closing any handle of the file in this process would give the lock back.
     _held[path] = handle

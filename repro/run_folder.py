@@ -281,7 +281,7 @@ def check_no_others(folder: Path, *files: str) -> None:
     for name in () if settings.exists() else files:
         if os.path.lexists(folder / name) and not settings.exists():  # another rank may have begun meanwhile
             raise InputError(
-                f"{folder}: {name} is there and no settings.json says what made it; choose another folder"
+                f"{folder}: {name} exists and no settings.json says what made it; choose another folder"
             )
 
 

@@ -138,7 +138,7 @@ def run(caffe, options, prototxt):
 def main(arguments=None):
     options = read_arguments(arguments)
     if os.path.exists(options.out):
-        sys.exit("%s: is there already" % options.out)
+        sys.exit("%s: exists already" % options.out)
     os.environ.setdefault("GLOG_minloglevel", "2")
     import caffe
 

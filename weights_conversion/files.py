@@ -85,7 +85,7 @@ def check_target(
         with target.open("rb") as file:
             same = file.read(len(begins)) == begins
     if not same:
-        raise InputError(f"{target}: is there and holds no {of} of ours; choose another name")
+        raise InputError(f"{target}: exists and holds no {of} of ours; choose another name")
 
 
 _recorded: dict[Path, set[Path]] = {}  # recording folder -> the folders below it that its record names

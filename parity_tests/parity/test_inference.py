@@ -130,7 +130,7 @@ def test_files_of_others_are_no_masks(model, tmp_path):
     photo = tmp_path / "a.png"
     Image.new("RGB", (8, 8)).save(photo)
     segmenter = TorchSegmenter(model, PredictConfig(protocol="sec", crf=False))
-    with pytest.raises(InputError, match=r"a\.png is there and no settings\.json"):
+    with pytest.raises(InputError, match=r"a\.png exists and no settings\.json"):
         predict_folder(segmenter, {"a": photo}, tmp_path, described={"weights": "a"})
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 

@@ -97,10 +97,10 @@ def test_a_layer_without_a_form_and_weights_that_lack_one(capsys, tmp_path):
     loss.write_text(
         NET.read_text() + 'layer { name: "e" type: "EuclideanLoss" bottom: "fc8" bottom: "fc8" top: "e" }'
     )
-    for name, form in (("x.onnx", "ONNX"), ("x.py", "plain PyTorch")):
+    for name, form in (("x.onnx", "exported to ONNX"), ("x.py", "written in plain PyTorch")):
         status, _, err = convert(capsys, loss, WEIGHTS, tmp_path / name)
         assert status == 2
-        assert f"layer 'e' (EuclideanLoss): has no form in {form} here" in err
+        assert f"layer 'e' (EuclideanLoss): cannot be {form}" in err
         more = tmp_path / "more.prototxt"
         more.write_text(
             NET.read_text()

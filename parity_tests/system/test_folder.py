@@ -59,7 +59,7 @@ def test_batches_hold_one_size_and_every_image_gets_its_own_mask(tmp_path, rng):
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path, rng):
     (tmp_path / "masks").write_text("kept")
-    with pytest.raises(InputError, match="masks: a file is there, a folder for the masks expected"):
+    with pytest.raises(InputError, match="masks: a file, a folder for the masks expected"):
         predict_folder(
             Recorder(batch_size=1), save(tmp_path, [(4, 6)], rng), tmp_path / "masks", described={}
         )

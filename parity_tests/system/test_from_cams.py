@@ -209,5 +209,5 @@ def test_cues_of_other_settings_stay(tmp_path, capsys):
 def test_a_list_of_the_users_among_pseudo_labels_stays(tmp_path, capsys):
     (tmp_path / "list.txt").write_text("mine")
     assert run_command(["pseudo-labels", "--config", "mini", "--weights", "w", "--out", str(tmp_path)]) == 2
-    assert "list.txt is there and no settings.json" in capsys.readouterr().err
+    assert "list.txt exists and no settings.json" in capsys.readouterr().err
     assert (tmp_path / "list.txt").read_text() == "mine"

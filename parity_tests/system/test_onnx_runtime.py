@@ -279,7 +279,7 @@ def test_other_graphs_and_other_arrays(model, exported, tmp_path):
     [
         ("classes", None, "classes|expected"),
         ("classes", "[1", "damaged"),
-        ("classes", "[1, 2]", "its classes are no names"),
+        ("classes", "[1, 2]", "its classes are not names"),
         ("protocol", "other", "protocol 'other' and precision 'fp32' in its metadata"),
         ("precision", None, "protocol 'sec' and precision None in its metadata"),
     ],

@@ -128,7 +128,7 @@ def test_bad_requests_write_nothing(tool, tmp_path, options, reason):
 def test_a_recording_is_not_overwritten(tool, tmp_path):
     files = net_files(tmp_path, INPUT + BODY)
     (tmp_path / "blobs.h5").write_text("mine")
-    with pytest.raises(SystemExit, match=r"blobs\.h5: is there already"):
+    with pytest.raises(SystemExit, match=r"blobs\.h5: exists already"):
         tool.main(files)
     assert (tmp_path / "blobs.h5").read_text() == "mine"
 

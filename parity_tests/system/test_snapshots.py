@@ -294,7 +294,7 @@ def test_where_a_loss_that_is_no_number_comes_from(inputs, tmp_path, capfd, laye
     call = arguments(inputs, tmp_path / "run", 1, f"init.weights={tmp_path}/bad.safetensors")
     assert run_command(call) == 2
     said = capfd.readouterr().err.splitlines()
-    assert f"the first value that is no finite number: {place};" in said[-1]
+    assert f"the first value that is NaN or infinite: {place};" in said[-1]
     assert "at iteration 0" in said[-1]
     assert not list((tmp_path / "run").rglob("iter_*"))
 
@@ -306,7 +306,7 @@ def test_the_last_good_state_stays_when_the_loss_is_no_number(inputs, tmp_path, 
     line = capfd.readouterr().err.splitlines()[-1]
     iteration = int(re.search(r"at iteration (\d+) ", line)[1])
     assert iteration > 0
-    assert re.search(r"no finite number: (blob|loss|gradient|parameter)", line)
+    assert re.search(r"NaN or infinite: (blob|loss|gradient|parameter)", line)
     (state,) = (tmp_path / "stage1").glob("*.state")
     assert state.name == f"iter_{iteration}.state"
     history = torch.load(state, weights_only=True)["history"]

@@ -434,7 +434,7 @@ def test_a_file_of_another_kind_stays(inputs, capsys, monkeypatch, command, name
     Path(name).write_text("mine\n")
     before = content(inputs)
     assert run_command([*command.split(), name]) == 2
-    assert f"repro: {name}: is there and holds no " in capsys.readouterr().err
+    assert f"repro: {name}: exists and holds no " in capsys.readouterr().err
     assert content(inputs) == before
     Path(name).unlink()
     for _ in range(2):  # what an earlier call wrote is replaced
@@ -467,7 +467,7 @@ def test_weights_beside_a_target_are_not_replaced_unasked(inputs, capsys, monkey
     capsys.readouterr()
     before = content(inputs)
     assert run_command([*call, "mine.py"]) == 2
-    assert "mine.safetensors: is there without mine.py, which is written with it" in capsys.readouterr().err
+    assert "mine.safetensors: exists without mine.py, which is written with it" in capsys.readouterr().err
     assert content(inputs) == before
 
 
@@ -477,7 +477,7 @@ def test_masks_of_coco_take_over_no_folder(inputs, capsys, monkeypatch):
     before = content(inputs)
     call = ["data", "coco-masks", "coco.json"]
     assert run_command([*call, "masks"]) == 2
-    assert "x.png is there and no settings.json says what made it" in capsys.readouterr().err
+    assert "x.png exists and no settings.json says what made it" in capsys.readouterr().err
     assert content(inputs) == before
     assert [run_command([*call, "fresh"]) for _ in range(2)] == [0, 0]
     text = Path("coco.json").read_text()

@@ -146,7 +146,7 @@ def test_what_is_not_the_file_is_refused(server, tmp_path, behaviour, options, r
     with pytest.raises(InputError, match=reason) as caught:
         get(tmp_path / "data.bin", server.url(behaviour), **options)
     assert "\n" not in str(caught.value)
-    assert str(caught.value).startswith("data.bin: not to be had from 1 source(s): 127.0.0.1")
+    assert str(caught.value).startswith("data.bin: could not be downloaded from 1 source(s): 127.0.0.1")
     assert not (tmp_path / "data.bin").exists()
     assert len(server.ranges) <= 6
 

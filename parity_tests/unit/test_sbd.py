@@ -69,7 +69,7 @@ def test_the_users_list_stays(sets, text):
     if text.startswith("/"):
         build_train_aug(sbd, layout, expected=len(TRAIN_AUG))
     else:
-        with pytest.raises(InputError, match=r"train_aug\.txt: is there with other images than these 7"):
+        with pytest.raises(InputError, match=r"train_aug\.txt: exists with other images than these 7"):
             build_train_aug(sbd, layout, expected=len(TRAIN_AUG))
         assert not layout.masks_aug.exists()
     assert layout.image_set("train_aug").read_text() == text

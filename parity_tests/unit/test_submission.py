@@ -172,7 +172,7 @@ def test_archives_that_the_server_cannot_use(members, tmp_path):
             "notes.txt'?: expected nothing but",
         ),
         (packed(tmp_path / "3.tar.gz", {**members, f"/{names[0]}": b""}), "expected nothing but"),
-        (packed(tmp_path / "4.tar.gz", members, twice=names[4]), "is there twice"),
+        (packed(tmp_path / "4.tar.gz", members, twice=names[4]), "is in the archive twice"),
         (packed(tmp_path / "5.tar.gz", some, link=names[-1]), "expected nothing but files"),
         (
             packed(tmp_path / "6.tar.gz", {**some, names[-1]: bytes(10_000_001)}),

@@ -107,7 +107,7 @@ def _check_targets(target: Path, inputs: list[Path]) -> None:
         check_target(beside, *inputs, of="weights", begins=is_weights)
         if beside.exists() and not target.exists():
             raise InputError(
-                f"{beside}: is there without {target.name}, which is written with it; expected another name"
+                f"{beside}: exists without {target.name}, which is written with it; expected another name"
             )
 
 

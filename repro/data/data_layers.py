@@ -376,6 +376,6 @@ class HDF5Data(DataLayer):
             arrays.append(found.values.astype(np.float32))
         if len({len(array) for array in arrays}) > 1:
             raise InputError(
-                f"{name}: datasets of {', '.join(str(len(a)) for a in arrays)} rows, expected as many"
+                f"{name}: datasets of {', '.join(str(len(a)) for a in arrays)} rows, the same number in each expected"
             )
         return arrays

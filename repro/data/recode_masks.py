@@ -48,7 +48,7 @@ def recode_masks(
     """
     paths = _masks_in(source)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{target}: is there already, a new folder for the masks expected")
+        raise InputError(f"{target}: exists already, a new folder for the masks expected")
     if target.resolve().is_relative_to(source.resolve()):
         raise InputError(f"{target}: lies in {source}, a folder beside the masks expected")
     coding = coding or _coding(paths, num_classes)

@@ -111,7 +111,7 @@ class OnnxSession:
             outputs, inputs = self._session.get_outputs(), self._session.get_inputs()
             self.classes: list[str] = json.loads(self.metadata.get("classes", "[]"))
             if not isinstance(self.classes, list) or not all(isinstance(name, str) for name in self.classes):
-                raise ValueError("its classes are no names")
+                raise ValueError("its classes are not names")
         self.graph = self.metadata.get("graph", "")
         names = [value.name for value in (*inputs, *outputs)]
         if names != ["images", self.graph] or "parameters_sha256" not in self.metadata:

@@ -96,7 +96,9 @@ def download(
             log.info("%s: %s", url, error)
             continue
         return url
-    raise InputError(f"{target.name}: not to be had from {len(urls)} source(s): {'; '.join(reasons)}")
+    raise InputError(
+        f"{target.name}: could not be downloaded from {len(urls)} source(s): {'; '.join(reasons)}"
+    )
 
 
 class _Transfer:

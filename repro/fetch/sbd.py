@@ -79,7 +79,7 @@ def build_train_aug(sbd: Path, layout: VocLayout, *, expected: int = TRAIN_AUG) 
     training_list = layout.image_set("train_aug")
     if training_list.exists() and (other := {*read_id_list(training_list)} ^ {*train_aug}):
         raise InputError(
-            f"{training_list}: is there with other images than these {expected}, such as {min(other)}; move it away"
+            f"{training_list}: exists with other images than these {expected}, such as {min(other)}; move it away"
         )
     try:
         make_folder(layout.masks_aug)

@@ -80,7 +80,7 @@ def predict_folder(
             read or segmented is no error here: the others are segmented, and the result names it.
     """
     if out_dir.exists() and not out_dir.is_dir():
-        raise InputError(f"{out_dir}: a file is there, a folder for the masks expected")
+        raise InputError(f"{out_dir}: a file, a folder for the masks expected")
     if distributed.is_first():
         survey_images(list(images.values()))
     described = json.loads(json.dumps(described))

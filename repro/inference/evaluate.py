@@ -41,7 +41,7 @@ def evaluate_folder(
             names the files.
     """
     if len(gt_paths) != len(ids):
-        raise InputError(f"{len(gt_paths)} ground-truth masks for {len(ids)} image names: expected as many")
+        raise InputError(f"{len(gt_paths)} ground-truth masks for {len(ids)} image names: expected one each")
     if not ids:
         raise InputError(f"no image to evaluate in {pred_dir}: the list of names is empty")
     matrix = np.zeros((num_classes, num_classes), np.int64)

@@ -232,11 +232,11 @@ class Layer(nn.Module):
 
     def onnx(self, graph: Any, bottoms: list[str], tops: list[str]) -> None:
         if not self.operator:
-            raise InputError(f"{self}: has no form in ONNX here")
+            raise InputError(f"{self}: cannot be exported to ONNX")
         graph.emit(self.operator, bottoms, tops[0], **self.attributes)
 
     def source(self, code: Any, *bottoms: str) -> str | Sequence[str]:
-        raise InputError(f"{self}: has no form in plain PyTorch here")
+        raise InputError(f"{self}: cannot be written in plain PyTorch")
 
     def multiply_adds(self, shapes: Sequence[Shape]) -> int:
         return 0

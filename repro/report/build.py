@@ -217,7 +217,7 @@ def _move_into(fresh: Path, out_dir: Path, provenance: dict[str, Any], before: d
         target = path_inside(out_dir, name)
         if target is None or target.is_symlink() or (target.exists() and name not in before):
             raise InputError(
-                f"{out_dir / name}: is there and was not written by an earlier call; choose another folder"
+                f"{out_dir / name}: exists and was not written by an earlier call; choose another folder"
             )
     # both lists until all is in its place: a call that is killed here must not take its own files for foreign ones
     write_json(fresh / "manifest.json", {**provenance, "files": {**before, **files}})

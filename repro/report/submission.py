@@ -110,7 +110,7 @@ def check_submission(archive: Path, ids: Sequence[str], image: Callable[[str], P
                         f"{where}: expected nothing but files {FOLDER}/<id>.png of the test list"
                     )
                 if member.name in seen:
-                    raise InputError(f"{where}: is there twice")
+                    raise InputError(f"{where} is in the archive twice")
                 seen.add(member.name)
                 if member.size > _LARGEST:
                     raise InputError(f"{where}: {member.size} bytes, a mask expected")

@@ -78,7 +78,7 @@ class FiniteCheck(Hook):
         place = next((place for place in places if place), "the sum of the gradients")
         raise InputError(
             f"{loop.folder}: the loss is {float(sums['loss']):g} at iteration {iteration} "
-            f"({_listed(sums)}); the first value that is no finite number: {place}; a lower base_lr may help"
+            f"({_listed(sums)}); the first value that is NaN or infinite: {place}; a lower base_lr may help"
         )
 
     def after_row(self, loop: SolverLoop, row: Row) -> None:
@@ -88,13 +88,13 @@ class FiniteCheck(Hook):
         done = loop.solver.iteration
         self._check_loss(loop, done - 1, {name: float(value) for name, value in sums.items()})
         if not all_finite([*loop.net.parameters(), *loop.solver.history]):
-            raise InputError(f"{loop.folder}: weights that are no numbers after {done} iterations")
+            raise InputError(f"{loop.folder}: NaN or infinity in the weights after {done} iterations")
 
     def _check_loss(self, loop: SolverLoop, iteration: int, metrics: dict[str, float]) -> None:
         if not math.isfinite(metrics["loss"]):
             raise InputError(
                 f"{loop.folder}: the loss is {metrics['loss']:g} at iteration {iteration} ({_listed(metrics)}); "
-                "a lower base_lr may help; CUDA_LAUNCH_BLOCKING=1 tells the layer"
+                "a lower base_lr may help; with CUDA_LAUNCH_BLOCKING=1 this line names the layer"
             )
 
 

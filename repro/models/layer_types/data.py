@@ -72,7 +72,7 @@ class DummyData(DataLayer):
             self.fail("shape", "beside num, channels, height or width, expected one or the other")
         if not shapes:
             if len({len(column) for column in columns}) > 1:
-                self.fail("num", "channels, height and width: expected as many of each")
+                self.fail("num", "channels, height and width: expected the same number of each")
             shapes = list(zip(*columns, strict=True))
         fillers = list(p.data_filler) or [FillerParameter()]
         for name, values in (("shape", shapes), ("data_filler", fillers)):

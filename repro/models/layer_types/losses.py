@@ -34,7 +34,7 @@ class Loss(Layer):
         scores, labels = self.shapes[:2]
         found, values = f"bottoms of the shapes {scores} and {labels}", torch.Size(labels).numel()
         if scores[:1] != labels[:1]:
-            self.fail("", f"{found}, expected as many items in both")
+            self.fail("", f"{found}, expected the same number of items in both")
         if self.one_size and torch.Size(scores).numel() != values:
             self.fail("", f"{found}, expected one size")
         if self.one_label and values != scores[0]:

@@ -93,7 +93,7 @@ class Pooling(Layer):
         behind = [pad + stride - 1 for _, stride, pad in sizes]
         pads = [*self.pad, *behind]
         if self.mask and not simple:
-            self.fail("", "a mask beside such a kernel, stride and pad has no form in ONNX here")
+            self.fail("", "a mask beside such a kernel, stride and pad cannot be exported to ONNX")
         if self.mask:
             # ONNX counts places through the whole blob, Caffe through a plane
             values = f"{tops[0]}/places"

@@ -170,7 +170,7 @@ class Crop(Called):
         self.arguments = {"axis": self.axis(self.p.axis), "offsets": list(self.p.offset)}
         x, like = self.shapes
         if len(x) != len(like):
-            self.fail("", f"bottoms of the shapes {x} and {like}, expected as many axes")
+            self.fail("", f"bottoms of the shapes {x} and {like}, expected the same number of axes")
         try:
             self(*(meta(shape) for shape in self.shapes))
         except ValueError as error:
