@@ -14,3 +14,6 @@ CLASS_NAMES = (
 
 TOLERANCE = 1e-5
 """How far a blob may be from Caffe's in a comparison, as a share of its largest value."""
+
+PRODUCER = "sec-dsrg-repro"
+"""What an ONNX file of ours says made it: the field ``producer_name``."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from weights_conversion.caffemodel import write_caffemodel
@@ -44,10 +45,10 @@ class Weights:
     report: LoadReport
     net: dict[str, Any]
 
-    def write(self, target: Path) -> None:
+    def write(self, target: Path) -> list[Path]:
         """Write them as the ending of ``target`` says; a safetensors file carries where they came from.
 
-        The same source gives the same bytes, as far as layers that the source lacks are filled alike.
+        Returns the file. The same source gives the same bytes, as far as layers that the source lacks are filled alike.
         """
         if target.suffix == ".safetensors":
             save_safetensors(
@@ -55,6 +56,7 @@ class Weights:
             )
         else:
             _WRITERS[target.suffix](self.layers, target)
+        return [target]
 
 
 def read_for(
@@ -88,6 +90,15 @@ def read_for(
     return Weights(model, report, net)
 
 
+def has_provenance(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a safetensors that `Weights.write` wrote."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return PROVENANCE in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
+
+
 def _provenance(report: LoadReport, net: dict[str, Any]) -> dict[str, Any]:
     sha256 = file_sha256(report.path)
     entries = dataclasses.asdict(report)
@@ -97,13 +108,17 @@ def _provenance(report: LoadReport, net: dict[str, Any]) -> dict[str, Any]:
 
 
 def convert_solverstate(
-    source: str | os.PathLike[str], target: str | os.PathLike[str], model: nn.Module | None
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    model: nn.Module | None,
+    *,
+    folder: str | os.PathLike[str] | None = None,
 ) -> list[Path]:
     """Write a solver state as the ending of ``target`` says, ``.solverstate`` or ``.solverstate.h5``.
 
     ``source`` is one of Caffe's, which is written as it is, or the ``.state`` of a snapshot of training here: then
     the weights beside it (``iter_<n>.safetensors``) are written, too, and Caffe resumes from the pair. That takes the
-    ``model`` that was trained.
+    ``model`` that was trained. ``folder`` is where the state says that its weights are; that of ``target`` by default.
 
     Returns the files written. Raises ``CaffeFileError`` for what the readers refuse and for a state of another net.
     """
@@ -125,7 +140,8 @@ def convert_solverstate(
         raise CaffeFileError(f"{source}: not of this net: {report}")
     learned_net = target.with_name(target.name.replace(".solverstate", ".caffemodel"))
     write_caffemodel(model, learned_net)
-    write_solverstate(target, state.iter, state.current_step, state.history, str(learned_net))
+    named = learned_net if folder is None else Path(folder) / learned_net.name
+    write_solverstate(target, state.iter, state.current_step, state.history, str(named))
     return [learned_net, target]
 
 

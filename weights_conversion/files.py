@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import filecmp
 import hashlib
 import os
 import re
 import secrets
+import shutil
 import stat
 import threading
 from collections.abc import Callable, Iterator
@@ -86,6 +88,33 @@ def check_target(
             same = file.read(len(begins)) == begins
     if not same:
         raise InputError(f"{target}: exists and holds no {of} of ours; choose another name")
+
+
+def write_new_or_same(target: Path, write: Callable[[Path], list[Path]]) -> list[Path]:
+    """Write files by ``write(target)``, and never in place of others.
+
+    For files that do not say who wrote them, as Caffe's: where ``target`` exists, they are written into a hidden folder
+    beside it, and whatever has their names must hold the same bytes.
+
+    Returns the files. Raises InputError where a file of other content exists, which stays.
+    """
+    if not target.exists():
+        return write(target)
+    folder = target.parent / temporary_name()
+    folder.mkdir()
+    try:
+        with errors_named(target):
+            written = write(folder / target.name)
+        for path in written:
+            there = target.with_name(path.name)
+            if there.exists() and not filecmp.cmp(path, there, shallow=False):
+                raise InputError(
+                    f"{there}: exists with other content, and such a file does not say who wrote it; "
+                    "remove it or choose another name"
+                )
+        return [path.replace(target.with_name(path.name)) for path in written]
+    finally:
+        shutil.rmtree(folder)
 
 
 _recorded: dict[Path, set[Path]] = {}  # recording folder -> the folders below it that its record names

@@ -24,7 +24,7 @@ from repro.errors import InputError
 from repro.files import LOCK_NAME, lock_folder, temporary_folder
 from repro.models import load_net
 from repro.report import report_all, report_runs, write_index
-from weights_conversion import write_caffemodel
+from weights_conversion import save_safetensors, write_caffemodel
 from weights_conversion.files import (
     clear_leftovers,
     file_sha256,
@@ -458,6 +458,35 @@ def test_what_a_call_reads_is_not_its_target(inputs, capsys, monkeypatch, comman
     assert run_command(command.split()) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert content(inputs) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["theirs.caffemodel", "theirs.h5", "theirs.npz", "theirs.safetensors", "theirs.onnx"]
+)
+def test_weights_of_others_in_the_same_form_stay(inputs, capsys, monkeypatch, name):
+    """Two names in the wrong order do not cost a model that exists once."""
+    monkeypatch.chdir(inputs)
+    theirs = load_net(inputs / "n.prototxt")
+    if name.endswith(".safetensors"):
+        save_safetensors(theirs, name)
+    elif name.endswith(".onnx"):
+        onnx = pytest.importorskip("onnx")
+        graph = onnx.helper.make_graph([], "g", [], [])
+        onnx.save_model(onnx.helper.make_model(graph, producer_name="pytorch"), name)
+    else:
+        with torch.no_grad():
+            theirs.get_parameter("c.weight").add_(1)
+        write_caffemodel(theirs, "other.caffemodel")
+        assert run_command(["convert", "other.caffemodel", name]) == 0
+    capsys.readouterr()
+    before = content(inputs)
+    net = ["n.prototxt"] if name.endswith(".onnx") else []
+    assert run_command(["convert", *net, "w.caffemodel", name]) == 2
+    assert f"repro: {name}: exists " in capsys.readouterr().err
+    assert content(inputs) == before
+    Path(name).unlink()
+    for _ in range(2):  # what an earlier call wrote is no obstacle
+        assert run_command(["convert", *net, "w.caffemodel", name]) == 0
 
 
 def test_weights_beside_a_target_are_not_replaced_unasked(inputs, capsys, monkeypatch):

@@ -90,7 +90,10 @@ WHOLE = {
         "eltwise_param.coeff: only for SUM",
     ),
     "items of a loss": ('type: "EuclideanLoss" bottom: "x" bottom: "o" top: "y"', "the same number of items in both"),
-    "items of a softmax loss": ('type: "SoftmaxWithLoss" bottom: "v" bottom: "w" top: "y"', "the same number of items in both"),
+    "items of a softmax loss": (
+        'type: "SoftmaxWithLoss" bottom: "v" bottom: "w" top: "y"',
+        "the same number of items in both",
+    ),
     "planes": ('type: "ContrastiveLoss" bottom: "x" bottom: "x" bottom: "s" top: "y"', "expected (N, C)"),
     "PReLU of a vector": ('type: "PReLU" bottom: "s" top: "y"', "a bottom of 1 axes"),
     "statistics": ('type: "BatchNorm" bottom: "x" top: "y" param { lr_mult: 1 }', "param: lr_mult above 0"),

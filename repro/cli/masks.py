@@ -22,6 +22,7 @@ from repro.cli.shared import (
     answer_masks,
     app,
     images_of,
+    is_exported,
     verb,
 )
 from repro.errors import InputError
@@ -240,11 +241,10 @@ def export(
 
     if gt and not images:
         raise InputError("--gt: ground truth of which images? --images names them")
-    from weights_conversion.kinds import file_kind
 
     if out.suffix != ".onnx":
         raise InputError(f"--out {out}: expected a name that ends in .onnx")
-    check_target(out, weights, *(images or []), of="ONNX net", begins=lambda path: file_kind(path) == "onnx")
+    check_target(out, weights, *(images or []), of="ONNX net", begins=is_exported)
     settings = load_config(config, overrides or [])
     compared = {path.name: path for source in images or [] for path in images_of(source).values()}
     agreement = export_file(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from repro import __version__, distributed
+from repro.constants import PRODUCER
 from repro.errors import InputError, printable
 from repro.profiles import profile_names
 
@@ -163,6 +164,13 @@ FirstClass = Annotated[
 
 
 # --- images in, masks out -------------------------------------------------------------------------------------
+
+
+def is_exported(path: Path) -> bool:
+    """Whether an ONNX file is one of ours: ``producer_name``, its second field, says so."""
+    name = PRODUCER.encode()
+    with path.open("rb") as file:
+        return file.read(64)[2:].startswith(bytes([0x12, len(name)]) + name)
 
 
 def images_of(source: Path, ids: Path | None = None) -> dict[str, Path]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from repro.cli.shared import Answer, ClassifierOption, ConfigOption, Overrides, app, verb
+from repro.cli.shared import Answer, ClassifierOption, ConfigOption, Overrides, app, is_exported, verb
 from repro.errors import InputError, chosen
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def convert(
     """
     from weights_conversion import STATE_ENDINGS, convert_solverstate
     from weights_conversion.conversion import NET_ENDINGS
+    from weights_conversion.files import write_new_or_same
 
     *before, target = files
     if len(before) not in (1, 2):
@@ -78,15 +80,18 @@ def convert(
     _check_targets(target, [*before, *([image] if image else [])])
     model, described = (None, {}) if len(before) == 1 else _net(before[0], seed)
     if state:
-        written = convert_solverstate(source, target, model)
+        written = write_new_or_same(
+            target, lambda path: convert_solverstate(source, path, model, folder=target.parent)
+        )
         return Answer({"written": written}, written)
     return _write_weights(model, source, target, described, spread_branches, image)
 
 
 def _check_targets(target: Path, inputs: list[Path]) -> None:
-    """Refuse names under which something else lies: an input, a program."""
+    """Refuse names under which something else lies: an input, a program, weights or a net of others."""
     from repro.models.source import SOURCE_HEADING
     from weights_conversion import STATE_ENDINGS, hdf5
+    from weights_conversion.conversion import has_provenance
     from weights_conversion.files import check_target
     from weights_conversion.kinds import file_kind
 
@@ -95,9 +100,14 @@ def _check_targets(target: Path, inputs: list[Path]) -> None:
             head = file.read(9)
         if head.startswith(hdf5.MAGIC):
             return not {"data", "history"}.isdisjoint(hdf5.root_names(path))
-        return head.endswith(b"{") or file_kind(path) in ("caffemodel", "npz", "onnx", "solverstate")
+        return head.endswith(b"{") or file_kind(path) in ("caffemodel", "npz", "solverstate")
 
-    check_target(target, *inputs, of="net", begins=SOURCE_HEADING if target.suffix == ".py" else is_weights)
+    marks: dict[str, bytes | Callable[[Path], bool]] = {
+        ".py": SOURCE_HEADING,
+        ".onnx": is_exported,
+        ".safetensors": has_provenance,
+    }
+    check_target(target, *inputs, of="net", begins=marks.get(target.suffix, is_weights))
     beside = None  # the weights that are written with it
     if target.suffix == ".py":
         beside = target.with_suffix(".safetensors")
@@ -124,6 +134,7 @@ def _write_weights(
     from repro.models.weights import hints
     from weights_conversion import read_for
     from weights_conversion.conversion import NET_ENDINGS
+    from weights_conversion.files import write_new_or_same
 
     as_net = target.suffix in NET_ENDINGS
     if source.suffix == ".prototxt":
@@ -138,9 +149,10 @@ def _write_weights(
     if as_net and model is not None:
         written, checked = write_net(model, target, source, weights.report, image)
         report += checked
+    elif target.suffix == ".safetensors":  # which says who wrote it
+        written = weights.write(target)
     else:
-        weights.write(target)
-        written = [target]
+        written = write_new_or_same(target, weights.write)
     return Answer({"written": written, "report": [str(line) for line in report]}, [*report, *written])
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import get_args
 
 from repro import __version__
-from repro.constants import MEAN_BGR
+from repro.constants import MEAN_BGR, PRODUCER
 from repro.data import colour_palette
 from repro.errors import InputError, chosen
 from repro.export import GraphName, PrecisionName
@@ -36,7 +36,6 @@ from weights_conversion.files import atomic_path, file_sha256
 
 GRAPHS: tuple[GraphName, ...] = get_args(GraphName)
 PRECISIONS: tuple[PrecisionName, ...] = get_args(PrecisionName)
-PRODUCER = "sec-dsrg-repro"
 LARGEST_FILE = 2**31 - 2**20
 """Bytes beyond which the weights go into a second file, ``<name>.data``: protobuf ends at 2 GiB."""
 
