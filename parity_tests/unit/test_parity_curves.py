@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 from repro.data import write_mask
 from repro.errors import InputError
-from repro.report.parity_curves import Curve, Outcome, report_curves
+from repro.report.parity_curves import Curve, Outcome, Repetition, report_curves
 
 CURVE = Curve("a training", "loss-Seed", np.array([2.0, 1.0]), np.array([2.0, 1.01]))
 
@@ -55,6 +56,31 @@ def test_with_an_outcome(tmp_path):
         assert (tmp_path / "page" / link).is_file()
 
 
+def test_with_a_training_from_other_last_bits(tmp_path):
+    Image.new("RGB", (20, 10)).save(tmp_path / "image.png")
+    write_mask(tmp_path / "mask.png", np.zeros((10, 20), np.uint8))
+    outcome = Outcome(
+        experiment="2 iterations",
+        curves=[replace(CURVE, again=np.array([2.0, 1.02]))],
+        equal=195,
+        pixels=200,
+        mean_iou={"voc": (0.5, 0.495)},
+        rows=[(tmp_path / "image.png", {"original": tmp_path / "mask.png"})],
+        classes=["background", "thing"],
+        again=Repetition(equal=190, same=192, mean_iou={"voc": 0.51}),
+    )
+    report_curves([CURVE], tmp_path, outcome)
+    told = json.loads((tmp_path / "outcome.json").read_text())
+    assert told["again"] == {"equal": 190, "same": 192, "mean_iou": {"voc": 0.51}}
+    assert "95.00 % of the original's pixels, 96.00 % of those it had before" in told["sentence"]
+    assert (tmp_path / "outcome.csv").read_text().splitlines()[::2] == [
+        "experiment,loss,iteration,original,ours,ours_again",
+        "a training,loss-Seed,1,1,1.01,1.02",
+    ]
+
+
 def test_curves_of_two_lengths_are_refused():
     with pytest.raises(InputError, match="1 iterations, 2 recorded"):
         Curve("a training", "loss", np.ones(2), np.ones(1))
+    with pytest.raises(InputError, match="3 iterations, 2 recorded"):
+        replace(CURVE, again=np.ones(3))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import matplotlib
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from repro.errors import InputError
 from repro.files import write_json
-from repro.report.drawing import OURS, PAPER
+from repro.report.drawing import COLOURS, OURS, PAPER
 from repro.report.figures import SETTINGS, save
 from repro.report.image_figures import side_by_side
 from repro.report.page import render_parity
@@ -27,22 +27,44 @@ from weights_conversion.files import make_folder, write_text
 
 @dataclass(frozen=True)
 class Curve:
-    """A loss of one experiment by iteration: the original's and ours, and how far apart they are at most, relative."""
+    """A loss of one experiment by iteration: the original's and ours, and how far apart they are at most, relative.
+
+    ``again``: ours once more, from weights whose last bits were drawn anew.
+    """
 
     experiment: str
     loss: str
     original: np.ndarray
     ours: np.ndarray
+    again: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        if self.original.shape != self.ours.shape:
-            raise InputError(
-                f"{self.experiment}, {self.loss}: {len(self.ours)} iterations, {len(self.original)} recorded"
-            )
+        for ours in self.runs.values():
+            if ours.shape != self.original.shape:
+                raise InputError(
+                    f"{self.experiment}, {self.loss}: {len(ours)} iterations, {len(self.original)} recorded"
+                )
+
+    @property
+    def runs(self) -> dict[str, np.ndarray]:
+        """Our trainings by name."""
+        return {"ours": self.ours} | ({} if self.again is None else {"ours_again": self.again})
 
     @property
     def apart(self) -> float:
         return float(np.max(np.abs(self.ours / self.original - 1)))
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """What our training ends with from weights whose last bits were drawn anew: what rounding is worth.
+
+    ``equal`` mask pixels are the original's, ``same`` those of our other training. ``mean_iou``: by rule, 0–1.
+    """
+
+    equal: int
+    same: int
+    mean_iou: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -60,6 +82,7 @@ class Outcome:
     mean_iou: Mapping[str, tuple[float, float]]
     rows: Sequence[tuple[Path, Mapping[str, Path]]]
     classes: Sequence[str]
+    again: Repetition | None = None
 
     @property
     def sentence(self) -> str:
@@ -69,7 +92,17 @@ class Outcome:
         )
         return (
             f"After {self.experiment}, {100 * self.equal / self.pixels:.2f} % of {self.pixels:,} mask pixels are the "
-            f"original's. Mean IoU: {scores}."
+            f"original's. Mean IoU: {scores}.{self._of_rounding()}"
+        )
+
+    def _of_rounding(self) -> str:
+        if self.again is None:
+            return ""
+        equal, same = (f"{100 * count / self.pixels:.2f} %" for count in (self.again.equal, self.again.same))
+        scores = " and ".join(f"{100 * ours:.2f} ({rule})" for rule, ours in self.again.mean_iou.items())
+        return (
+            f" From weights whose last bits were drawn anew, our training ends with {equal} of the original's pixels, "
+            f"{same} of those it had before, and mean IoU {scores}: so much is due to rounding."
         )
 
 
@@ -86,7 +119,8 @@ def report_curves(curves: Sequence[Curve], out_dir: Path, outcome: Outcome | Non
     if outcome is not None:
         write_text(out_dir / "outcome.csv", _csv(outcome.curves))
         told = ("experiment", "equal", "pixels", "mean_iou", "sentence")
-        write_json(out_dir / "outcome.json", {name: getattr(outcome, name) for name in told})
+        again = {} if outcome.again is None else {"again": asdict(outcome.again)}
+        write_json(out_dir / "outcome.json", {name: getattr(outcome, name) for name in told} | again)
     widest = max(curves, key=lambda curve: curve.apart)
     sentence = (
         f"{sum(len(curve.ours) for curve in curves)} recorded losses of the original code are followed, the furthest "
@@ -99,10 +133,10 @@ def report_curves(curves: Sequence[Curve], out_dir: Path, outcome: Outcome | Non
 def _csv(curves: Sequence[Curve]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["experiment", "loss", "iteration", "original", "ours"])
+    writer.writerow(["experiment", "loss", "iteration", "original", *curves[0].runs])
     for curve in curves:
-        for iteration, (original, ours) in enumerate(zip(curve.original, curve.ours, strict=True)):
-            writer.writerow([curve.experiment, curve.loss, iteration, f"{original:.9g}", f"{ours:.9g}"])
+        for iteration, values in enumerate(zip(curve.original, *curve.runs.values(), strict=True)):
+            writer.writerow([curve.experiment, curve.loss, iteration, *(f"{value:.9g}" for value in values)])
     return text.getvalue()
 
 
@@ -112,11 +146,13 @@ def _figure(curves: Sequence[Curve]) -> Figure:
     figure = Figure(figsize=(4.8 * columns, 3.2 * rows), layout="constrained")
     for axes, curve in zip(figure.subplots(rows, columns, squeeze=False).flat, curves, strict=False):
         axes.plot(curve.original, "-", color=PAPER, linewidth=5, alpha=0.45, label="original code")
+        if curve.again is not None:
+            axes.plot(curve.again, "--", color=COLOURS[2], linewidth=1, label="this project, other last bits")
         axes.plot(curve.ours, "o-", color=OURS, linewidth=1, markersize=3, label="this project")
         axes.set_title(f"{curve.experiment}: {curve.loss}", fontsize=9)
         axes.set(xlabel="iteration", ylabel="loss")
     for axes in figure.axes[len(curves) :]:
         axes.set_axis_off()
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.suptitle("Losses of the original Caffe code and ours", fontsize=11)
     return figure
