@@ -1,4 +1,4 @@
-"""What the command line loads before a verb works: `repro --help`, each verb's help and completion need no torch."""
+"""What the command line loads: `repro --help`, each verb's help and completion need no torch, training no compiler."""
 
 from __future__ import annotations
 
@@ -97,3 +97,26 @@ def test_completion_of_profiles():
 def test_version(capsys):
     assert run_command(["--version"]) == 0
     assert capsys.readouterr().out == f"repro {__version__}\n"
+
+
+NET = """
+layer { name: "d" type: "DummyData" top: "data" dummy_data_param { shape { dim: 2 dim: 3 } } }
+layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param { num_output: 1 } }
+layer { name: "loss" type: "Reduction" bottom: "ip" top: "loss" loss_weight: 1 }
+"""
+
+
+def test_training_loads_no_compiler_and_nothing_to_draw_with(tmp_path):
+    """PyTorch's own optimizers import ``torch._dynamo`` when one is made, which takes seconds."""
+    (tmp_path / "net.prototxt").write_text(NET)
+    solver = f'net: "{tmp_path}/net.prototxt" base_lr: 0.1 lr_policy: "fixed" max_iter: 2 snapshot: 1'
+    (tmp_path / "solver.prototxt").write_text(solver)
+    call = ["train", "--solver", f"{tmp_path}/solver.prototxt", "device=cpu", f"output={tmp_path}/run"]
+    code = f"""
+import sys
+from repro.cli import run_command
+assert run_command({call}) == 0
+print([name for name in ("torch._dynamo", "matplotlib", "onnx", "cv2", "sympy") if name in sys.modules])
+"""
+    assert run(code).splitlines()[-1] == "[]"
+    assert (tmp_path / "run" / "train" / "iter_2.state").exists()

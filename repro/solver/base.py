@@ -13,18 +13,24 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from inspect import unwrap
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from repro.config import SolverConfig
 from repro.errors import InputError
 from repro.models import CaffeNet
 from repro.solver.policies import learning_rate
 
+# PyTorch hides these methods from torch.compile by wrappers that import torch._dynamo at their first call: 2 seconds
+# in which nothing is trained. Nobody compiles a solver, so it has them without the wrapper.
+_state_dict, _load_state_dict = unwrap(Optimizer.state_dict), unwrap(Optimizer.load_state_dict)
 
-class CaffeSolver(torch.optim.Optimizer):
+
+class CaffeSolver(Optimizer):
     """Caffe's update under PyTorch's optimizer protocol; it counts iterations and follows the rate policy itself.
 
     Args:
@@ -53,6 +59,8 @@ class CaffeSolver(torch.optim.Optimizer):
 
     type: ClassVar[str]
     histories: ClassVar[tuple[str, ...]] = ("history",)  # what is kept of each parameter, in Caffe's order
+    add_param_group = unwrap(Optimizer.add_param_group)
+    zero_grad = unwrap(Optimizer.zero_grad)
 
     def __init__(
         self, net_or_groups: CaffeNet | Iterable[dict[str, Any]], solver_config: SolverConfig | dict
@@ -159,13 +167,13 @@ class CaffeSolver(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """PyTorch's, with ``iteration``: the rate depends on it."""
-        return {**super().state_dict(), "iteration": self.iteration}
+        return {**_state_dict(self), "iteration": self.iteration}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what ``state_dict`` gave."""
         state = dict(state_dict)
         iteration = state.pop("iteration")
-        super().load_state_dict(state)
+        _load_state_dict(self, state)
         self.iteration = iteration
 
     def _parameters(self) -> list[Tensor]:
