@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -15,7 +16,6 @@ from repro.cli import run_command
 from repro.cli.shared import app
 from repro.config import load_config
 from repro.config.load import STAGES
-from repro.data.mini import build_mini
 from repro.errors import InputError
 from repro.profiles import profile_names
 
@@ -119,11 +119,11 @@ def test_pages_show_commands():
 # --- answers ------------------------------------------------------------------------------------------------
 
 
-def test_answers_as_json(tmp_path, capsys):
+def test_answers_as_json(mini_root, tmp_path, capsys):
     root = tmp_path / "mini"
+    shutil.copytree(mini_root, root)
     assert answer(capsys, "data", "mini", root) == {"root": str(root)}
-    layout = build_mini(root)
-    masks = layout.masks
+    masks = root / "SegmentationClass"
     scores = answer(
         capsys,
         *("evaluate", "--pred", masks, "--gt", masks, "--num-classes", 7),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 import shlex
+import shutil
 import subprocess
 
 import pytest
@@ -23,10 +24,11 @@ def blocks() -> list[tuple[str, str]]:
 
 
 @pytest.mark.slow
-def test_the_guide_works_as_it_stands(tmp_path, monkeypatch):
-    """Its calls of ``repro`` run in this process, which saves eight starts, all else in a shell."""
+def test_the_guide_works_as_it_stands(mini_root, tmp_path, monkeypatch):
+    """Its calls of ``repro`` run in this process, which saves eight starts, all else in a shell. The first finds the
+    pictures that it would make."""
     place = tmp_path / "work"
-    place.mkdir()
+    shutil.copytree(mini_root, place / "example")
     monkeypatch.chdir(place)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     for kind, text in blocks():
