@@ -275,7 +275,7 @@ def main(mode: str, *arguments: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, make in SEEDS.items():  # what is imported and allocated once is no file's doing
             (Path(folder) / name).write_bytes(make())
-            outcome(Path(folder) / name)
+            read(Path(folder) / name)
         gc.collect()
         gc.freeze()  # or each collection would walk all that torch has
         for label, content, name in _files(mode, list(arguments)):
