@@ -33,7 +33,7 @@ def arguments(inputs: Path, output: Path, stage: int, *more: str) -> list[str]:
     """Everything random switched on, on images small enough for a fifth of a second an iteration."""
     folder = inputs / ("stage1" if stage == 1 else "retrain")
     files = (
-        (f"data.cues={folder}/localization_cues.pickle", "data.batch_size=2")
+        (f"data.cues={folder}/localization_cues.pickle", "data.batch_size=1")
         if stage == 1
         else (f"data.label_root={folder}/labels", "data.batch_size=1")
     )
