@@ -28,7 +28,7 @@ _SERVER.set_forkserver_preload(
         "repro.report",
         "repro.training.train_file",
         "parity_tests.processes",
-        # what a run imports on its way: an optimiser the first, a dense CRF and a flood the others
+        # what a run imports on its way: DistributedDataParallel the first, a report, a dense CRF and a flood the others
         "torch._dynamo",
         "repro.report.figures",
         "repro.layers.mean_field_cpu",
@@ -72,17 +72,19 @@ def run_processes(
     return [process.exitcode or 0 for process in started]
 
 
-def start_process(arguments: Sequence[str], log: Path, folder: Path) -> multiprocessing.process.BaseProcess:
-    """``repro ARGUMENTS`` in ``folder`` as the leader of a group of processes, figures and all."""
-    process = _SERVER.Process(target=_lead, args=(list(arguments), str(log), str(folder)))
+def start_process(
+    arguments: Sequence[str], log: Path, folder: Path, *, figures: bool
+) -> multiprocessing.process.BaseProcess:
+    """``repro ARGUMENTS`` in ``folder`` as the leader of a group of processes."""
+    process = _SERVER.Process(target=_lead, args=(list(arguments), str(log), str(folder), figures))
     process.start()
     return process
 
 
-def _lead(arguments: list[str], log: str, folder: str) -> None:
+def _lead(arguments: list[str], log: str, folder: str, figures: bool) -> None:
     os.setsid()
     os.chdir(folder)
-    _run(arguments, {"OMP_NUM_THREADS": "1"}, log, None, figures=True)
+    _run(arguments, {"OMP_NUM_THREADS": "1"}, log, None, figures=figures)
 
 
 def _run(

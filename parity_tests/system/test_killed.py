@@ -23,7 +23,8 @@ ARGUMENTS = [
 
 
 def start(folder: Path) -> BaseProcess:
-    return start_process([*ARGUMENTS, f"dataset.root={folder.parent}/mini"], log_of(folder), folder)
+    arguments = [*ARGUMENTS, f"dataset.root={folder.parent}/mini"]
+    return start_process(arguments, log_of(folder), folder, figures=folder.parent.name.startswith("figures"))
 
 
 def log_of(folder: Path) -> Path:
@@ -53,9 +54,9 @@ def results(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def whole(mini_root, tmp_path_factory) -> Path:
-    """A run that nobody disturbed."""
-    root = tmp_path_factory.mktemp("killed")
+def whole(request, mini_root, tmp_path_factory) -> Path:
+    """A run that nobody disturbed, with figures, which take as long as all the rest, or without."""
+    root = tmp_path_factory.mktemp(request.param)
     (root / "mini").symlink_to(mini_root)
     folder = root / "whole"
     folder.mkdir()
@@ -89,11 +90,13 @@ def kill_and_finish(whole: Path, draw: random.Random, times: int) -> None:
     assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in whole.iterdir())
 
 
+@pytest.mark.parametrize("whole", ["plain"], indirect=True)
 def test_killed_twice(whole):
     kill_and_finish(whole, random.Random(0), 2)
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("whole", ["figures"], indirect=True)
 @pytest.mark.parametrize("seed", range(1, 9))
 def test_killed_at_any_moment(whole, seed):
     kill_and_finish(whole, random.Random(seed), 3)
