@@ -70,7 +70,9 @@ data: $(STAMP)  ## Get VOC 2012, masks, cues and weights (VOC_ROOT= your own tre
 	$(REPRO) data fetch $(if $(VOC_ROOT),--voc-root "$(VOC_ROOT)") $(if $(FROM),--from "$(FROM)")
 
 reproduce-mini: $(STAMP)  ## Build the embedded set and run every stage on it (SEEDS=0,1,2 for a spread)
-	$(REPRO) reproduce --config mini "device=$(DEVICE)" $(if $(SEEDS),--seeds $(SEEDS)) \
+	@# one thread, as the published runs had: the number of threads changes how sums are rounded
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} \
+	  $(REPRO) reproduce --config mini "device=$(DEVICE)" $(if $(SEEDS),--seeds $(SEEDS)) \
 	  $(if $(RUN),"output=$(RUN)") $(ARGS)
 
 reproduce-voc: $(STAMP)  ## Run the whole experiment on PASCAL VOC 2012

@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 GOLDEN = HERE / "golden"
 CAFFE_FILES = GOLDEN / "caffe_files"
-REPRODUCE_MINI = ("reproduce", "--config", "mini", "device=cpu")
+REPRODUCE_MINI = ("reproduce", "--config", "mini", "device=cpu", "dataset.pretrain=null")
 SHARED = Path(os.environ.get("REPRO_SHARED", ROOT.parent / "shared"))  # images and weights of others
 
 

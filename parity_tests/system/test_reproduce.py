@@ -16,6 +16,7 @@ from repro.config import load_config
 from repro.data import read_id_list, read_mask
 from repro.layers import grow_seeds
 from repro.run.plan import results_dir
+from weights_conversion.files import file_sha256
 
 SHORT = [
     *(
@@ -130,6 +131,36 @@ def test_seeds_are_runs_of_their_own(arguments, tmp_path):
         (tmp_path / name / "stage1" / "iter_2.safetensors").read_bytes() for name in ("r-bsl", "r-bsl-seed1")
     )
     assert one != two
+
+
+def test_every_row_and_seed_of_the_embedded_set_begins_with_the_same_weights(mini_root, tmp_path):
+    (tmp_path / "mini").symlink_to(mini_root)  # the further images go beside it
+    call = [
+        *(
+            "reproduce",
+            "--config",
+            "mini",
+            "device=cpu",
+            f"dataset.root={tmp_path}/mini",
+            f"output={tmp_path}/r",
+        ),
+        *(*SHORT, "dataset.pretrain=5"),
+    ]
+    assert run_command([*call, "rows=[baseline, +BSL]"]) == 0
+    weights = tmp_path / "r-pretrained-vgg16_aspp/stage1/iter_2.safetensors"
+    written = weights.stat().st_mtime_ns
+    assert run_command([*call, "rows=[+DSRG]", "--seeds", "1"]) == 0
+    assert weights.stat().st_mtime_ns == written
+    for name in ("r-baseline", "r-bsl", "r-seed1"):
+        step = json.loads((tmp_path / name / "manifest.json").read_text())["steps"]["stage1"]
+        assert step["settings"]["inputs_sha256"]["weights"] == file_sha256(weights)
+        assert json.loads((tmp_path / name / "scores_stage1.json").read_text())["pretrained"]
+    assert "a net that had learnt the classes" in (tmp_path / "r-tables/tables/table2.md").read_text()
+    assert len(list((tmp_path / "mini-pretraining/JPEGImages").glob("mini_train_*"))) == 5
+    mine, theirs = (
+        root / "JPEGImages/mini_train_0000.jpg" for root in (mini_root, tmp_path / "mini-pretraining")
+    )
+    assert mine.read_bytes() != theirs.read_bytes()
 
 
 def test_an_experiment_makes_what_is_missing_and_shares_the_rest(arguments, tmp_path, capsys):

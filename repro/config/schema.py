@@ -143,6 +143,8 @@ class DatasetConfig(Section):
     ``root`` when not given; ``train`` and ``val`` name lists in ``ImageSets/Segmentation``.
     COCO's: ``train`` and ``val`` name folders of images; ``cues`` is the folder of the cue PNGs, ``cues/<train>`` in
     ``root`` when not given; the validation masks are in ``<masks>/<val>``.
+    ``pretrain`` is the embedded set's: of how many further images its net learns the classes first, as the papers' has
+    learnt ImageNet's, where ``stage1.init.weights`` is not given (``repro/run/pretrain.py``).
     The limits take the first n. ``images`` is how many there are to train on and to validate on, for a forecast
     without the data.
     """
@@ -159,6 +161,7 @@ class DatasetConfig(Section):
     cues: InputPath = None
     classes: list[str] = list(CLASS_NAMES)
     make_cues: bool = False  # reproduce makes the cues itself, by stage 0
+    pretrain: Positive | None = None
     train_limit: Positive | None = None
     val_limit: Positive | None = None
     images: Annotated[Annotated[list[Positive], Field(min_length=2, max_length=2)] | None, Mark.NEUTRAL] = (
@@ -354,6 +357,12 @@ class Config(RunConfig):
     stage2: Stage2Config | None = None
     inference: PredictConfig
     report: Annotated[ReportConfig, Mark.NEUTRAL] = ReportConfig()
+
+    @property
+    def pretrains(self) -> bool:
+        """Whether stage 1 starts from weights that the embedded set trains first."""
+        dataset = self.dataset
+        return dataset.kind == "mini" and dataset.pretrain is not None and self.stage1.init.weights is None
 
     def build_net(self, classifier: str | None = None) -> CaffeNet:
         """The net of ``model``, or one of ``CLASSIFIERS``: for its classes without background, stage 0's image size."""

@@ -47,7 +47,7 @@ from repro.files import write_json
 CLASSES = ("background", "fish", "mushroom", "house", "tree", "wheel", "bottle")
 GRID = 15  # cells a side of the score grid for the 113×113 input of profile mini
 MARKER = "mini.json"
-GENERATOR = 3  # raised whenever the same seed gives other files, so that sets on disk are rebuilt
+GENERATOR = 4  # raised whenever the same seed gives other files, so that sets on disk are rebuilt
 
 _FILES = (
     "JPEGImages/*.jpg",
@@ -256,40 +256,56 @@ def _polygon(*points: tuple[float, float]) -> Points:
 
 _RED, _YELLOW, _GREEN = (0.0, 0.9, 0.8), (0.16, 0.85, 0.9), (0.33, 0.85, 0.65)
 _CYAN, _BLUE, _MAGENTA = (0.5, 0.85, 0.8), (0.64, 0.85, 0.8), (0.83, 0.75, 0.75)
-# of second parts: 0.075 of the circle beyond their class's hue, nearly half-way to the next class's
-_ORANGE, _LIME, _TEAL = (0.075, 0.8, 0.8), (0.235, 0.8, 0.85), (0.405, 0.75, 0.65)
-_AZURE, _VIOLET, _PINK = (0.575, 0.75, 0.8), (0.715, 0.75, 0.75), (0.905, 0.75, 0.75)
+# of second parts: 0.05 of the circle beyond their class's hue, a third of the way to the next class's
+_ORANGE, _LIME, _TEAL = (0.05, 0.8, 0.8), (0.21, 0.8, 0.85), (0.38, 0.75, 0.65)
+_AZURE, _VIOLET, _PINK = (0.55, 0.75, 0.8), (0.69, 0.75, 0.75), (0.88, 0.75, 0.75)
 _WHITE, _GREY, _DARK = (0.1, 0.04, 0.95), (0.6, 0.06, 0.62), (0.65, 0.15, 0.2)
 _STRAW, _SAND, _CREAM = (0.2, 0.25, 0.5), (0.1, 0.28, 0.75), (0.11, 0.15, 0.88)
 _WATER, _BROWN, _NIGHT = (0.56, 0.28, 0.65), (0.07, 0.4, 0.4), (0.62, 0.3, 0.3)
 
+_FAINT = 0.25  # of a second part's texture: its second colour may be a ground's
+
 _OBJECTS: tuple[tuple[_Part, _Part], ...] = (
     (  # fish
-        _Part(_polygon((-0.1, 0), (1, -0.85), (0.8, 0), (1, 0.85)), _VIOLET, _WHITE, _stripes(1.57, 7)),
+        _Part(_polygon((-0.2, 0), (1, -0.9), (0.9, 0), (1, 0.9)), _VIOLET, _WHITE, _stripes(1.57, 7), _FAINT),
         _Part(_ellipse(-0.3, 0, 0.7, 0.5), _BLUE, _WHITE, _stripes(0.0, 5)),
     ),
     (  # mushroom
         _Part(
-            _polygon((-0.4, -0.1), (0.4, -0.1), (0.55, 0.95), (-0.55, 0.95)), _ORANGE, _SAND, _blotches(0.08)
+            _polygon((-0.4, -0.1), (0.4, -0.1), (0.55, 0.95), (-0.55, 0.95)),
+            _ORANGE,
+            _SAND,
+            _blotches(0.08),
+            _FAINT,
         ),
         _Part(_ellipse(0, 0.1, 0.95, 0.95, 1, 2), _RED, _WHITE, _dots(4)),
     ),
     (  # house
-        _Part(_polygon((-0.8, -0.2), (0.8, -0.2), (0.8, 0.9), (-0.8, 0.9)), _AZURE, _BROWN, _bricks(6)),
+        _Part(
+            _polygon((-0.8, -0.2), (0.8, -0.2), (0.8, 0.9), (-0.8, 0.9)), _AZURE, _BROWN, _bricks(6), _FAINT
+        ),
         _Part(_polygon((-1, -0.05), (0, -0.98), (1, -0.05)), _CYAN, _DARK, _stripes(1.57, 9)),
     ),
     (  # tree
-        _Part(_polygon((-0.35, 0), (0.35, 0), (0.45, 0.98), (-0.45, 0.98)), _TEAL, _BROWN, _stripes(0.0, 9)),
+        _Part(
+            _polygon((-0.45, 0), (0.45, 0), (0.55, 0.98), (-0.55, 0.98)),
+            _TEAL,
+            _BROWN,
+            _stripes(0.0, 9),
+            _FAINT,
+        ),
         _Part(_ellipse(0, -0.3, 0.8, 0.68), _GREEN, _WHITE, _blotches(0.1)),
     ),
     (  # wheel
-        _Part(_ellipse(0, 0, 0.95, 0.95), _LIME, _GREY, _blotches(0.05)),
+        _Part(_ellipse(0, 0, 0.95, 0.95), _LIME, _GREY, _blotches(0.05), _FAINT),
         _Part(_ellipse(0, 0, 0.6, 0.6), _YELLOW, _DARK, _spokes(6)),
     ),
     (  # bottle
-        _Part(_polygon((-0.3, -0.98), (0.3, -0.98), (0.5, 0.1), (-0.5, 0.1)), _PINK, _WHITE, _dots(6)),
         _Part(
-            _polygon((-0.4, -0.1), (0.4, -0.1), (0.5, 0.1), (0.5, 0.98), (-0.5, 0.98), (-0.5, 0.1)),
+            _polygon((-0.45, -0.98), (0.45, -0.98), (0.6, 0.1), (-0.6, 0.1)), _PINK, _WHITE, _dots(6), _FAINT
+        ),
+        _Part(
+            _polygon((-0.5, -0.1), (0.5, -0.1), (0.6, 0.1), (0.6, 0.98), (-0.6, 0.98), (-0.6, 0.1)),
             _MAGENTA,
             _WHITE,
             _stripes(1.57, 4),

@@ -67,7 +67,9 @@ class PlannedRun:
             "settings_sha256": settings_sha256(self.config),
             "seed": self.config.seed,
             "changed": changed_from_profile(self.base),
-            "pretrained": self.weights is not None or self.config.stage1.init.weights is not None,
+            "pretrained": self.weights is not None
+            or self.config.stage1.init.weights is not None
+            or self.config.pretrains,
             "origin": TRAINED if self.weights is None else ORIGINAL,
         }
 

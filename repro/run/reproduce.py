@@ -32,6 +32,7 @@ from repro.inference.evaluate import evaluate_folder
 from repro.inference.predict import TorchSegmenter, describe, load_model
 from repro.run.growth import draw_growth
 from repro.run.plan import PlannedRun
+from repro.run.pretrain import pretrained_weights
 from repro.run_folder import Run, resolve_device
 from repro.training.csv_log import read_log
 from repro.training.train import IMAGENET_WEIGHTS, train
@@ -123,7 +124,13 @@ class _Steps:
             cues=lambda: str(experiment.cues),
             truth_root=lambda: str(experiment.train_truth_root) if experiment.train_truth_root else None,
         )
-        config = self.config.model_copy(update={"stage1": section.model_copy(update={"data": data})})
+        init = section.init
+        if self.config.pretrains:
+            weights = pretrained_weights(self.planned.base, self.config.model)
+            init = init.model_copy(update={"weights": str(weights)})
+        config = self.config.model_copy(
+            update={"stage1": section.model_copy(update={"data": data, "init": init})}
+        )
         return train(config, 1, self.run, None if data.list else experiment.cue_lines())
 
     def train_stage2(self, weights: Path) -> Path:
