@@ -226,7 +226,7 @@ def test_latex_compiles(voc_runs, tmp_path):
         (
             "mini",
             40,
-            "were chosen so that the rows have the paper's order, on images and initial weights of seeds 10 to 12",
+            "were chosen so that the rows have the paper's order, on images and orders of training of seeds 10 to 12",
         ),
         ("voc2012-val", 80, "measured on 80 of the 1449 images of voc2012-val"),
     ],

@@ -228,7 +228,7 @@ def _notes(entries: Sequence[Entry], paper: PaperTable, others: Sequence[Rule] =
         )
         notes.append(f"Stage 1 began with {begun}, not with ImageNet's VGG16 as in the paper.")
         notes.append(
-            "Images and schedule were chosen so that the rows have the paper's order, on images and initial weights "
+            "Images and schedule were chosen so that the rows have the paper's order, on images and orders of training "
             "of seeds 10 to 12: the set shows how the method works, its scores prove nothing (docs/results.md)."
         )
     changes = sorted({f"{key}={value}" for entry in entries for key, value in entry["changed"].items()})
