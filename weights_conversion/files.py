@@ -196,6 +196,39 @@ def check_plain(path: str | os.PathLike[str]) -> None:
         raise InputError(f"{os.fspath(path)}: a pipe or a device, a plain file expected")
 
 
+def other_kind(head: bytes) -> str:
+    """What a file is that often stands where weights, cues or labels should, told from its first bytes; "" for any
+    other."""
+    start = head.lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the file itself: git lfs pull gets it"
+    if start.startswith((b"<!doctype html", b"<html", b"<?xml", b"<head")):
+        return "a web page (HTML), not the file itself: the download went wrong"
+    for magic, kind in (
+        (b"\x1f\x8b", "gzip"),
+        (b"BZh", "bzip2"),
+        (b"\xfd7zXZ\0", "xz"),
+        (b"\x28\xb5\x2f\xfd", "zstd"),
+        (b"7z\xbc\xaf", "7-Zip"),
+        (b"Rar!", "RAR"),
+    ):
+        if head.startswith(magic):
+            return f"compressed by {kind}: unpack it first"
+    if head[257:262] == b"ustar":
+        return "a tar archive: unpack it first"
+    for at, magic, kind in (
+        (0, b"MATLAB 5.0 MAT-file", "a MATLAB file"),
+        (4, b"TFL3", "a TensorFlow Lite model"),
+        (0, b"GGUF", "a GGUF model"),
+        (0, b"\x89PNG", "a PNG image"),
+        (0, b"\xff\xd8\xff", "a JPEG image"),
+        (0, b"%PDF-", "a PDF document"),
+    ):
+        if head[at:].startswith(magic):
+            return f"{kind}, which is not read"
+    return ""
+
+
 def read_input(path: str | os.PathLike[str], most: int = -1) -> bytes:
     """The bytes of a text that is read once, up to ``most`` of them: a file, or a pipe that has a writer, such as a
     shell's ``<(…)``.

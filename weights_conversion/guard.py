@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from weights_conversion.errors import InputError
-from weights_conversion.files import check_plain
+from weights_conversion.files import check_plain, other_kind
 
 # isolated from the user's folders and settings, so it is told where this package lies
 _CHILD = """
@@ -97,10 +97,12 @@ def _read(request: dict[str, Any]) -> Content:
     if "\0" in name or not os.path.isfile(name):
         raise InputError(f"{name!r}: no such file" if "\0" in name else f"{name}: no such file")
     try:
-        with open(name, "rb"):
-            pass
+        with open(name, "rb") as file:
+            other = "" if name.endswith(".gz") else other_kind(file.read(512))
     except OSError as error:
         raise InputError(f"{name}: {error.strerror or error}") from None
+    if other and request["reader"] != "matlab":
+        raise InputError(f"{name}: {other}")
     with _lock:
         try:
             head, arrays = _ask({**request, "path": os.path.abspath(name)})

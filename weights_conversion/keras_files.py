@@ -2,8 +2,9 @@
 
 Keras 1 and 2 (``vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5``): a group a layer, in it ``block1_conv1_W_1:0`` and
 ``block1_conv1_b_1:0``, or ``block1_conv1/kernel:0`` and ``bias:0``; a whole model has them in ``model_weights``.
-Keras 3 (``.weights.h5``): ``layers/conv2d/vars/0`` (kernel) and ``1`` (bias), then ``conv2d_1``, …, in the net's order,
-or ``layers/block1_conv1/vars/0``; TensorFlow 2.12 to 2.15 says ``_layer_checkpoint_dependencies`` for ``layers``.
+Keras 3 (``.weights.h5``): ``layers/block1_conv1/vars/0`` (kernel) and ``1`` (bias); TensorFlow 2.12 to 2.15 says
+``_layer_checkpoint_dependencies`` for ``layers``. In both, layers that nobody named are ``conv2d``, ``conv2d_1``, …, in
+the net's order, from whatever number. A model beside its optimizer has that one's values, too.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from weights_conversion.vgg16_files import CONVOLUTIONS, KERAS, ForeignLayers, L
 
 _ROOTS = ("model_weights", "layers", "_layer_checkpoint_dependencies")
 _VARIABLE = re.compile(r"(?:.*_)?(W|kernel|b|bias)(?:_\d+)?(?::0)?")
+_UNNAMED = re.compile(r"conv2d(?:_(\d+))?")
+_OPTIMIZERS = ("optimizer", "optimizer_weights")
 _BLOBS = {"W": "weight", "kernel": "weight", "b": "bias", "bias": "bias", "0": "weight", "1": "bias"}
 
 
@@ -38,28 +41,31 @@ def read_keras(path: str | os.PathLike[str]) -> ForeignLayers:
     new_layout = False
     for full in file.float_arrays():
         *parents, name = full.strip("/").split("/")
-        if parents[:1] == ["optimizer"]:
+        if parents and parents[0] in _OPTIMIZERS:
             continue
         if parents[-1:] == ["vars"] and name in _BLOBS:
             new_layout = True
             layer, blob = parents[-2], _BLOBS[name]
         else:
             variable = _VARIABLE.fullmatch(name)
-            layer = next((parent for parent in parents if parent in KERAS), "/".join(parents))
+            layer = next(
+                (parent for parent in parents if parent in KERAS or _UNNAMED.fullmatch(parent)),
+                "/".join(parents),
+            )
             blob = _BLOBS[variable[1]] if variable else name
         if blob in layers.get(layer, {}):
             raise file.error(full, f"a second {blob} of layer {layer}; expected one VGG16 in the file")
         layers.setdefault(layer, {})[blob] = torch.from_numpy(file.floats(full))
-    names = dict(KERAS)
-    if new_layout:
-        names |= {
-            f"conv2d_{number}" if number else "conv2d": name for number, name in enumerate(CONVOLUTIONS)
-        }
-        names = {name: caffe for name, caffe in names.items() if name in layers}
-    if any(re.fullmatch(r"block\d_conv4|conv2d_13", name) for name in layers):
+    unnamed = sorted(
+        (match for name in layers if (match := _UNNAMED.fullmatch(name))),
+        key=lambda match: int(match[1] or 0),
+    )
+    if len(unnamed) > len(CONVOLUTIONS) or any(re.fullmatch(r"block\d_conv4", name) for name in layers):
         raise CaffeFileError(
             f"{where}: more than 13 convolutions: VGG19 or another net of Keras; expected VGG16"
         )
+    names = KERAS | {match[0]: name for match, name in zip(unnamed, CONVOLUTIONS, strict=False)}
+    names = {name: caffe for name, caffe in names.items() if name in layers} if unnamed else names
     first = next(
         (
             layers[name].get("weight")

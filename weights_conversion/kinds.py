@@ -38,7 +38,7 @@ def file_kind(path: str | os.PathLike[str]) -> Kind:
         if file.is_text():
             return "prototxt"
         # A solver state opens with its iteration, a net with a string: its name or its first layer.
-        if file.head[0] == 0x08 and onnx_files.is_onnx(file):
+        if file.head[0] == 0x08 and (Path(path).suffix == ".onnx" or onnx_files.is_onnx(file)):
             return "onnx"
         is_state = file.head[0] == 0x08 or Path(path).suffix == ".solverstate"
         return "solverstate" if is_state else "caffemodel"

@@ -18,7 +18,7 @@ from weights_conversion.errors import CaffeFileError, line_of, some
 from weights_conversion.files import atomic_path
 from weights_conversion.kinds import file_kind
 from weights_conversion.model_layers import CaffeLayerView, caffe_layers, detached
-from weights_conversion.sources import READERS, recognised
+from weights_conversion.sources import READERS, recognised, unwrapped
 from weights_conversion.vgg16_files import Layers
 from weights_conversion.wire import open_wire
 
@@ -145,7 +145,7 @@ def read_weights(path: str | os.PathLike[str]) -> FileWeights:
     kind, where = file_kind(path), os.fspath(path)
     if kind == "safetensors":
         layers = read_safetensors(path)
-        if foreign := recognised(layers, where):
+        if foreign := recognised(unwrapped(layers), where):
             return FileWeights(where, _views(foreign.layers), f"safetensors, {foreign.form}", foreign.changes)
         return FileWeights(where, _views(layers), "safetensors", [])
     if kind in READERS:

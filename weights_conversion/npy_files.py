@@ -1,4 +1,7 @@
-"""caffe-tensorflow's ``.npy``: a pickled dict of layers, in each ``weights`` and ``biases``, under Caffe's names."""
+"""caffe-tensorflow's ``.npy``: a pickled dict of layers, in each ``weights`` and ``biases``, under Caffe's names.
+
+Its first releases wrote a list of the two, as ``vgg16.npy`` of tensorflow-vgg has them.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,10 @@ import torch
 
 from weights_conversion import guard
 from weights_conversion.errors import CaffeFileError, InputError
-from weights_conversion.vgg16_files import CONVOLUTIONS, ForeignLayers, Layers, as_caffe
+from weights_conversion.vgg16_files import ForeignLayers, Layers, of_tensorflow
 
 MAGIC = b"\x93NUMPY"
-_BLOBS = {"weights": "weight", "biases": "bias"}
-_HEAD = ("fc6", "fc7")
+_BLOBS = {"weights": "weight", "biases": "bias", "0": "weight", "1": "bias"}
 
 
 def read_npy(path: str | os.PathLike[str]) -> ForeignLayers:
@@ -40,13 +42,4 @@ def read_npy(path: str | os.PathLike[str]) -> ForeignLayers:
             f"{where}: no layer conv1_1; its keys are {', '.join(map(repr, list(content.arrays)[:3]))}, …; expected "
             "caffe-tensorflow's VGG16"
         )
-    names = {name: name for name in CONVOLUTIONS}
-    for name in list(layers):
-        weight = layers[name].get("weight")
-        if weight is not None and weight.dim() == 4:  # DeepLab's fc6 and fc7
-            names[name] = name
-        elif name in _HEAD:  # of the classifier, whose fc6 reads 25088 values: not the fc6 of these nets
-            layers[f"{name} (classifier)"] = layers.pop(name)
-    return as_caffe(
-        layers, names, form="VGG16 of caffe-tensorflow (BGR)", order="BGR", where=where, transpose=True
-    )
+    return of_tensorflow(layers, form="VGG16 of caffe-tensorflow (BGR)", order="BGR", where=where)

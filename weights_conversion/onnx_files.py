@@ -1,7 +1,8 @@
 """VGG16 as an ONNX file: the initializers, read off the protobuf's wire without the onnx package.
 
-Layers are told by the initializers' names, torchvision's (``features.0.weight``) or those of MXNet in the ONNX model
-zoo (``vgg0_conv0_weight``); under other names by the order of the 13 ``Conv`` nodes.
+Constant nodes, which some exporters write in their place, count as initializers. Layers are told by the initializers'
+names, torchvision's (``features.0.weight``) or those of MXNet in the ONNX model zoo (``vgg0_conv0_weight``); under
+other names by the order of the 13 ``Conv`` nodes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from weights_conversion.wire import LEN, MAX_AXES, Field, WireFile, open_wire
 # onnx.proto: ModelProto, GraphProto, NodeProto, TensorProto
 _GRAPH, _OPSET = 7, 8
 _NODE, _INITIALIZER = 1, 5
-_INPUT, _OP_TYPE = 1, 4
+_INPUT, _OUTPUT, _OP_TYPE, _ATTRIBUTE = 1, 2, 4, 5
+_TENSOR = 5  # of AttributeProto
 _DIMS, _DATA_TYPE, _FLOAT_DATA, _NAME = 1, 2, 4, 8
 _RAW_DATA, _DOUBLE_DATA, _EXTERNAL, _LOCATION = 9, 10, 13, 14
 _DTYPES = {1: "<f4", 10: "<f2", 11: "<f8"}  # FLOAT, FLOAT16, DOUBLE
@@ -98,14 +100,20 @@ def _split(name: str) -> tuple[str, str]:
 
 def _read_graph(file: WireFile, graph: Field, into: _Graph) -> None:
     for part in file.fields(graph.start, graph.stop, "graph"):
-        if part.number == _NODE and part.wire_type == LEN and part.stop - part.start <= _MOST_NODE:
+        if part.number == _NODE and part.wire_type == LEN:
             fields = list(file.fields(part.start, part.stop, "node"))
             texts = {
                 number: [_text(file, each) for each in fields if each.number == number]
-                for number in (_INPUT, _OP_TYPE)
+                for number in (_INPUT, _OUTPUT, _OP_TYPE)
             }
             if texts[_OP_TYPE] == ["Conv"]:
                 into.convolutions.append(texts[_INPUT])
+            elif texts[_OP_TYPE] == ["Constant"]:
+                for attribute in (each for each in fields if each.number == _ATTRIBUTE):
+                    file.expect(attribute, LEN, "attribute")
+                    for each in file.fields(attribute.start, attribute.stop, "attribute"):
+                        if each.number == _TENSOR and each.wire_type == LEN:
+                            _read_tensor(file, each, into.tensors, *texts[_OUTPUT][:1])
         elif part.number == _INITIALIZER:
             file.expect(part, LEN, "initializer")
             _read_tensor(file, part, into.tensors)
@@ -118,12 +126,12 @@ def _text(file: WireFile, part: Field) -> str:
     return file.text(file.read(part.start, part.stop), "name")
 
 
-def _read_tensor(file: WireFile, tensor: Field, into: dict[str, Tensor]) -> None:
-    """Add a tensor of floats; those of other types hold no weights."""
-    name, kind, dims = "", 0, list[int]()
+def _read_tensor(file: WireFile, tensor: Field, into: dict[str, Tensor], name: str = "") -> None:
+    """Add a tensor of floats, under its own name where none is given; those of other types hold no weights."""
+    given, kind, dims = bool(name), 0, list[int]()
     values: list[Field] = []
     for part in file.fields(tensor.start, tensor.stop, "initializer"):
-        if part.number == _NAME:
+        if part.number == _NAME and not given:
             name = _text(file, part)
         elif part.number == _DATA_TYPE:
             kind = file.number(part, "initializer")
@@ -133,7 +141,8 @@ def _read_tensor(file: WireFile, tensor: Field, into: dict[str, Tensor]) -> None
             values.append(part)
         elif part.number == _EXTERNAL or (part.number == _LOCATION and file.number(part, "initializer")):
             raise file.error(
-                f"initializer {name!r}", "its values are in another file; expected them in this one"
+                f"initializer {name!r}",
+                "its values are in another file; expected them in this one: onnx.save(onnx.load(FILE), NEW)",
             )
     what = f"initializer {name!r}"
     if kind not in _DTYPES:

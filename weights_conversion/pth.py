@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from weights_conversion.errors import CaffeFileError, line_of
+from weights_conversion.errors import CaffeFileError, line_of, some
 from weights_conversion.wire import WireFile, open_wire
 
 _MOST_PICKLE, _MOST_OPCODES = 1 << 19, 100_000  # of structure: a ResNet-101's has 110 kB and 30,000
@@ -88,6 +88,8 @@ def _check_zip(file: WireFile) -> None:
     try:
         with zipfile.ZipFile(file.path) as archive:
             members = archive.infolist()
+            if other := _other_zip([member.filename for member in members]):
+                raise file.error("", other)
             for member in members:
                 if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
                     raise file.error(
@@ -96,8 +98,6 @@ def _check_zip(file: WireFile) -> None:
                 if member.file_size > file.size:
                     raise file.error(f"member {member.filename!r}", "is larger than the file")
             pickles = [member for member in members if member.filename.endswith("/data.pkl")]
-            if len(pickles) != 1:
-                raise file.error("", "a zip, but not one of torch.save: it has no data.pkl")
             if pickles[0].file_size > _MOST_PICKLE:
                 raise file.error("data.pkl", f"{pickles[0].file_size} bytes of structure")
             content = archive.read(pickles[0])
@@ -106,6 +106,17 @@ def _check_zip(file: WireFile) -> None:
             raise
         raise file.error("", f"damaged PyTorch file: {line_of(error, 200)}") from error
     _check_pickle(io.BytesIO(content), file)
+
+
+def _other_zip(names: list[str]) -> str:
+    """What a zip is that torch.save has not written; "" for one of its own, which has one data.pkl."""
+    if "model.weights.h5" in names:
+        return "an archive of Keras: unpack it first, its model.weights.h5 holds the weights"
+    if any("/code/" in name for name in names):
+        return "a TorchScript program: torch.save(torch.jit.load(FILE).state_dict(), NEW) makes a file of its weights"
+    if sum(name.endswith("/data.pkl") for name in names) != 1:
+        return f"a zip, but not one of torch.save: it has no data.pkl; it holds {some(names, 3) or 'nothing'}"
+    return ""
 
 
 def _directory_size(file: WireFile) -> int:
@@ -140,7 +151,9 @@ def _check_pickle(stream: io.BytesIO, file: WireFile) -> int:
                 if opcode.name != "GLOBAL" or argument not in _ADMITTED:
                     imported = str(argument or "something").replace(" ", ".")
                     raise file.error(
-                        "", f"the pickle imports {imported[:80]}; only tensors are read (weights_only=True)"
+                        "",
+                        f"the pickle imports {imported[:80]}; only tensors are read (weights_only=True), as "
+                        "torch.save(model.state_dict(), NEW) writes them",
                     )
                 is_bytes = argument == "torch.storage UntypedStorage"
                 size = (

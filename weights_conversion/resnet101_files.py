@@ -30,6 +30,9 @@ import torch
 from weights_conversion.errors import CaffeFileError
 from weights_conversion.vgg16_files import ForeignLayers, Layers
 
+_FIRST_OF_KAZUTO = ("base.layer1.conv1.conv", "scale.layer1.conv1.conv")
+_FIRST_OF_ISHT7 = "Scale.conv1"
+FIRST_OF_DEEPLAB = (*_FIRST_OF_KAZUTO, _FIRST_OF_ISHT7)
 _KAZUTO = re.compile(
     r"(?:base|scale)\.(?:layer1\.(?P<stem>conv1)|layer(?P<stage>[2-5])\.block(?P<block>\d+)"
     r"\.(?P<branch>reduce|conv3x3|increase|shortcut|proj))\.(?P<kind>conv|bn)"
@@ -59,9 +62,9 @@ def deeplab_layers(named: Layers, where: str) -> ForeignLayers | None:
 
     Raises ``CaffeFileError`` for a batch norm that is not whole.
     """
-    if "base.layer1.conv1.conv" in named or "scale.layer1.conv1.conv" in named:
+    if not named.keys().isdisjoint(_FIRST_OF_KAZUTO):
         form, name_of = "kazuto1011's DeepLab-v2 ResNet-101", _kazuto_name
-    elif "Scale.conv1" in named or "layer5.conv2d_list.0" in named:
+    elif _FIRST_OF_ISHT7 in named or "layer5.conv2d_list.0" in named:
         form, name_of = "isht7's DeepLab-v2 ResNet-101", _isht7_name
     else:
         return None

@@ -5,9 +5,13 @@ What a file is shows in its content alone: :mod:`weights_conversion.vgg16_files`
 
 - torchvision's ``VGG16_Weights.IMAGENET1K_FEATURES``, layers ``features.0`` to ``features.28``; its ``classifier``
   is filled with NaN.
-- the SSD project's ``vgg16_reducedfc.pth``, layers ``0`` to ``28`` and the fc-reduced fc6 and fc7 as ``31``, ``33``.
+- the SSD project's ``vgg16_reducedfc.pth``, layers ``0`` to ``28`` and the fc-reduced fc6 and fc7 as ``31``, ``33``;
+  without those two it may be ``vgg16().features`` alone.
 - kazuto1011's and isht7's DeepLab-v2 ResNet-101.
 - state dicts with Caffe's layer names.
+
+Before and between these names may stand what wrappers put there: ``module.``, ``_orig_mod.``, and one attribute of a
+larger model, such as ``model.`` or ``backbone.``.
 
 Both VGG16 were ported from Caffe for RGB input: conv1_1's input channels stand in the opposite order, and that is all.
 The scale is Caffe's, too: torchvision documents mean (0.48235, 0.45882, 0.40784) and std 1/255 on images in 0–1,
@@ -35,7 +39,7 @@ from weights_conversion.npy_files import read_npy
 from weights_conversion.npz_files import read_npz
 from weights_conversion.onnx_files import read_onnx
 from weights_conversion.pth import read_pth
-from weights_conversion.resnet101_files import deeplab_layers
+from weights_conversion.resnet101_files import FIRST_OF_DEEPLAB, deeplab_layers
 from weights_conversion.vgg16_files import FEATURES, REDUCED_FC, ForeignLayers, Layers, as_caffe
 
 log = logging.getLogger(__name__)
@@ -61,8 +65,8 @@ _ANOTHER = re.compile(r"(^|[_.])(ema|swa|averaged?|shadow|polyak|teacher|student
 def read_pth_layers(path: str | os.PathLike[str]) -> ForeignLayers:
     """Read a state dict that ``torch.save`` wrote: one of the files named above, or of a model of ours.
 
-    It may be an entry of a checkpoint, and its keys may begin with ``module.``, as DataParallel has them. Of several
-    sets of weights the one in training is taken (``state_dict``, ``model``, …), and a warning names the others.
+    It may be an entry of a checkpoint. Of several sets of weights the one in training is taken (``state_dict``,
+    ``model``, …), and a warning names the others.
 
     Raises ``CaffeFileError`` (a ``ValueError``) for what ``read_pth`` refuses, for anything but a flat dict of
     tensors, for keys of another net, for a checkpoint with several sets of weights of which none says that it is the
@@ -82,10 +86,11 @@ def read_pth_layers(path: str | os.PathLike[str]) -> ForeignLayers:
             raise CaffeFileError(
                 f"{where}: {str(key)[:60]!r} is a {type(value).__name__}, expected a state dict of tensors"
             )
-        layer, _, blob = key.removeprefix("module.").rpartition(".")
+        layer, _, blob = key.rpartition(".")
         named.setdefault(layer, {})[blob] = value
+    named = unwrapped(named)
     found = recognised(named, where)
-    if found is None and ("conv1_1" in named or "fc1_voc12_c0" in named):
+    if found is None and not named.keys().isdisjoint(_CAFFE_NAMES):
         found = ForeignLayers(named, "PyTorch state dict with Caffe's layer names", [])
     if found is None:
         raise CaffeFileError(
@@ -128,6 +133,30 @@ def _is_state(value: object) -> bool:
     return isinstance(value, dict) and bool(value) and all(isinstance(one, Tensor) for one in value.values())
 
 
+_CAFFE_NAMES = ("conv1_1", "fc1_voc12_c0")
+# by which the state dicts that are read are told
+_TELLING = ("features.0", *FIRST_OF_DEEPLAB, *_CAFFE_NAMES)
+
+
+def unwrapped(named: Layers) -> Layers:
+    """The layers without what wrappers put into their names: DataParallel's ``module``, torch.compile's
+    ``_orig_mod``, and the one attribute of a model under which a net that is read stands.
+
+    >>> list(unwrapped({"module.net.features.0": {}, "module.head": {}}))
+    ['features.0', 'head']
+    """
+    plain = {re.sub(r"(?<![^.])(?:module|_orig_mod)\.", "", name): blobs for name, blobs in named.items()}
+    prefixes = {
+        name.removesuffix(first)
+        for name in plain
+        for first in _TELLING
+        if name == first or name.endswith(f".{first}")
+    }
+    # several are several nets
+    prefix = prefixes.pop() if len(prefixes) == 1 and len(plain) == len(named) else ""
+    return {name.removeprefix(prefix): blobs for name, blobs in plain.items()}
+
+
 def recognised(named: Layers, where: str) -> ForeignLayers | None:
     """The layers under Caffe's names, where their own are those of a PyTorch project; None for all other names.
 
@@ -137,9 +166,10 @@ def recognised(named: Layers, where: str) -> ForeignLayers | None:
         _refuse_other_training(named, where)
         names = {f"features.{index}": name for index, name in FEATURES.items()}
         return as_caffe(named, names, form="torchvision VGG16, features (RGB)", order="RGB", where=where)
-    if "0" in named and "31" in named:
+    if "0" in named and "28" in named:
+        form = "SSD's vgg16_reducedfc (RGB)" if "31" in named else "torchvision VGG16, features alone (RGB)"
         names = {str(index): name for index, name in (FEATURES | REDUCED_FC).items()}
-        return as_caffe(named, names, form="SSD's vgg16_reducedfc (RGB)", order="RGB", where=where)
+        return as_caffe(named, names, form=form, order="RGB", where=where)
     return deeplab_layers(named, where)
 
 

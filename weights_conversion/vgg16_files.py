@@ -10,6 +10,7 @@ torchvision, SSD (PyTorch)   ``features.0`` … ``28``; ``0`` … ``28``  output
 ONNX of torchvision, MXNet   ``features.0`` …; ``vgg0_conv0`` …     outputs, inputs, rows, cols  RGB
 Keras 1, 2 and 3             ``block1_conv1`` …; ``conv2d`` …       rows, cols, inputs, outputs  BGR
 caffe-tensorflow's ``.npy``  Caffe's                                rows, cols, inputs, outputs  BGR
+Frossard's ``.npz``          Caffe's, then ``_W`` and ``_b``        rows, cols, inputs, outputs  RGB
 ===========================  =====================================  ==========================  ==================
 
 Keras keeps Caffe's order: its ``preprocess_input`` turns RGB into BGR before it subtracts the mean. The scale is
@@ -93,7 +94,8 @@ def as_caffe(
         weight = found.get(name, {}).get("weight")
         if weight is None:
             raise CaffeFileError(
-                f"{where}: {form}, but it has no weights for {original.get(name, name)} ({name})"
+                f"{where}: {form}, but it has no weights for {original.get(name, name)} ({name}); VGG19 and VGG16 with "
+                "batch norms are other nets"
             )
         if name == "conv1_1" and (weight.dim() != 4 or weight.shape[1] != 3):
             raise CaffeFileError(f"{where}: the first convolution does not read three channels")
@@ -103,6 +105,12 @@ def as_caffe(
                 f"(outputs, {inputs}, 3, 3) after the layer before it"
             )
         inputs = weight.shape[0]
+        bias = found[name].get("bias")
+        if bias is None or tuple(bias.shape) != (inputs,):
+            raise CaffeFileError(
+                f"{where}: layer {name!r}, blob 'bias': {'none' if bias is None else f'shape {tuple(bias.shape)}'} in "
+                f"the file, expected ({inputs},), one for each output"
+            )
     changes = []
     if any(name != caffe for name, caffe in names.items() if name in layers):
         renamed = (f"{name} -> {names[name]}" for name in layers if names.get(name, name) != name)
@@ -117,6 +125,21 @@ def as_caffe(
     if seen and seen != order:
         changes.append(f"conv1_1: by its values the input channels stand as {seen}, not as {order}")
     return ForeignLayers(found, form, changes)
+
+
+def of_tensorflow(layers: Layers, *, form: str, order: str, where: str) -> ForeignLayers:
+    """`as_caffe` for layers under Caffe's names in TensorFlow's order of axes, changed in place."""
+    names = {name: name for name in CONVOLUTIONS}
+    for name in list(layers):
+        weight = layers[name].get("weight")
+        if weight is not None and weight.dim() == 4:  # DeepLab's fc6 and fc7
+            names[name] = name
+        elif name in (
+            "fc6",
+            "fc7",
+        ):  # of the classifier, whose fc6 reads 25088 values: not the fc6 of these nets
+            layers[f"{name} (classifier)"] = layers.pop(name)
+    return as_caffe(layers, names, form=form, order=order, where=where, transpose=True)
 
 
 def _order_of(weight: Tensor, where: str) -> str | None:

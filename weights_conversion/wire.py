@@ -22,7 +22,7 @@ from google.protobuf.message import DecodeError, Message
 
 from weights_conversion import caffe_pb2
 from weights_conversion.errors import CaffeFileError
-from weights_conversion.files import check_plain
+from weights_conversion.files import check_plain, other_kind
 
 VARINT, I64, LEN, I32 = 0, 1, 2, 5
 _FIXED_SIZE = {I64: 8, I32: 4}
@@ -234,24 +234,6 @@ class WireFile:
         return shape, legacy
 
 
-def not_weights(head: bytes) -> str:
-    """What a file is that often stands where weights should, told from its first bytes; "" for any other."""
-    start = head.lstrip().lower()
-    if start.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer, not the file itself: git lfs pull gets it"
-    if start.startswith((b"<!doctype html", b"<html", b"<?xml", b"<head")):
-        return "a web page (HTML), not the file itself: the download went wrong"
-    for magic, kind in (
-        (b"\x1f\x8b", "gzip"),
-        (b"BZh", "bzip2"),
-        (b"\xfd7zXZ\0", "xz"),
-        (b"\x28\xb5\x2f\xfd", "zstd"),
-    ):
-        if head.startswith(magic):
-            return f"compressed by {kind}: unpack it first"
-    return ""
-
-
 @contextmanager
 def open_wire(path: str | os.PathLike[str]) -> Iterator[WireFile]:
     """Open a file for reading; what the system raises here and inside comes out as ``CaffeFileError``."""
@@ -259,7 +241,7 @@ def open_wire(path: str | os.PathLike[str]) -> Iterator[WireFile]:
     try:
         with Path(path).open("rb") as file:
             wire = WireFile(file, path)
-            if name := not_weights(wire.head):
+            if name := other_kind(wire.head):
                 raise wire.error("", name)
             yield wire
     except OSError as error:

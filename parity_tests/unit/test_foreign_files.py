@@ -80,6 +80,39 @@ def keras_3(path: Path, weights: Weights, *, root: str = "layers", named: bool =
         file.create_group("optimizer/vars")["0"] = np.int64(3)
 
 
+def keras_2_with_optimizer(path: Path, weights: Weights) -> None:
+    """As ``model.save`` of TensorFlow 2.11 and later leaves it after a training."""
+    keras_2(path, weights)
+    with h5py.File(path, "a") as file:
+        for slot in ("m", "v"):
+            file[f"optimizer_weights/Adam/{slot}/block1_conv1/kernel:0"] = hwio(weights["conv1_1"][0]) * 2
+
+
+def keras_2_unnamed(path: Path, weights: Weights) -> None:
+    """The second net of a session, whose layers nobody named."""
+    with h5py.File(path, "w") as file:
+        for number, name in enumerate(CONVOLUTIONS, start=14):
+            group = file.create_group(f"model_weights/conv2d_{number}/conv2d_{number}")
+            group["kernel:0"], group["bias:0"] = hwio(weights[name][0]), weights[name][1]
+
+
+def tensorflow_vgg(path: Path, weights: Weights) -> None:
+    """Lists of weights and biases; names that are bytes, as Python 3 saves what it read with encoding="bytes"."""
+    content = {name.encode(): [hwio(weights[name][0]), weights[name][1]] for name in CONVOLUTIONS}
+    content[b"fc6"] = [np.zeros((8, 5), np.float32), np.zeros(5, np.float32)]
+    with path.open("wb") as file:
+        np.save(file, np.array(content, dtype=object), allow_pickle=True)
+
+
+def frossard(path: Path, weights: Weights) -> None:
+    content = {"fc6_W": np.zeros((8, 5), np.float32), "fc6_b": np.zeros(5, np.float32)}
+    for name in CONVOLUTIONS:
+        content[f"{name}_W"] = hwio(np.ascontiguousarray(rgb(name, weights[name][0])))
+        content[f"{name}_b"] = weights[name][1]
+    with path.open("wb") as file:
+        np.savez(file, **content)
+
+
 def caffe_tensorflow(path: Path, weights: Weights) -> None:
     content = {name: {"weights": hwio(weight), "biases": bias} for name, (weight, bias) in weights.items()}
     with path.open("wb") as file:
@@ -133,6 +166,16 @@ def onnx_numbered(path: Path, weights: Weights) -> None:
     write_onnx(path, {name: f"onnx::{name}_{{}}" for name in CONVOLUTIONS}, weights, nodes=True)
 
 
+def onnx_constants(path: Path, weights: Weights) -> None:
+    onnx_numbered(path, weights)
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            model.graph.node.insert(0, helper.make_node("Constant", [], [tensor.name], value=tensor))
+    del model.graph.initializer[:]
+    onnx.save(model, path)
+
+
 def torchvision_safetensors(path: Path, weights: Weights) -> None:
     tensors = {}
     for index, name in FEATURES.items():
@@ -155,6 +198,11 @@ FORMS = {
     "ONNX of torchvision": (onnx_torchvision, "torchvision VGG16 as ONNX (RGB)"),
     "ONNX model zoo": (onnx_zoo, "VGG16 of the ONNX model zoo (RGB)"),
     "ONNX, other names": (onnx_numbered, "VGG16 as ONNX, by the order of its convolutions (RGB)"),
+    "Keras 2 beside its optimizer": (keras_2_with_optimizer, "VGG16 of Keras 1 or 2 (BGR)"),
+    "Keras 2, unnamed layers": (keras_2_unnamed, "VGG16 of Keras 1 or 2 (BGR)"),
+    "tensorflow-vgg": (tensorflow_vgg, "VGG16 of caffe-tensorflow (BGR)"),
+    "Frossard": (frossard, "VGG16 of Frossard's vgg16_weights.npz (RGB)"),
+    "ONNX, constants": (onnx_constants, "VGG16 as ONNX, by the order of its convolutions (RGB)"),
     "safetensors of torchvision": (torchvision_safetensors, "safetensors, torchvision VGG16, features (RGB)"),
 }
 
@@ -364,6 +412,14 @@ def test_cut_off_files_end_in_one_line(tmp_path, weights, write):
         with pytest.raises(CaffeFileError) as caught:
             load_weights(model, tmp_path / "y")
         assert "\n" not in str(caught.value)
+
+
+def test_a_cut_off_onnx_file_is_not_taken_for_caffes(tmp_path, weights):
+    onnx_torchvision(tmp_path / "x.onnx", weights)
+    data = (tmp_path / "x.onnx").read_bytes()
+    (tmp_path / "x.onnx").write_bytes(data[: len(data) // 2])
+    with pytest.raises(CaffeFileError, match=r"x\.onnx: ONNX model: field .* \(cut off\?\)"):
+        read_weights(tmp_path / "x.onnx")
 
 
 # --- DeepLab-v2's ResNet-101 ------------------------------------------------------------------------------

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import io
+import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 
 from parity_tests.conftest import CAFFE_FILES
 from repro.config import load_config
-from repro.data import VocLayout
+from repro.data import CueFile, VocLayout
 from repro.data.labels import read_labels
 from repro.errors import InputError
 from repro.fetch.get_data import Fetcher
@@ -98,11 +101,51 @@ def other_files(folder: Path) -> dict[str, tuple[bytes, str]]:
         "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 1\n", "Git LFS pointer"),
         "html": (b"<!DOCTYPE html>\n<html><body>404</body></html>", "web page (HTML)"),
         "gzip": (gzip.compress(model), "compressed by gzip"),
+        "7-Zip": (b"7z\xbc\xaf\x27\x1c" + bytes(40), "compressed by 7-Zip"),
+        "tar": (tarred(folder / "a.npy"), "a tar archive: unpack it first"),
+        "MATLAB": (b"MATLAB 5.0 MAT-file, Platform: GLNXA64" + bytes(200), "a MATLAB file"),
+        "TFLite": (b"\x1c\0\0\0TFL3" + bytes(40), "a TensorFlow Lite model"),
+        "Keras archive": (
+            zipped("config.json", "model.weights.h5"),
+            "its model.weights.h5 holds the weights",
+        ),
+        "TorchScript": (zipped("net/data.pkl", "net/code/net.py"), "torch.jit.load(FILE).state_dict()"),
+        "zip": (zipped("vgg16_20M.caffemodel"), "it has no data.pkl; it holds vgg16_20M.caffemodel"),
     }
 
 
+def zipped(*names: str) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in names:
+            archive.writestr(name, name * 9)
+    return buffer.getvalue()
+
+
+def tarred(path: Path) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.add(path, path.name)
+    return buffer.getvalue()
+
+
+OTHER_FILES = [
+    "npy",
+    "lfs",
+    "html",
+    "gzip",
+    "7-Zip",
+    "tar",
+    "MATLAB",
+    "TFLite",
+    "Keras archive",
+    "TorchScript",
+    "zip",
+]
+
+
 @pytest.mark.parametrize("name", ["vgg16_20M.caffemodel", "iter_8.safetensors", "weights.pth", "weights.h5"])
-@pytest.mark.parametrize("kind", ["npy", "lfs", "html", "gzip"])
+@pytest.mark.parametrize("kind", OTHER_FILES)
 def test_other_files_given_as_weights(tmp_path, kind, name):
     content, message = other_files(tmp_path)[kind]
     (tmp_path / name).write_bytes(content)
@@ -110,6 +153,16 @@ def test_other_files_given_as_weights(tmp_path, kind, name):
         load_weights(build_model("vgg16_largefov", width_divisor=64), tmp_path / name)
     assert message in str(caught.value)
     assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["lfs", "html", "gzip", "tar"])
+def test_other_files_given_as_cues_and_labels(tmp_path, kind):
+    content, message = other_files(tmp_path)[kind]
+    (tmp_path / "c.pickle").write_bytes(content)
+    for read in (CueFile.open, lambda path: read_labels(path, ["background", "cat"])):
+        with pytest.raises(InputError) as caught:
+            read(tmp_path / "c.pickle")
+        assert f"c.pickle: {message}" in str(caught.value) or f"c.pickle: a {message}" in str(caught.value)
 
 
 def test_many_missing_layers_are_summed_up():

@@ -10,12 +10,14 @@ import zipfile
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import nn
 
 from parity_tests.conftest import CAFFE_FILES, assert_close
 from repro.cli import run_command
 from repro.models import build_model
 from weights_conversion import CaffeFileError, load_weights, read_pth, save_safetensors
+from weights_conversion.mapping import read_weights
 from weights_conversion.sources import known_as
 
 WIDTH = 16
@@ -154,6 +156,43 @@ def test_a_state_dict_of_ours(tmp_path, caffe_net):
     assert torch.equal(model.get_submodule("conv1_1").weight, caffe_net.get_submodule("conv1_1").weight)
 
 
+WRAPPED = {
+    "features in DataParallel": lambda key: key.replace("features.", "features.module."),
+    "Lightning": lambda key: f"model.{key}",
+    "torch.compile": lambda key: f"_orig_mod.{key}",
+    "compiled, in DataParallel, in another net": lambda key: f"module._orig_mod.backbone.{key}",
+    "features alone": lambda key: key.removeprefix("features."),
+}
+
+
+@pytest.mark.parametrize("form", WRAPPED)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_names_under_wrappers(tmp_path, caffe_net, form, suffix):
+    content = {WRAPPED[form](key): value for key, value in as_rgb(caffe_net, "features.{}").items()}
+    path = tmp_path / f"x{suffix}"
+    (torch.save if suffix == ".pth" else save_file)(content, path)
+    model = blank()
+    assert load_weights(model, path).loaded == [*FEATURES.values()]
+    for name in FEATURES.values():
+        assert torch.equal(model.get_submodule(name).weight, caffe_net.get_submodule(name).weight), name
+
+
+def test_two_nets_of_one_file_are_not_chosen_between(tmp_path, caffe_net):
+    one = as_rgb(caffe_net, "features.{}")
+    torch.save(
+        {f"{net}.{key}": value for net in ("a", "b") for key, value in one.items()}, tmp_path / "x.pth"
+    )
+    with pytest.raises(
+        CaffeFileError, match=r"neither torchvision's .* its keys are 'a\.features\.0\.weight'"
+    ):
+        load_weights(blank(), tmp_path / "x.pth")
+
+
+def test_caffes_own_names_in_safetensors_stay(tmp_path):
+    save_file({"module.conv1_1.weight": torch.zeros(4, 3, 3, 3)}, tmp_path / "x.safetensors")
+    assert list(read_weights(tmp_path / "x.safetensors").layers) == ["module.conv1_1"]
+
+
 def test_known_by_name_and_hash(tmp_path):
     assert "DSRG release" in known_as("folder/vgg16_20M_mc.caffemodel", "0" * 64)
     assert "DeepLab-v2" in known_as("init.caffemodel", "")
@@ -196,6 +235,9 @@ def content_of(name: str, model: nn.Module) -> object:
         "repeated": {"0.weight": repeated(1 << 20, 3, 1 << 10, 3), "31.weight": torch.zeros(1)},
         "whole numbers": {**good, "0.weight": torch.zeros(4, 3, 3, 3, dtype=torch.int64)},
         "narrow": {**good, "2.weight": torch.zeros(4, 3, 3, 3)},
+        "another bias": {**good, "7.bias": torch.zeros(3)},
+        "no bias": {key: value for key, value in good.items() if key != "7.bias"},
+        "VGG19": {key: value for key, value in good.items() if not key.startswith("17.")},
     }[name]
 
 
@@ -213,6 +255,9 @@ REASONS = {
     "repeated": "a tensor of shape .* is more than the file holds",
     "whole numbers": "'weight': torch.int64, expected floating point",
     "narrow": r"layer 'conv1_2'.*shape \(4, 3, 3, 3\) in the file",
+    "another bias": r"layer 'conv2_2', blob 'bias': shape \(3,\) in the file, expected \(8,\)",
+    "no bias": "layer 'conv2_2', blob 'bias': none in the file",
+    "VGG19": r"no weights for 17 \(conv4_1\); VGG19 and VGG16 with batch norms are other nets",
 }
 
 

@@ -17,6 +17,7 @@ from weights_conversion.caffe_pb2 import SolverParameter
 from weights_conversion.caffemodel import read_caffemodel
 from weights_conversion.conversion import PROVENANCE, read_snapshot
 from weights_conversion.errors import CaffeFileError
+from weights_conversion.files import other_kind
 from weights_conversion.kinds import file_kind
 from weights_conversion.lift import lift
 from weights_conversion.mapping import read_safetensors
@@ -25,7 +26,6 @@ from weights_conversion.prototxt_format import format_prototxt
 from weights_conversion.pth import read_pth
 from weights_conversion.solverstate import SolverState, read_solverstate
 from weights_conversion.sources import READERS
-from weights_conversion.wire import not_weights
 
 _SOLVER_FIELDS = {"base_lr", "lr_policy", "net", "train_net", "net_param", "max_iter", "solver_mode"}
 
@@ -73,7 +73,7 @@ def read_text(path: str | os.PathLike[str]) -> Message:
             )
     except CaffeFileError as error:
         with open(path, "rb") as file:
-            reason = not_weights(file.read(512))
+            reason = other_kind(file.read(512))
         if reason:
             raise CaffeFileError(f"{os.fspath(path)}: {reason}") from None
         if Path(path).name.endswith(".prototxt"):

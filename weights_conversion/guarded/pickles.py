@@ -110,6 +110,8 @@ _ADMITTED: dict[tuple[str, str], Any] = {
 }
 for _module in ("__builtin__", "builtins"):  # how protocols below 4 write a set
     _ADMITTED[_module, "set"] = set
+    for _default in ("list", "dict", "int"):  # of a defaultdict; not to be called
+        _ADMITTED[_module, _default] = None
 for _core in ("numpy.core", "numpy._core"):  # NumPy 2 renamed it
     _ADMITTED[f"{_core}.multiarray", "_reconstruct"] = _reconstruct
     _ADMITTED[f"{_core}.multiarray", "scalar"] = _scalar
@@ -122,6 +124,7 @@ _ADMITTED |= {
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
     ("collections", "OrderedDict"): dict,  # a tensor's hooks, which are none
+    ("collections", "defaultdict"): lambda *default: {},
 }
 
 
@@ -173,9 +176,12 @@ def read_pickle(request: dict[str, Any], out: BinaryIO) -> None:
         content = content.wrapped
     if not isinstance(content, dict):
         raise RefusedError("", f"holds a {type(content).__name__}, {request['expected']} expected")
-    content = {_key(key): value for key, value in content.items()}
     if request["nested"]:
         content = _flattened(content)
+    renamed = {_key(key): value for key, value in content.items()}
+    if len(renamed) < len(content):
+        raise RefusedError("", "a key twice, as a text and as bytes or a tensor")
+    content = renamed
     arrays: dict[str, np.ndarray] = {}
     for key, array in _arrays(content):
         if key in arrays:
@@ -200,17 +206,23 @@ def _skip_npy_header(stream: BinaryIO, expected: str) -> None:
 
 
 def _key(key: Any) -> Any:
-    """A key as it is; of a tensor of one whole number that number."""
+    """A key as it is; of a tensor of one whole number that number, of bytes, as Python 2's texts come, their text."""
+    if isinstance(key, bytes):
+        return key.decode("latin1")
     is_number = isinstance(key, _Array) and key.array.size == 1 and key.array.dtype.kind in "iu"
     return key.array.item() if is_number else key
 
 
 def _flattened(content: dict[Any, Any]) -> dict[Any, Any]:
-    """A dict of dicts as one, with the keys joined by a slash; a value that is no dict stays."""
+    """A dict of dicts, or of lists of arrays of several ranks, as one, with the keys joined by a slash, the place in a
+    list as its key; a value that is neither stays."""
     flat: dict[Any, Any] = {}
     for key, value in content.items():
-        if isinstance(key, str) and isinstance(value, dict):
-            flat |= {f"{key}/{inner}" if isinstance(inner, str) else inner: v for inner, v in value.items()}
+        key = _key(key)
+        if isinstance(value, list) and len({one.array.ndim for one in value if isinstance(one, _Array)}) > 1:
+            value = dict(enumerate(value))
+        if isinstance(key, str | int) and isinstance(value, dict):
+            flat |= {f"{key}/{_key(inner)}": v for inner, v in value.items()}
         else:
             flat[key] = value
     return flat
