@@ -178,8 +178,9 @@ def test_a_class_that_does_not_occur_is_not_the_lowest(monkeypatch):
     assert drawing.alt.endswith("Lowest: bird 10.0; highest: background 80.0.")
 
 
-def test_what_is_no_longer_made_goes_and_what_is_not_ours_stays(runs, tmp_path):
-    out = report_runs(runs, tmp_path / "out")
+def test_what_is_no_longer_made_goes_and_what_is_not_ours_stays(runs, results, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(results, out)
     (out / "notes.txt").write_text("mine")
     leftover = out / temporary_name() / "half"
     leftover.parent.mkdir()
