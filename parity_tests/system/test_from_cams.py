@@ -42,6 +42,7 @@ def run(tmp_path, *options):
 
 FORMS = {
     "class to map": {0: heat(3, 3), 5: heat(17, 17)},
+    "keys that are texts": {"0": heat(3, 3), "5": heat(17, 17)},
     "NumPy keys": {np.int64(0): heat(3, 3), np.int64(5): heat(17, 17)},
     "keys and cam": {"keys": np.array([0, 5]), "cam": np.stack([heat(3, 3), heat(17, 17)])},
     "tensors, as IRN writes them": {
@@ -185,6 +186,25 @@ def test_maps_that_give_no_cue_are_told(tmp_path, capsys, caplog):
     assert run(tmp_path, "--first-class", "0") == 0
     assert "1 of 2 images have a map that is nowhere above 0" in caplog.text
     assert "a.npy: index 1" in caplog.text
+
+
+def test_a_name_with_the_images_suffix_is_read_back(tmp_path):
+    save(tmp_path / "cams" / "a.jpg.npy", {1: heat(3, 3)})
+    assert run(tmp_path, "--first-class", "0") == 0
+    file = CueFile.open(tmp_path / "out" / "cues.h5")
+    assert file.images(tmp_path / "out" / "input_list.txt") == {"a": 0}
+
+
+def test_maps_without_a_lowest_cell_are_told(tmp_path, caplog):
+    """Where a map is 0 in most cells, none of them is below the others, which the rule asks for."""
+    save(tmp_path / "cams" / "a.npy", {1: np.maximum(heat(3, 3) - 0.5, 0)})
+    again = ("--out", str(tmp_path / "out2"))
+    assert run(tmp_path, "--first-class", "0", *again) == 0
+    assert not (CueFile.open(tmp_path / "out2" / "cues.h5").cues(0)[0] == 0).any()
+    assert "1 of 1 images get no cue of background" in caplog.text
+    told = ("--background-below", "0.05", "--out", str(tmp_path / "out3"))
+    assert run(tmp_path, "--first-class", "0", *told) == 0
+    assert (CueFile.open(tmp_path / "out3" / "cues.h5").cues(0)[0] == 0).sum() > 100
 
 
 @pytest.mark.parametrize("name", ["input_list.txt", "cues.h5"])

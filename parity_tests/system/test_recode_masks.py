@@ -167,6 +167,21 @@ def test_refusals_are_a_line_and_write_nothing(tmp_path, capsys, make, options, 
     assert not (tmp_path / "out").exists()
 
 
+def test_transparent_pixels_are_background(tmp_path, capsys):
+    """A white object cut out: the colour is white everywhere, the object is what is opaque."""
+    white = np.full((*OBJECT.shape, 4), 255, np.uint8)
+    white[:, :, 3] = OBJECT * 255
+    save(tmp_path / "in" / "m.png", white)
+    assert recode(tmp_path) == 0
+    assert read_mask(tmp_path / "out" / "m.png").tolist() == OBJECT.tolist()
+    white[0, 0, 3] = 128
+    save(tmp_path / "soft" / "m.png", white)
+    capsys.readouterr()
+    assert run_command(["data", "masks", str(tmp_path / "soft"), str(tmp_path / "out2")]) == 2
+    assert "m.png: half transparent pixels" in capsys.readouterr().err
+    assert not (tmp_path / "out2").exists()
+
+
 def test_never_over_the_source_nor_into_a_folder_that_holds_something(tmp_path, capsys):
     source = save(tmp_path / "in" / "m.png", OBJECT * 255).parent
     save(tmp_path / "full" / "other.png", OBJECT)

@@ -594,6 +594,19 @@ def test_forms_of_index_arrays(tmp_path, form):
     assert file.cues(4).tolist() == [[0, 1, 2]] * 3
 
 
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_other_dicts_and_keys(tmp_path, protocol):
+    """A defaultdict, keys that are bytes, and a dict for each index."""
+    labels, cues = [5, 8], np.array([[0, 5], [1, 2], [3, 4]])
+    default = collections.defaultdict(list, {"3_labels": labels, "3_cues": cues})
+    for content in (default, {b"3_labels": labels, b"3_cues": cues}, {3: {"labels": labels, "cues": cues}}):
+        file = CueFile.open(dump(tmp_path / "cues.pickle", content, protocol))
+        assert file.labels(3).tolist() == labels
+        np.testing.assert_array_equal(file.cues(3), cues)
+    with pytest.raises(InputError, match="a key twice"):
+        CueFile.open(dump(tmp_path / "cues.pickle", {**default, b"3_labels": labels}, protocol))
+
+
 def test_one_label_alone(tmp_path):
     file = CueFile.open(
         dump(tmp_path / "cues.pickle", {"4_labels": np.int64(5), "4_cues": np.zeros((3, 0), int)})

@@ -15,6 +15,7 @@ from repro.data import LabelMapDataset, write_mask
 from repro.data.image_list import (
     CueLine,
     LabelLine,
+    list_line,
     read_cue_indices,
     read_id_list,
     read_label_list,
@@ -49,6 +50,14 @@ def list_of(tmp_path):
 )
 def test_id_lists(list_of, content):
     assert read_id_list(list_of(content)) == ["a", "b"]
+
+
+def test_paths_of_windows(list_of):
+    path = list_of("JPEGImages\\x.jpg Masks\\x.png\r\n\\JPEGImages\\y.jpg \\Masks\\y.png\r\n")
+    assert read_id_list(path) == ["x", "y"]
+    assert read_label_list(path)[0] == LabelLine("JPEGImages/x.jpg", "Masks/x.png", 1)
+    name = "a\\b.jpg"  # a name of its own under Linux
+    assert read_pairs_list(list_of(list_line(name, 3))) == [CueLine(name, 3, 1)]
 
 
 def test_pairs_and_label_lists(list_of):

@@ -15,6 +15,7 @@ is below a threshold.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from repro.constants import VOID
 from repro.cues.generate import MadeCues, score_grid
 from repro.data.cues import MAX_BYTES, write_cues
 from repro.data.experiment import stage0_of
-from repro.data.image_list import list_line
+from repro.data.image_list import image_name, list_line
 from repro.data.numbered_labels import first_index
 from repro.errors import InputError
 from repro.files import write_json
@@ -70,7 +71,7 @@ def cues_from_cams(
         raise InputError(f"--background-below {background_below}: expected more than 0, at most 1")
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of class activation maps")
-    found = {path.stem: path for path in sorted(folder.glob("[!.]*.npy"))}
+    found = {image_name(path.stem): path for path in sorted(folder.glob("[!.]*.npy"))}
     chosen = list(found if names is None else names)
     if not chosen:
         raise InputError(f"{folder}: no map (*.npy) in it")
@@ -84,6 +85,7 @@ def cues_from_cams(
     first = first_index(str(folder), indices, classes) if first_class is None else first_class
     entries = {}
     nowhere: list[str] = []  # maps that give no cue
+    without_background = 0
     for number, (name, of_image) in enumerate(maps.items()):
         kept = {index + 1 - first: values for index, values in of_image.items() if first == 0 or index != 0}
         if not kept or min(kept) < 1 or max(kept) >= classes:
@@ -107,6 +109,7 @@ def cues_from_cams(
             else strongest < background_below
         )
         cells = merge_cells(background, foreground, rule=settings.merge)[0].numpy()
+        without_background += not (cells == 0).any()
         rows, columns = np.nonzero(cells != VOID)
         entries[number] = sorted(kept), np.stack([cells[rows, columns].astype(np.int64), rows, columns])
     if nowhere:
@@ -116,6 +119,13 @@ def cues_from_cams(
             len(nowhere),
             len(chosen),
             nowhere[0],
+        )
+    if without_background:
+        log.warning(
+            "%d of %d images get no cue of background: none of their cells is below the others, as where maps are 0 "
+            "in many; --background-below 0.05 takes all cells below that share of each map's maximum",
+            without_background,
+            len(chosen),
         )
     if not any(cues.size for _, cues in entries.values()):
         raise InputError(
@@ -150,7 +160,7 @@ def read_maps(path: Path, grid: tuple[int, int]) -> dict[int, np.ndarray]:
         ):
             raise InputError(f"{path}: as many indices in 'keys' as maps in 'cam' or 'high_res' expected")
         pairs = list(zip(keys.tolist(), maps, strict=True))
-    elif content.attributes.get("keys") == "int":
+    elif arrays and all(re.fullmatch(r"-?\d{1,9}", key) for key in arrays):
         pairs = [(int(key), values) for key, values in arrays.items()]
     else:
         raise InputError(

@@ -7,7 +7,8 @@
 
 All of them name the image ``x``: its name is the last part of the path, without the suffix of an image. Every list
 holds one of these forms; what a reader does not need is passed over. Names with spaces stand in double quotes, as
-JSON strings. Line ends are LF or CRLF, the encoding is UTF-8, or UTF-16 where the file begins with its mark.
+JSON strings; in others a backslash is a slash, as Windows writes paths. Line ends are LF or CRLF, the encoding is
+UTF-8, or UTF-16 where the file begins with its mark.
 """
 
 from __future__ import annotations
@@ -184,8 +185,8 @@ def read_label_list(path: PathLike) -> Lines[LabelLine]:
 
 
 def list_line(*names: object) -> str:
-    r"""A line of a list, as the readers here take it: a name that holds a space, begins with a quote or is not
-    printable stands in double quotes, as a JSON string.
+    r"""A line of a list, as the readers here take it: a name that holds a space or a backslash, begins with a quote or
+    is not printable stands in double quotes, as a JSON string.
 
     >>> list_line("my cat.jpg", 3)
     '"my cat.jpg" 3\n'
@@ -193,7 +194,7 @@ def list_line(*names: object) -> str:
     words = map(str, names)
     fields = [
         word
-        if word.isprintable() and re.fullmatch(r'[^\s"]\S*', word)
+        if word.isprintable() and re.fullmatch(r'[^\s"\\][^\s\\]*', word)
         else json.dumps(word, ensure_ascii=not word.isprintable())
         for word in words
     ]
@@ -208,8 +209,11 @@ def _fields(content: str) -> list[str]:
     fields = re.findall(rf"{_QUOTED}|\S+", content)
     if '"' in content:
         with suppress(ValueError):  # a quote that is part of a name
-            return [json.loads(field) if re.fullmatch(_QUOTED, field) else field for field in fields]
-    return fields
+            return [
+                json.loads(field) if re.fullmatch(_QUOTED, field) else field.replace("\\", "/")
+                for field in fields
+            ]
+    return [field.replace("\\", "/") for field in fields]
 
 
 def read_text(path: PathLike, expected: str) -> str:

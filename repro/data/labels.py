@@ -237,6 +237,9 @@ def _read_text_labels(
 ) -> Labels:
     """An image may have several lines: its labels are those of all of them."""
     rows = list(_rows(path))
+    head = [field.lower() for field in rows[0][1][:2]] if rows else []
+    if head[:1] in ([""], ["unnamed: 0"]) and head[1:] and head[1] in _HEADERS:  # pandas' index
+        rows = [(number, row[1:]) for number, row in rows]
     if table := _one_hot(path, rows, indices):
         return table
     words: dict[str, list[str]] = {}
@@ -275,7 +278,13 @@ def _numeric(names: Sequence[str], indices: Mapping[str, int]) -> bool:
     return all(re.fullmatch(r"[0-9]{1,6}", name) and name not in indices for name in names)
 
 
-_MARKS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+_MARK = re.compile(r"(?:0|-1|false|(1|true))(?:[.,]0+)?", re.IGNORECASE)
+
+
+def _mark(cell: str) -> bool | None:
+    """What a cell says of its class; None for anything but 0 (also -1), 1, true or false."""
+    match = _MARK.fullmatch(cell)
+    return None if match is None else bool(match[1])
 
 
 def _one_hot(path: Path, rows: Sequence[tuple[int, list[str]]], indices: Mapping[str, int]) -> Labels | None:
@@ -283,7 +292,7 @@ def _one_hot(path: Path, rows: Sequence[tuple[int, list[str]]], indices: Mapping
     if len(rows) < 2:
         return None
     head, first = rows[0][1], rows[1][1]
-    if len(first) < 2 or len(head) != len(first) or any(cell.lower() not in _MARKS for cell in first[1:]):
+    if len(first) < 2 or len(head) != len(first) or any(_mark(cell) is None for cell in first[1:]):
         return None
     if _numeric(head[1:], indices):
         return None  # no line of names: vectors
@@ -297,10 +306,10 @@ def _one_hot(path: Path, rows: Sequence[tuple[int, list[str]]], indices: Mapping
         name = image_name(file_name)
         if not name or name in found:
             raise InputError(f"{where}: image {file_name!r}, each once expected")
-        if len(cells) != len(columns) or any(cell.lower() not in _MARKS for cell in cells):
+        if len(cells) != len(columns) or any(_mark(cell) is None for cell in cells):
             raise InputError(f"{where}: {len(columns)} cells of 0 or 1 after the image expected")
         found[name] = sorted(
-            index for index, cell in zip(columns, cells, strict=True) if index and _MARKS[cell.lower()]
+            index for index, cell in zip(columns, cells, strict=True) if index and _mark(cell)
         )
     return found
 

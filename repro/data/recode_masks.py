@@ -1,7 +1,7 @@
 """Masks that show classes as colours, or one object as 255, as masks of class indices.
 
     colours   RGB or RGBA in VOC's colours (also a palette whose order is not VOC's, read by its colours);
-              (224, 224, 192), the border of VOC's objects, is void
+              (224, 224, 192), the border of VOC's objects, is void; what is transparent is background
     object    0 and another single value, 255 most often, or grey of 1, 2 or 4 bits with 0 and its brightest: class 1
     indices   what is there already, in grey of 2 or 4 bits, too
 
@@ -61,9 +61,22 @@ def recode_masks(
     return coding, written
 
 
+def _opened(path: str | os.PathLike[str]) -> Image.Image:
+    """A mask; what is transparent in it is background, black."""
+    image = open_image(path)
+    if image.mode != "RGBA":
+        return image
+    pixels = np.array(image)
+    alpha = pixels[:, :, 3]
+    if ((alpha > 0) & (alpha < 255)).any():
+        raise InputError(f"{os.fspath(path)}: half transparent pixels, opaque and transparent ones expected")
+    pixels[alpha == 0, :3] = 0
+    return Image.fromarray(pixels[:, :, :3].copy())
+
+
 def recoded(path: str | os.PathLike[str], num_classes: int, coding: Coding) -> np.ndarray:
     """One mask as class indices, uint8 (H, W). Raises InputError as `recode_masks`."""
-    image = open_image(path)
+    image = _opened(path)
     if coding == "colours":
         return _indices_of_colours(path, image, num_classes)
     values = _grey_values(path, image)
@@ -112,7 +125,7 @@ def _coding(paths: Sequence[Path], num_classes: int) -> Coding:
         return "colours"
     seen: set[int] = set()
     for path in paths:
-        seen.update(np.unique(_grey_values(path, open_image(path))).tolist())
+        seen.update(np.unique(_grey_values(path, _opened(path))).tolist())
     others = seen - {0, VOID}
     if not others - {1} and (VOID not in seen or 1 in seen):
         return "indices"
@@ -131,9 +144,9 @@ def _coding(paths: Sequence[Path], num_classes: int) -> Coding:
 def _colouring(path: Path) -> Literal["colours", "values", "either"]:
     """How a mask is to be read: by colours where it shows some, or has a palette that gives VOC's colours to other
     indices than VOC does. Black and grey pixels, and VOC's own palette, may go with either."""
-    image = open_image(path)
-    if image.mode in ("RGB", "RGBA"):
-        pixels = np.asarray(image)[:, :, :3]
+    image = _opened(path)
+    if image.mode == "RGB":
+        pixels = np.asarray(image)
         return "either" if (pixels == pixels[:, :, :1]).all() else "colours"
     if image.mode != "P":
         return "values"
@@ -153,7 +166,7 @@ def _index_of_colour(num_classes: int) -> dict[tuple[int, ...], int]:
 
 
 def _indices_of_colours(path: str | os.PathLike[str], image: Image.Image, num_classes: int) -> np.ndarray:
-    if image.mode not in ("RGB", "RGBA", "P", "L", "1"):
+    if image.mode not in ("RGB", "P", "L", "1"):
         raise InputError(f"{os.fspath(path)}: mode {image.mode!r}, colours (RGB) expected")
     pixels = np.asarray(image.convert("RGB"), np.int64)
     packed = (pixels[:, :, 0] << 16) | (pixels[:, :, 1] << 8) | pixels[:, :, 2]
@@ -175,8 +188,8 @@ def _grey_values(path: str | os.PathLike[str], image: Image.Image) -> np.ndarray
     """The values of a mask as its file holds them: of grey below 8 bits before they are stretched to 255."""
     if image.mode == "1":
         return np.asarray(image, np.uint8)
-    if image.mode in ("RGB", "RGBA"):
-        pixels = np.asarray(image)[:, :, :3]
+    if image.mode == "RGB":
+        pixels = np.asarray(image)
         if (pixels != pixels[:, :, :1]).any():
             raise InputError(f"{os.fspath(path)}: colours, grey values expected")
         return pixels[:, :, 0].copy()

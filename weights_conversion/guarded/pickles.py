@@ -176,12 +176,10 @@ def read_pickle(request: dict[str, Any], out: BinaryIO) -> None:
         content = content.wrapped
     if not isinstance(content, dict):
         raise RefusedError("", f"holds a {type(content).__name__}, {request['expected']} expected")
-    if request["nested"]:
-        content = _flattened(content)
     renamed = {_key(key): value for key, value in content.items()}
     if len(renamed) < len(content):
         raise RefusedError("", "a key twice, as a text and as bytes or a tensor")
-    content = renamed
+    content = _flattened(renamed) if request["nested"] else renamed
     arrays: dict[str, np.ndarray] = {}
     for key, array in _arrays(content):
         if key in arrays:
@@ -218,7 +216,6 @@ def _flattened(content: dict[Any, Any]) -> dict[Any, Any]:
     list as its key; a value that is neither stays."""
     flat: dict[Any, Any] = {}
     for key, value in content.items():
-        key = _key(key)
         if isinstance(value, list) and len({one.array.ndim for one in value if isinstance(one, _Array)}) > 1:
             value = dict(enumerate(value))
         if isinstance(key, str | int) and isinstance(value, dict):
