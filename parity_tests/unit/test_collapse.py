@@ -55,6 +55,19 @@ def test_a_seed_loss_at_the_floor_is_told_once(caplog, terms, loss):
     assert "\n" not in line
 
 
+def test_a_training_that_is_resumed_counts_on(caplog):
+    """And tells nothing a second time."""
+    loop, dead = SimpleNamespace(folder=Path("run")), {"loss-Seed": 9.21, "winners": 21.0}
+    state: dict[str, torch.Tensor] = {}
+    for number in range(AT_FLOOR + 5):
+        watch = CollapseWatch(21, 2)
+        watch.load_state_dict(state)
+        watch.after_row(loop, Row(number, 1e-3, dead, 0.0))
+        state = watch.state_dict()
+    (line,) = caplog.messages
+    assert f"up to iteration {AT_FLOOR - 1}," in line
+
+
 def test_one_class_everywhere_is_told_once(caplog):
     (line,) = told(caplog, [3.0] * 1000, 0.3, 1)
     assert f"in the last {ONE_CLASS} rows of the log" in line

@@ -18,6 +18,8 @@ from __future__ import annotations
 import logging
 import math
 
+import torch
+
 from repro.layers.softmax import MIN_PROB
 from repro.training.loop import Hook, SolverLoop
 from repro.training.rows import Row
@@ -27,6 +29,7 @@ log = logging.getLogger(__name__)
 # Rows of the log in succession: one class for four times the longest that a healthy training was seen to take
 AT_FLOOR, ONE_CLASS = 20, 150
 SEED_TERMS = {"balanced": 2, "seed": 1, "none": 0}  # terms of the seed loss, by the loss's setting
+_STATE = ("_at_floor", "_one_class", "_told")
 _NEAR_FLOOR, _NEAR_ZERO = 0.03, 0.05  # shares of the floor; of the constrain loss
 
 
@@ -68,6 +71,14 @@ class CollapseWatch(Hook):
             row.iteration,
             what,
         )
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {f"collapse{name}": torch.tensor(getattr(self, name)) for name in _STATE}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        for name in _STATE:
+            if (key := f"collapse{name}") in state:
+                setattr(self, name, state[key].item())
 
     def _is_at_floor(self, metrics: dict[str, float]) -> bool:
         loss = metrics.get("loss-Seed", 0.0)

@@ -69,7 +69,7 @@ class SeedQuality(Hook):
         return dict(self._counts)
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        self._counts = dict(state)
+        self._counts = {name: state[name] for name in ("given", "grown") if name in state}
 
     def _write(self, epoch: int, iteration: int, counts: torch.Tensor) -> dict[str, float]:
         metrics = seed_metrics(counts.cpu())
