@@ -73,7 +73,7 @@ class CollapseWatch(Hook):
         )
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        return {f"collapse{name}": torch.tensor(getattr(self, name)) for name in _STATE}
+        return {f"collapse{name}": torch.tensor(int(getattr(self, name))) for name in _STATE}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         for name in _STATE:
