@@ -230,9 +230,10 @@ def test_mutated_states_load_or_raise(tmp_path, source):
 
 @pytest.mark.parametrize("ending", [".solverstate", ".solverstate.h5"])
 def test_one_form_becomes_the_other(tmp_path, capsys, ending):
-    for source in (TOY, TOY_H5):
-        assert run_command(["convert", str(source), str(tmp_path / f"x{ending}")]) == 0
-        want, got = read_solverstate(source), read_solverstate(tmp_path / f"x{ending}")
+    for number, source in enumerate((TOY, TOY_H5)):
+        target = tmp_path / f"{number}{ending}"
+        assert run_command(["convert", str(source), str(target)]) == 0
+        want, got = read_solverstate(source), read_solverstate(target)
         assert (got.iter, got.current_step, got.learned_net) == (
             want.iter,
             want.current_step,

@@ -40,6 +40,7 @@ from repro.run.machines import (
 )
 from repro.run.net_costs import crf_seconds, flops, kept_for_backward, parameters
 from repro.run.plan import PlannedRun, plan
+from repro.run.pretrain import pretraining_folder
 from repro.solver import SOLVERS
 from repro.training.snapshots import snapshots
 
@@ -81,6 +82,7 @@ def forecast(runs: Sequence[PlannedRun]) -> list[str]:
     joules: float | None = 0.0
     folders = {planned.folder.parent for planned in runs}
     machines: dict[tuple[str, str], Machine] = {}
+    pretrained: set[Path] = set()
     for planned in runs:
         answered = [cell for cells in planned.answers.values() for cell in cells]
         lines.append(f"{planned.folder}: {', '.join(answered) or 'no published number'}")
@@ -89,7 +91,13 @@ def forecast(runs: Sequence[PlannedRun]) -> list[str]:
         if which not in machines:
             machines[which] = local_machine(config, folders)
         machine = machines[which]
-        for work in _steps(planned, machine):
+        works = [*_steps(planned, machine)]
+        first = pretraining_folder(planned.base, config.model)
+        if config.pretrains and planned.weights is None and first not in pretrained:
+            pretrained.add(first)  # one for all runs
+            training_there = training(replace(planned, folder=first), "stage1", machine)
+            works.insert(0, replace(training_there, step="pretraining"))
+        for work in works:
             state = "done" if not work.units else f"{work.units} of {work.total}"
             lines.append(
                 f"  {work.step:<22}{state:>18}  {', '.join(work.shown()) if work.units else ''}".rstrip()

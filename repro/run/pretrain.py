@@ -20,8 +20,13 @@ IMAGES_SEED = 1000  # no other set's
 _LABELS_ALONE = LossConfig(seed="none", cues="fixed", constrain=False, expand=True)
 
 
+def pretraining_folder(base: Config, model: ModelConfig) -> Path:
+    """Where a net is pre-trained: ``<run>-pretrained-<net>``, the same for all rows and seeds."""
+    return base.run_dir.with_name(f"{base.run_dir.name}-pretrained-{model.name}")
+
+
 def pretrained_weights(base: Config, model: ModelConfig) -> Path:
-    """The weights in ``<run>-pretrained-<net>``, trained now where they are not there.
+    """The weights in the `pretraining_folder`, trained now where they are not there.
 
     The images go beside the embedded set, into ``<dataset.root>-pretraining``.
     """
@@ -45,5 +50,4 @@ def pretrained_weights(base: Config, model: ModelConfig) -> Path:
         },
         "pre-training",
     )
-    folder = base.run_dir.with_name(f"{base.run_dir.name}-pretrained-{model.name}")
-    return train(config, 1, Run(config, resolve_device(config.device), folder))
+    return train(config, 1, Run(config, resolve_device(config.device), pretraining_folder(base, model)))
