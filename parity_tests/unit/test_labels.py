@@ -306,6 +306,12 @@ def test_two_classes_and_rising_pairs_are_asked_for(tmp_path):
     [
         ({"a": [1, 0, 0, 1, 0]}, None, "image a: a vector of 5 values, 3 or .with background. 4 expected"),
         ({"a": [True, False]}, None, "a vector of 2 values"),
+        (
+            {"a": [0, 2, 0], "b": [1, 0, 1]},
+            None,
+            "image a: a vector of 3 values with 2 in it, 0 and 1 expected",
+        ),
+        ({"a": [0, 0, 3, 1], "b": [1, 0, 1, 0]}, 0, "image a: a vector of 4 values with 3 in it"),
         ({"a": [1, 4]}, None, "index 4, 0 to 3 expected"),
         ({"a": [3], "b": [9]}, None, "image b has index 9, 1 to 3 expected"),
         ({"a": [3]}, 0, "image a has index 3, 0 to 2 expected"),

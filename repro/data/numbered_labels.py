@@ -90,6 +90,15 @@ def labels_of_numbers(
             f"{name}: image {next(iter(found))}: a vector of {length} values, {num_classes - 1} or (with background) "
             f"{num_classes} expected for the {num_classes} classes"
         )
+    elif length in (num_classes - 1, num_classes) and all(
+        len(row) == length and len(set(row.tolist())) < length for row in rows
+    ):
+        image, above = next(
+            (image, row.max()) for image, row in found.items() if ((row != 0) & (row != 1)).any()
+        )
+        raise InputError(
+            f"{name}: image {image}: a vector of {length} values with {above:g} in it, 0 and 1 expected (not counts)"
+        )
     first = first_index(name, found, num_classes) if first_class is None else first_class
     labels = {}
     for image, row in found.items():
