@@ -16,7 +16,7 @@ from repro.errors import InputError
 from repro.fetch.download import Patience, download
 
 CONTENT = np.random.default_rng(0).bytes(20_000)
-HASTY = Patience(connect=2, read=0.3, attempts=3, first_wait=0.001, longest_wait=0.01, least_rate=1000)
+HASTY = Patience(connect=2, read=1, attempts=3, first_wait=0.001, longest_wait=0.01, least_rate=1000)
 
 
 @pytest.fixture(autouse=True)
@@ -126,7 +126,7 @@ def test_mirrors_are_tried_in_order(server, tmp_path):
     ("behaviour", "options", "reason"),
     [
         ("cut_without_ranges", {}, r"3 attempts without progress"),
-        ("trickle", {}, r"stalls: \d+ bytes in 0 s"),
+        ("trickle", {}, r"stalls: \d+ bytes in \d+ s"),
         ("announces_more", {}, r"announces 21000 bytes, 20000 expected"),
         ("announces_less", {}, r"announces 1000 bytes, 20000 expected"),
         ("announces_less", {"size": None}, r"wrong sha256"),
