@@ -134,10 +134,7 @@ def of_tensorflow(layers: Layers, *, form: str, order: str, where: str) -> Forei
         weight = layers[name].get("weight")
         if weight is not None and weight.dim() == 4:  # DeepLab's fc6 and fc7
             names[name] = name
-        elif name in (
-            "fc6",
-            "fc7",
-        ):  # of the classifier, whose fc6 reads 25088 values: not the fc6 of these nets
+        elif name in ("fc6", "fc7"):  # of the classifier, whose fc6 reads 25088 values: not these nets' fc6
             layers[f"{name} (classifier)"] = layers.pop(name)
     return as_caffe(layers, names, form=form, order=order, where=where, transpose=True)
 

@@ -104,7 +104,9 @@ def explain(pred_dir: Path, gt_paths: Sequence[Path], ids: Sequence[str], num_cl
         matrix = _matrix(counts, num_classes)
         per_image.append(mean_iou(matrix, "present"))
         _add(matrices, "", matrix)
-        _add(matrices, _TO_PREDICTIONS, _matrix(_counts(_resized(truth, *pred.shape), pred), num_classes))
+        if truth.shape != pred.shape:
+            matrix = _matrix(_counts(_resized(truth, *pred.shape), pred), num_classes)
+        _add(matrices, _TO_PREDICTIONS, matrix)
         for mistake, values in _MISTAKES.items():
             _add(matrices, mistake, _matrix(counts, num_classes, *values(counts, num_classes)))
         grid = [max(1, -(-size // 8)) for size in truth.shape]  # as they leave the net
