@@ -59,15 +59,16 @@ def resolve_device(name: str) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """The model of a CUDA device; of a CPU the processor's where the system tells it, or its architecture."""
+    """The model of a CUDA device; of a CPU the processor's where the system tells it, or its architecture, and the
+    vector instructions that PyTorch uses on it: virtual machines call several generations by one name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return platform.machine()
+        lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    return f"{(names or [platform.machine()])[0]} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 # (the step's folder, the settings recorded there, the settings now)

@@ -8,19 +8,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from parity_tests.finished_runs import write_run
 from parity_tests.small_voc import TRAIN_AUG, mask_of, write_cue_files, write_voc
 from repro.cli import run_command
+from repro.config import load_config
 from repro.data import write_mask
 from repro.errors import InputError
 from repro.metrics import summarize
 from repro.paper.experiments import experiments
 from repro.report import report_runs
 from repro.report.verdict import judge
+from repro.run.machines import local_machine
 from repro.run.plan import plan, results_dir
 from repro.run.scores import Scores, read_scores
+from repro.run_folder import device_name
 
 ROWS = ("SEC", "baseline", "+BSL", "+DSRG", "+Retrain")
 BASE = {"profile": "dsrg_vgg16_animals", "sha256": "0"}
@@ -51,6 +55,18 @@ def test_five_rows_of_two_seeds_are_eight_runs_in_one_results_folder():
     assert [run.folder.name for run in runs if run.grows_for_a_figure] == [
         *("dsrg_vgg16_animals", "dsrg_vgg16_animals-seed1")
     ]
+
+
+def test_the_same_at_half_the_size_has_its_own_folder():
+    runs = plan(None, ["dataset.root=x"], names=["animals_half"])
+    assert [run.folder.name for run in runs] == [
+        f"dsrg_vgg16_animals_half{suffix}" for suffix in ("-baseline", "-bsl", "")
+    ]
+    assert {results_dir(run.base) for run in runs} == {Path("results/animals_half")}
+    assert {cell.partition("/")[0] for run in runs for cells in run.answers.values() for cell in cells} == {
+        *("animals_half", "animals_half-figure4")
+    }
+    assert {run.config.stage1.data.new_height for run in runs} == {161}
 
 
 def test_other_profiles_and_all_of_the_papers_leave_it_alone():
@@ -168,20 +184,43 @@ def test_a_forecast_needs_no_data(tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_costs_of_every_profile(tmp_path):
+BENCH = {
+    "device": "cuda",
+    "device_name": "Some GPU",
+    "precision": "faithful",
+    "batch_size": 20,
+    "model": {"name": "vgg16_aspp", "num_classes": 21, "width_divisor": 1, "dropout": 0.5},
+    "rows": [
+        {"part": "network, forward", "seconds": 1.0, "metrics": {"TFLOP/s": 2.0}},
+        {"part": "network, backward", "seconds": 1.0, "metrics": {"TFLOP/s": 4.0}},
+        {"part": "whole iteration", "seconds": 3.6, "metrics": None},
+    ],
+}
+
+
+@pytest.mark.parametrize(("instructions", "known"), [("AVX512", True), ("AVX2", False)])
+def test_a_benchmark_stands_for_processors_with_the_same_instructions(
+    instructions, known, tmp_path, monkeypatch
+):
+    """Virtual machines call several generations of processors by one name, some of them seven times as fast."""
+    monkeypatch.chdir(tmp_path)
+    cpu = torch.device("cpu")
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX512")
     bench = {
-        "device": "cuda",
-        "device_name": "Some GPU",
-        "precision": "faithful",
-        "batch_size": 20,
-        "model": {"name": "vgg16_aspp", "num_classes": 21, "width_divisor": 1, "dropout": 0.5},
-        "rows": [
-            {"part": "network, forward", "seconds": 1.0, "metrics": {"TFLOP/s": 2.0}},
-            {"part": "network, backward", "seconds": 1.0, "metrics": {"TFLOP/s": 4.0}},
-            {"part": "whole iteration", "seconds": 3.6, "metrics": None},
-        ],
+        **BENCH,
+        "device": "cpu",
+        "device_name": device_name(cpu),
+        "cpu_threads": torch.get_num_threads(),
     }
-    (tmp_path / "gpu.json").write_text(json.dumps(bench))
+    (tmp_path / "results/bench").mkdir(parents=True)
+    (tmp_path / "results/bench/cpu.json").write_text(json.dumps(bench))
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: instructions)
+    machine = local_machine(load_config("dsrg_vgg16_voc", ["device=cpu", "dataset.root=x"]), set())
+    assert ("bench" in machine.basis.values()) == known
+
+
+def test_costs_of_every_profile(tmp_path):
+    (tmp_path / "gpu.json").write_text(json.dumps(BENCH))
     assert run_command(["bench", "--costs", "--out", str(tmp_path)]) == 0
     text = (tmp_path / "costs.md").read_text(encoding="utf-8")
     ours = text.partition("## Some GPU")[2].partition("## ")[0]

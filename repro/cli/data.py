@@ -147,6 +147,28 @@ def data_verify(
     return Answer(report.as_dict(), checked())
 
 
+@verb(
+    data_app,
+    "halve",
+    examples="repro data halve data/VOCdevkit/VOC2012 data/half/VOC2012",
+)
+def data_halve(
+    root: Annotated[Path, typer.Argument(help="The VOC tree.")],
+    target: Annotated[Path, typer.Argument(help="A new folder for the smaller one.")],
+    image_sets: Annotated[
+        list[str] | None,
+        typer.Option("--image-set", help="A list of ImageSets/Segmentation; train_aug and val by default."),
+    ] = None,
+    cues: Annotated[Path | None, typer.Option(help="Cue file; the one beside VOCdevkit by default.")] = None,
+    input_list: InputList = None,
+) -> Answer:
+    """Copy a VOC tree at half its size, with its cues: a net of full width trains on it four times as fast."""
+    from repro.data.half_size import halve_voc
+
+    halve_voc(root, target, image_sets=image_sets or ("train_aug", "val"), cues=cues, input_list=input_list)
+    return Answer({"root": target}, [f"{target}: written; dataset.root={target} trains on it"])
+
+
 @verb(data_app, "mini", examples="repro data mini data/mini")
 def data_mini(
     root: Annotated[Path, typer.Argument(help="Folder to build it in.")],
