@@ -282,6 +282,32 @@ def test_a_manifest_whose_command_is_no_list_of_words(tmp_path, command):
     assert not (tmp_path / "out").exists()
 
 
+def test_no_folder_of_the_machine_is_shown(tmp_path):
+    folder, _ = write_run(tmp_path, "r", "+DSRG")
+    (folder / "config.yaml").write_text(
+        "output: null\ndataset: {root: /home/me/a b/VOC2012, cues: data/cues.h5}\nstage1: {lists: [/home/me/x.txt]}\n"
+    )
+    command = [
+        "repro",
+        "reproduce",
+        "dataset.root=/home/me/a b/VOC2012",
+        "list=[/home/me/x.txt,/mnt/y]",
+        "1/2",
+    ]
+    (folder / "manifest.json").write_text(json.dumps({"steps": {"stage1": {"command": command}}}))
+    out = report_runs([folder], tmp_path / "out")
+    for name in ("manifest.json", "README.md", "index.html"):
+        text = (out / name).read_text(encoding="utf-8")
+        assert "/home/me" not in text
+        assert "/mnt" not in text
+    found = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["runs"]["r"]
+    assert found["steps"]["stage1"]["command"] == [
+        *("repro", "reproduce", "dataset.root=…/VOC2012", "list=[…/x.txt,…/y]", "1/2")
+    ]
+    assert found["config"]["dataset"] == {"root": "…/VOC2012", "cues": "data/cues.h5"}
+    assert found["config"]["stage1"] == {"lists": ["…/x.txt"]}
+
+
 def test_missing_scores_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     for runs, message in (

@@ -1,8 +1,13 @@
 """Where every number comes from: of each run the commit, command, configuration, hashes, versions and machine, and
-apart from them what differs from call to call (times, memory, energy)."""
+apart from them what differs from call to call (times, memory, energy).
+
+Of an absolute path the last part is kept: a results folder is shown to others, and files are known by their hashes.
+The run's own manifest has the paths.
+"""
 
 from __future__ import annotations
 
+import re
 import shlex
 from typing import Any
 
@@ -15,6 +20,7 @@ _MEASURED = {
     *("started", "finished", "resumed", "seconds_last_call", "energy_joules"),
     *("peak_memory_bytes", "peak_device_memory_bytes"),
 }
+_PLACE = re.compile(r"(^|[=\[, ])/(?:[^/,\]]*/)*(?=[^/\s])")
 
 
 def manifest(scores: Scores) -> dict[str, Any]:
@@ -54,7 +60,16 @@ def manifest(scores: Scores) -> dict[str, Any]:
             name: {key: value for key, value in steps[name].items() if key in _MEASURED}
             for name in sorted(steps)
         }
-    return {"runs": runs, "measured": measured}
+    return {"runs": _without_places(runs), "measured": measured}
+
+
+def _without_places(value: Any) -> Any:
+    """``/home/me/VOC2012`` and ``dataset.root=/home/me/VOC2012`` as ``…/VOC2012``, wherever they stand."""
+    if isinstance(value, dict):
+        return {key: _without_places(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_places(each) for each in value]
+    return _PLACE.sub(r"\1…/", value) if isinstance(value, str) else value
 
 
 def commands(found: dict[str, Any]) -> list[str]:
