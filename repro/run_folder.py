@@ -11,6 +11,7 @@ results/runs/<name>/
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -318,6 +319,7 @@ def _command() -> list[str]:
     return ["repro" if ours else program.name, *sys.argv[1:]]
 
 
+@functools.cache
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
@@ -325,8 +327,12 @@ def _version(package: str) -> str | None:
         return None
 
 
+@functools.cache
 def _git_state() -> dict[str, Any]:
-    """Commit and dirty flag of the checkout the package runs from; None where it is installed without one."""
+    """Commit and dirty flag of the checkout the package runs from; None where it is installed without one.
+
+    As they are at the process's first step: what is committed later is not the code that runs.
+    """
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:

@@ -65,7 +65,7 @@ def test_a_log_record_is_one_line(capsys, monkeypatch):
         logging.getLogger("repro.x").warning("%s: passed over (%s)", Path(FORGED.replace("/", "")), FORGED)
         raise OSError(2, FORGED, FORGED)
 
-    monkeypatch.setattr("repro.cli.app", command)
+    monkeypatch.setattr("repro.cli._parser", lambda: command)
     assert run_command([]) == 2
     assert len(shown(capsys).splitlines()) == 2
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -42,7 +44,7 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
     with _terminable(), distributed.joined():
         try:
             # not standalone, where typer prints usage errors itself, and what they quote as it is
-            return _ended(int(app(arguments, prog_name="repro", standalone_mode=False) or 0))
+            return _ended(int(_parser()(arguments, prog_name="repro", standalone_mode=False) or 0))
         except SystemExit as stop:  # of a signal's handler, and of --help
             return _ended(int(stop.code or 0))
         except (KeyboardInterrupt, typer.Abort):
@@ -56,6 +58,12 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
             line, status = _told(error)
             _complain(line)
             return status
+
+
+@functools.cache
+def _parser() -> Callable[..., Any]:
+    """Made once a process: reading every verb's signature takes longer than most verbs' own work on small input."""
+    return typer.main.get_command(app)
 
 
 def _ended(status: int) -> int:
