@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from parity_tests.conftest import CAFFE_FILES, ROOT
-from parity_tests.recorded_files import write_stage1_inputs
+from parity_tests.recorded_files import SMALL, write_stage1_inputs
 
 SCRIPT = ROOT / "tools" / "cluster" / "train.slurm"
 
@@ -42,11 +42,12 @@ def cluster(tmp_path) -> dict[str, str]:
 
 
 def test_a_slurm_job_trains_and_one_that_runs_out_of_time_queues_again(golden, cluster, tmp_path):
-    write_stage1_inputs(golden("stage1"), tmp_path)
+    write_stage1_inputs(golden("stage1"), tmp_path, every=2)
     log = tmp_path / "run" / "stage1" / "log.csv"
     arguments = [
         *("train", "--stage", "1", "--config", "dsrg_vgg16_voc", "device=cpu", "model.width_divisor=16"),
         *(f"data.image_root={tmp_path}/images", f"data.list={tmp_path}/list.txt", "data.batch_size=3"),
+        *SMALL[1],
         *(f"data.cues={tmp_path}/localization_cues.pickle", "data.workers=0", "solver.base_lr=1e-5"),
         *(
             "solver.max_iter=1000",
@@ -73,15 +74,24 @@ def test_a_slurm_job_trains_and_one_that_runs_out_of_time_queues_again(golden, c
     assert "stopped by SIGTERM; the same command resumes from iteration" in said, said
     assert (tmp_path / "asked").read_text().split() == ["requeue", cluster["SLURM_JOB_ID"]]
     (state,) = (tmp_path / "run" / "stage1").glob("iter_*.state")
-    done = int(re.search(r"\d+", state.name)[0])
+    assert int(re.search(r"\d+", state.name)[0]) > 1
 
-    # a job that is not stopped ends well
-    shorter = [*arguments[:-1], "data.batch_size=1", "solver.max_iter=1", f"output={tmp_path}/short"]
-    one = {**cluster, "GPUS_PER_NODE": "1"}
-    ended = subprocess.run([SCRIPT, *shorter], env=one, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert ended.returncode == 0, ended.stderr
-    assert (tmp_path / "short" / "stage1" / "done.json").exists()
-    assert done > 1
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_a_job_that_is_not_stopped_ends_with_its_own_status(cluster, tmp_path, status):
+    """And is not queued again. What it is to run is told by a script that stands in for Python."""
+    stub(tmp_path / "python", f"printf '%s\\n' \"$@\"\nexit {status}")
+    ended = subprocess.run(
+        [SCRIPT, "train", "output=a folder"],
+        env={**cluster, "PYTHON": str(tmp_path / "python")},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert ended.returncode == status
+    told = ended.stdout.splitlines()
+    assert told[:6] == ["-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", "2"]
+    assert told[-4:] == ["-m", "repro", "train", "output=a folder"]
+    assert not (tmp_path / "asked").exists()
 
 
 def test_the_page_names_what_there_is():

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from parity_tests.conftest import CAFFE_FILES, REPRODUCE_MINI, assert_close
 from parity_tests.processes import contents, rows, run_processes
-from parity_tests.recorded_files import write_both
+from parity_tests.recorded_files import SMALL, write_both
 from parity_tests.tolerances import RANKS
 from repro import distributed
 from repro.cli import run_command
@@ -39,7 +39,8 @@ def arguments(inputs: Path, stage: int, *more: str) -> list[str]:
         *("train", "--stage", str(stage), "--config", "dsrg_vgg16_voc", "device=cpu", files),
         *(f"data.image_root={folder}/images", f"data.list={folder}/list.txt", "data.batch_size=3"),
         *("model.width_divisor=16", "model.dropout=0", "solver.iter_size=2", "solver.max_iter=3"),
-        *("solver.base_lr=1e-5", "solver.clip_gradients=1", "data.workers=0", f"init.weights={INIT}", *more),
+        *("solver.base_lr=1e-5", "solver.clip_gradients=1", "data.workers=0", f"init.weights={INIT}"),
+        *(*SMALL[stage], *more),
     ]
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from parity_tests.conftest import CAFFE_FILES, REPRODUCE_MINI
 from parity_tests.processes import contents, rows, run_processes
-from parity_tests.recorded_files import write_both
+from parity_tests.recorded_files import SMALL, write_both
 from repro.cli import run_command
 from repro.models import build_model
 from repro.training import hooks, loop
@@ -30,7 +30,7 @@ def inputs(tmp_path_factory, golden) -> Path:
 
 
 def arguments(inputs: Path, output: Path, stage: int, *more: str) -> list[str]:
-    """Everything random switched on, on images small enough for a fifth of a second an iteration."""
+    """Everything random switched on, on images small enough for a tenth of a second an iteration."""
     folder = inputs / ("stage1" if stage == 1 else "retrain")
     files = (
         (f"data.cues={folder}/localization_cues.pickle", "data.batch_size=1")
@@ -42,7 +42,8 @@ def arguments(inputs: Path, output: Path, stage: int, *more: str) -> list[str]:
         *(f"data.image_root={folder}/images", f"data.list={folder}/list.txt"),
         *("data.shuffle=true", "data.mirror=true", "model.dropout=0.5", "model.width_divisor=16"),
         *("solver.iter_size=2", "solver.base_lr=1e-5", "solver.max_iter=6", "solver.snapshot=3"),
-        *(f"init.weights={CAFFE_FILES}/stage1_init.caffemodel", "data.workers=0", f"output={output}", *more),
+        *(f"init.weights={CAFFE_FILES}/stage1_init.caffemodel", "data.workers=0", f"output={output}"),
+        *(*SMALL[stage], *more),
     ]
 
 

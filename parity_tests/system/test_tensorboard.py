@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from parity_tests.conftest import CAFFE_FILES
 from parity_tests.processes import contents, rows
-from parity_tests.recorded_files import write_both
+from parity_tests.recorded_files import SMALL, write_both
 from repro.cli import run_command
 from repro.data import write_mask
 
@@ -27,6 +27,7 @@ def arguments(inputs: Path, output: Path, *more: str) -> list[str]:
             "solver.iter_size=2",
             f"init.weights={CAFFE_FILES}/stage1_init.caffemodel",
             f"output={output}",
+            *SMALL[1],
             *more,
         ),
     ]

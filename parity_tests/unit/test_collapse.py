@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from parity_tests.conftest import CAFFE_FILES
-from parity_tests.recorded_files import read_log, write_stage1_inputs
+from parity_tests.recorded_files import SMALL, read_log, write_stage1_inputs
 from repro.cli import run_command
 from repro.config import load_config
 from repro.layers import caffe_softmax
@@ -113,7 +113,7 @@ def test_winners_are_the_classes_that_win_a_cell():
 
 def test_a_saturated_net_is_told_in_training(golden, tmp_path, caplog):
     """Class 20 wins everywhere by a bias of 10,000, and no image shows it."""
-    write_stage1_inputs(golden("stage1"), tmp_path)
+    write_stage1_inputs(golden("stage1"), tmp_path, every=2)
     net = build_model("vgg16_aspp", width_divisor=16)
     load_weights(net, CAFFE_FILES / "stage1_init.caffemodel")
     state = net.state_dict()
@@ -123,6 +123,7 @@ def test_a_saturated_net_is_told_in_training(golden, tmp_path, caplog):
         *("train", "--stage", "1", "--config", "dsrg_vgg16_voc", "device=cpu", "model.width_divisor=16"),
         *(f"data.image_root={tmp_path}/images", f"data.list={tmp_path}/list.txt", "data.workers=0"),
         *(f"data.cues={tmp_path}/localization_cues.pickle", "data.batch_size=1", "solver.base_lr=1e-5"),
+        *SMALL[1],
         *(
             f"init.weights={tmp_path}/dead.safetensors",
             f"output={tmp_path}/run",
