@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import os
 import random
 import re
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,7 @@ from repro.errors import InputError
 from repro.models import build_model
 from repro.models.loss_tails import stage1_losses
 from repro.solver import CaffeSGD
+from repro.training import loop
 from repro.training.caffe_solver import SolverRun, load_solver
 from repro.training.prototxts import deploy_prototxt, train_prototxt
 from weights_conversion import Message, read_prototxt
@@ -41,7 +45,7 @@ def inputs(tmp_path, golden, monkeypatch) -> Path:
     return tmp_path
 
 
-# --- the recorded runs; stage 1's first iterations, which test_training.py follows to the end -----------------
+# --- the recorded runs; their first iterations, which test_training.py follows to the end ---------------------
 
 
 def test_stage1_runs_from_the_originals_files(inputs, golden, caplog):
@@ -86,9 +90,18 @@ def test_retraining_runs_from_the_originals_files(tmp_path, golden, monkeypatch)
     solver = str(CAFFE_FILES / "retrain_solver.prototxt")
     folders = ("data.image_root=images", "data.label_root=labels")
     more = ("output=run", "precision=double", INITIAL)  # in float32 any two runs part: docs/fidelity.md
-    assert run_command(["train", "--solver", solver, "device=cpu", *folders, *more]) == 0
+    update, calls = loop.update, itertools.count(1)
+
+    def stopping(*given):
+        if next(calls) == 4:  # a smaller max_iter would be another rate
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(*given)
+
+    monkeypatch.setattr(loop, "update", stopping)
+    assert run_command(["train", "--solver", solver, "device=cpu", *folders, *more]) == 128 + signal.SIGTERM
     log = read_log(tmp_path / "run" / "stage2")
-    assert_close(log["loss"], golden("retrain")["loss"], RETRAIN_LOSS, "loss")
+    assert log["iteration"].tolist() == list(range(4))
+    assert_close(log["loss"], golden("retrain")["loss"][:4], RETRAIN_LOSS, "loss")
 
 
 # --- what is taken over -----------------------------------------------------------------------------------

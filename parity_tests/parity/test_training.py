@@ -68,7 +68,7 @@ def stage1_arguments(inputs: Path, output: Path, *more: str) -> list[str]:
 def stage1_run(tmp_path_factory, stage1_inputs) -> Path:
     """The recorded 30 iterations, once a session."""
     output = tmp_path_factory.mktemp("stage1") / "run"
-    assert run_command(stage1_arguments(stage1_inputs, output, "solver.snapshot=15")) == 0
+    assert run_command(stage1_arguments(stage1_inputs, output, "solver.snapshot=5")) == 0
     return output
 
 
@@ -156,10 +156,11 @@ def test_stage1_follows_the_recorded_curves(golden, stage1_run):
 
 def test_fast_precision_follows_the_recorded_curves_from_afar(golden, stage1_inputs, tmp_path):
     """bfloat16 convolutions stay near the curve; where the processor has them, they are really used."""
-    assert run_command(stage1_arguments(stage1_inputs, tmp_path / "run", "precision=fast")) == 0
+    more = ("precision=fast", "solver.max_iter=8")
+    assert run_command(stage1_arguments(stage1_inputs, tmp_path / "run", *more)) == 0
     log = read_log(tmp_path / "run" / "stage1")
     for name in ("Seed", "Constrain"):
-        want = golden("stage1")[f"loss_{name}"][()]
+        want = golden("stage1")[f"loss_{name}"][:8]
         difference = np.abs(log[f"loss-{name}"] / want - 1)
         assert difference.max() < STAGE1_LOSS_FAST_REL
         if has_bfloat16(torch.device("cpu")):
@@ -227,7 +228,7 @@ def test_a_second_call_skips_and_a_cut_run_resumes_to_the_same_bits(stage1_input
     shutil.copytree(stage1_run, cut)
     for name in ("iter_30.safetensors", "iter_30.state", "done.json"):
         (cut / "stage1" / name).unlink()
-    assert run_command(stage1_arguments(stage1_inputs, cut, "solver.snapshot=15")) == 0
+    assert run_command(stage1_arguments(stage1_inputs, cut, "solver.snapshot=5")) == 0
     assert (cut / "stage1" / "iter_30.safetensors").read_bytes() == weights
     resumed = torch.load(cut / "stage1" / "iter_30.state", weights_only=True)
     assert all(torch.equal(a, b) for a, b in zip(resumed["history"], state["history"], strict=True))
@@ -265,13 +266,13 @@ def test_a_snapshot_as_caffe_files_is_gone_on_from(stage1_inputs, stage1_run, tm
     assert (written.iter, written.current_step, written.learned_net) == (15, 1, str(weights))
     assert [a.shape for a in written.history] == [a.shape for a in original.history]
     output = tmp_path / "run"
-    more = (f"init.weights={weights}", f"init.solverstate={pair}", "solver.snapshot=15")
+    more = (f"init.weights={weights}", f"init.solverstate={pair}", "solver.max_iter=20")
     assert run_command(stage1_arguments(stage1_inputs, output, *more)) == 0
     whole, resumed = read_log(stage1_run / "stage1"), read_log(output / "stage1")
-    assert resumed["iteration"].tolist() == list(range(15, 30))
+    assert resumed["iteration"].tolist() == list(range(15, 20))
     for name in ("loss-Seed", "loss-Constrain", "lr"):
-        assert_close(resumed[name], whole[name][15:], RESUMED, name)
-    want, got = (load_file(run / "stage1" / "iter_30.safetensors") for run in (stage1_run, output))
+        assert_close(resumed[name], whole[name][15:20], RESUMED, name)
+    want, got = (load_file(run / "stage1" / "iter_20.safetensors") for run in (stage1_run, output))
     for name in want:
         assert_close(got[name], want[name], RESUMED, name)
 
