@@ -16,12 +16,17 @@ import numpy as np
 import pytest
 import torch
 
+from repro.data.mini import build_mini
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 GOLDEN = HERE / "golden"
 CAFFE_FILES = GOLDEN / "caffe_files"
 REPRODUCE_MINI = ("reproduce", "--config", "mini", "device=cpu", "dataset.pretrain=null")
 SHARED = Path(os.environ.get("REPRO_SHARED", ROOT.parent / "shared"))  # images and weights of others
+WHOLE_MINI = dict(build_mini.__kwdefaults__)
+# an embedded set of any size has the same first images, and no test but a long one looks at more than these
+build_mini.__kwdefaults__.update(train=60, val=8)
 
 
 @contextmanager
@@ -80,7 +85,7 @@ def voc_sample() -> Path:
 
 @pytest.fixture(scope="session")
 def mini_root(tmp_path_factory) -> Path:
-    """The embedded set as profile ``mini`` has it, built once for all of pytest's processes. Nothing may change it.
+    """The embedded set of profile ``mini``, built once for all of pytest's processes. Nothing may change it.
 
     Whoever needs one to change, or to have it found, copies the folder: building it takes ten times as long.
     """
@@ -107,6 +112,28 @@ def without_figures() -> Iterator[None]:
 def no_figures():
     with without_figures():
         yield
+
+
+@pytest.fixture
+def blank_figures(monkeypatch):
+    """Figures are laid out but not drawn, which takes the time: their files are there and empty.
+
+    Those whose names are added to the list are drawn.
+    """
+    from repro.report import figures
+
+    whole, drawn = figures.save, []
+
+    def save(figure, base: Path) -> None:
+        if base.name in drawn:
+            whole(figure, base)
+            return
+        base.parent.mkdir(parents=True, exist_ok=True)
+        for suffix in ("png", "svg"):
+            base.with_name(f"{base.name}.{suffix}").touch()
+
+    monkeypatch.setattr(figures, "save", save)
+    return drawn
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Runs of the command line in processes of their own: killed at a chosen moment, or several as ranks of one run.
 
-They are forked from a server that has imported everything, which saves most of a start.
+They are forked from a server that has imported everything, which saves most of a start, and in which the embedded set
+is as small as in ``conftest.py``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from typing import Any
 
 import safetensors.torch
 import torch
+
+import parity_tests.conftest  # noqa: F401 - for what it does to the embedded set
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(

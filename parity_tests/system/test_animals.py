@@ -91,7 +91,7 @@ def entry(tmp_path) -> Path:
     return folder
 
 
-def test_the_headline_is_the_mean_over_the_classes_that_occur(entry, tmp_path):
+def test_the_headline_is_the_mean_over_the_classes_that_occur(entry, tmp_path, no_figures):
     out = report_runs([entry], tmp_path / "out")
     with (out / "tables/animals.csv").open(newline="", encoding="utf-8") as file:
         row = next(row for row in csv.DictReader(file) if row["row"] == "+DSRG")
@@ -130,7 +130,7 @@ def test_the_papers_numbers_are_never_judged(entry, images):
     assert all(judgement.tolerance is None for judgement in verdict.judgements)
 
 
-def test_from_a_small_tree_to_tables_and_the_picture(tmp_path, monkeypatch):
+def test_from_a_small_tree_to_tables_and_the_picture(tmp_path, monkeypatch, blank_figures):
     """The same wiring on nine generated images, 1/16 wide."""
     layout = write_voc(tmp_path / "VOC2012")
     write_cue_files(layout.root)
@@ -138,6 +138,7 @@ def test_from_a_small_tree_to_tables_and_the_picture(tmp_path, monkeypatch):
     for name in TRAIN_AUG:
         write_mask(layout.root / f"SegmentationClassAug/{name}.png", mask_of(name, void=False))
     monkeypatch.chdir(tmp_path)
+    blank_figures.append("growth")
     arguments = [
         *("reproduce", "--experiment", "animals", "device=cpu", f"dataset.root={layout.root}"),
         *(

@@ -18,8 +18,8 @@ from parity_tests.processes import start_process
 ARGUMENTS = [
     *("reproduce", "--config", "mini", "device=cpu", "dataset.pretrain=null", "output=r"),
     "rows=[+DSRG, +Retrain]",
-    *("solver.max_iter=8", "solver.snapshot=2", "data.batch_size=2", "data.workers=0", "inference.crf=false"),
-    *("dataset.train_limit=6", "dataset.val_limit=4"),
+    *("solver.max_iter=4", "solver.snapshot=2", "data.batch_size=2", "data.workers=0", "inference.crf=false"),
+    *("dataset.train_limit=3", "dataset.val_limit=2"),
 ]
 
 

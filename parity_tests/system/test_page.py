@@ -178,7 +178,7 @@ def test_a_class_that_does_not_occur_is_not_the_lowest(monkeypatch):
     assert drawing.alt.endswith("Lowest: bird 10.0; highest: background 80.0.")
 
 
-def test_what_is_no_longer_made_goes_and_what_is_not_ours_stays(runs, results, tmp_path):
+def test_what_is_no_longer_made_goes_and_what_is_not_ours_stays(runs, results, tmp_path, blank_figures):
     out = tmp_path / "out"
     shutil.copytree(results, out)
     (out / "notes.txt").write_text("mine")
@@ -193,7 +193,7 @@ def test_what_is_no_longer_made_goes_and_what_is_not_ours_stays(runs, results, t
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
-def test_numbers_only(runs, tmp_path):
+def test_numbers_only(runs, tmp_path, blank_figures):
     """``report.pictures=false``: nothing shows an image of the data set."""
     copies = []
     for run in runs:

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from parity_tests.conftest import WHOLE_MINI
 from parity_tests.generated_coco import write_coco
 from repro.cli import run_command
 from repro.config import CuesConfig, load_config
@@ -565,8 +566,10 @@ def test_what_stage_0_lacks_is_said(own, tmp_path, capsys):
 
 
 @pytest.mark.long
-def test_made_cues_do_as_well_as_the_given_ones(mini_root, tmp_path):
+def test_made_cues_do_as_well_as_the_given_ones(tmp_path, monkeypatch):
     """Cues within 10 points of IoU of the given ones, and both stages on them within 5 points of mean IoU."""
+    mini_root = tmp_path / "mini"
+    monkeypatch.setattr(build_mini, "__kwdefaults__", WHOLE_MINI)
     base = [
         "reproduce",
         "--config",
