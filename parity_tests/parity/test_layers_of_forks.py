@@ -175,11 +175,12 @@ def test_unpooling_refuses_places_of_another_size(tmp_path):
         net.forward_blobs({"x": torch.from_numpy(X), "m": torch.full(X.shape, 120.0)})
 
 
-# Caffe's ReLU, Sigmoid and TanH read in their backward pass what the last in-place layer left in the blob
+# Caffe's ReLU, Sigmoid, TanH and Softmax read in their backward pass what the last in-place layer left in the blob
 IN_PLACE = {
     "ReLU": lambda top_diff, held: top_diff * (held > 0),
     "Sigmoid": lambda top_diff, held: top_diff * held * (1 - held),
     "TanH": lambda top_diff, held: top_diff * (1 - held**2),
+    "Softmax": lambda top_diff, held: held * (top_diff - (held * top_diff).sum(1, keepdim=True)),
 }
 
 
@@ -195,6 +196,75 @@ def test_a_later_in_place_layer_changes_the_gradient(kind, tmp_path):
     y = net.forward_blobs(x)["y"]
     y.sum().backward()
     assert_close(x.grad, IN_PLACE[kind](torch.full_like(x, -0.5), y.detach()), LAYER, kind)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in IN_PLACE if kind != "ReLU"])
+def test_so_it_does_where_the_layer_itself_is_not_in_place(kind, tmp_path):
+    net = build(
+        tmp_path,
+        f'layer {{ name: "a" type: "{kind}" bottom: "x" top: "y" }}'
+        'layer { name: "s" type: "Scale" bottom: "y" top: "y" scale_param { filler { value: -0.5 } } }',
+    )
+    x = torch.from_numpy(X).requires_grad_()
+    y = net.forward_blobs(x)["y"]
+    y.sum().backward()
+    assert_close(x.grad, IN_PLACE[kind](torch.full_like(x, -0.5), y.detach()), LAYER, kind)
+
+
+def test_mvns_gradient_is_of_its_own_top(tmp_path):
+    """Caffe's reads what the ReLU in place has left of it."""
+    mvn = 'layer { name: "m" type: "MVN" bottom: "x" top: "y" }'
+    x, own = (torch.from_numpy(X).requires_grad_() for _ in range(2))
+    build(tmp_path, mvn + 'layer { name: "r" type: "ReLU" bottom: "y" top: "y" }')(
+        x
+    ).square().sum().backward()
+    build(tmp_path, mvn + 'layer { name: "r" type: "ReLU" bottom: "y" top: "z" }')(
+        own
+    ).square().sum().backward()
+    assert x.grad.abs().max() > 0
+    assert_close(x.grad, own.grad, LAYER, "MVN below a ReLU", relative_to_max=True)
+
+
+def test_a_channel_of_one_value(tmp_path):
+    """Caffe takes two axes as one cell a channel: less its mean nothing is left."""
+    x = torch.from_numpy(X[:, :, 0, 0]).requires_grad_()
+    layers = (
+        'layer { name: "m" type: "MVN" bottom: "v" top: "y" }'
+        'layer { name: "c" type: "MVN" bottom: "v" top: "z" mvn_param { normalize_variance: false } }'
+        'layer { name: "a" type: "MVN" bottom: "v" top: "w" mvn_param { across_channels: true } }'
+    )
+    blobs = build(tmp_path, layers, v=x.shape).forward_blobs({"v": x, "x": torch.from_numpy(X)})
+    assert not blobs["y"].any()
+    assert not blobs["z"].any()
+    values = x.detach().numpy()
+    expected = (values - values.mean(1, keepdims=True)) / values.std(1, keepdims=True)
+    assert_close(blobs["w"], expected, LAYER, "over all channels", relative_to_max=True)
+
+
+def test_batch_norm_of_one_axis(tmp_path):
+    x = torch.from_numpy(X[:, 0, 0, 0])
+    layer = 'layer { name: "b" type: "BatchNorm" bottom: "v" top: "y" batch_norm_param { use_global_stats: false } }'
+    net = build(tmp_path, layer, v=x.shape)
+    found = net.forward_blobs({"v": x, "x": torch.from_numpy(X)})["y"]
+    assert_close(
+        found, (x - x.mean()) / (x.var(correction=0) + 1e-5).sqrt(), LAYER, "one axis", relative_to_max=True
+    )
+    assert_close(net["b"].variance, x.var()[None], LAYER, "its moving average", relative_to_max=True)
+
+
+def test_a_layers_own_phase_goes_before_the_nets(tmp_path):
+    """Where a layer says ``phase``, Caffe leaves it that (``Net::Init``)."""
+    layers = (
+        'layer { name: "a" type: "Dropout" bottom: "x" top: "y" phase: TRAIN }'
+        'layer { name: "b" type: "Dropout" bottom: "x" top: "z" }'
+        'layer { name: "c" type: "Dropout" bottom: "x" top: "w" phase: TEST }'
+    )
+    x = torch.ones(X.shape)
+    for phase in ("test", "train"):
+        build(tmp_path, layers)
+        net = load_net(tmp_path / "net.prototxt", phase=phase)
+        dropped = {name: bool((blob == 0).any()) for name, blob in net.forward_blobs(x).items()}
+        assert (dropped["y"], dropped["z"], dropped["w"]) == (True, phase == "train", False)
 
 
 def test_readers_of_a_blob_before_an_in_place_layer_keep_it(tmp_path):
@@ -284,6 +354,7 @@ def test_types_that_are_not_here(kind, tmp_path):
         ('type: "Permute" permute_param { order: 1 order: 1 }', "permute_param.order"),
         ('type: "Pooling" pooling_param { kernel_size: 3 pad: 3 }', "pooling_param.pad"),
         ('type: "SPP" spp_param { pyramid_height: 5 }', "spp_param.pyramid_height"),
+        ('type: "SPP" spp_param { pyramid_height: 3 }', "spp_param.pyramid_height: 5 cells do not go into 4"),
         ('type: "SoftmaxWithLoss" bottom: "o"', "labels"),
         ('type: "EuclideanLoss" bottom: "o"', "expected one size"),
         ('type: "Log" log_param { base: -3 }', "log_param.base"),

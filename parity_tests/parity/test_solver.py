@@ -235,6 +235,8 @@ def test_rates_by_formula():
     assert [learning_rate(step, t) for t in (0, 1999, 2000, 6000)] == pytest.approx([5e-4, 5e-4, 5e-5, 5e-7])
     multistep = {"base_lr": 1.0, "lr_policy": "multistep", "gamma": 0.5, "stepvalue": [3, 5]}
     assert [learning_rate(multistep, t) for t in (2, 3, 4, 5)] == [1.0, 0.5, 0.5, 0.25]
+    twice = multistep | {"stepvalue": [3, 3, 4, 9]}  # Caffe makes one step an iteration
+    assert [learning_rate(twice, t) for t in range(2, 10)] == [1, 0.5, 0.25, *[0.125] * 4, 0.0625]
     poly = {"base_lr": 1.0, "lr_policy": "poly", "power": 0.9, "max_iter": 10}
     assert learning_rate(poly, 10) == 0.0
     assert learning_rate(poly, 12) == 0.0

@@ -293,6 +293,19 @@ def test_labels_of_a_voc_tree(mini, tmp_path):
     assert (second.labels, second.images) == (first.labels, first.images)
 
 
+def test_labels_of_images_that_are_not_there_are_told(tmp_path, caplog):
+    """A folder of images in sub-folders would else be half a training set in silence."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "l.csv").write_text("image,classes\na.png,fish\nmore/b.png,tree\nmore/c.png,house\n")
+    config = load_config(
+        "mini", [f"stage0.data.image_root={tmp_path}", f"stage0.data.labels={tmp_path}/l.csv"]
+    )
+    assert list(open_labelled(config).images) == ["a"]
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "l.csv: 2 of 3 labelled images are not in" in line
+    assert line.endswith("the first: b")
+
+
 def test_pseudo_labels_restricted_to_the_images_labels(own, tmp_path):
     weights = tmp_path / "stage1.safetensors"
     save_safetensors(build_model("vgg16_aspp", num_classes=7, width_divisor=16), weights)

@@ -62,6 +62,17 @@ def test_what_is_no_image_is_counted_and_what_is_hidden_is_nothing(tmp_path, cap
     assert "2 files are not taken for images by their names; the first: b.xml" in line
 
 
+def test_sub_folders_are_told(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    save(tmp_path / "a.png")
+    for name in ("more", ".hidden"):
+        (tmp_path / name).mkdir()
+        save(tmp_path / name / "b.png")
+    assert list(find_images(tmp_path)) == ["a"]
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "1 sub-folders are not looked into; the first: more" in line
+
+
 def test_two_formats_of_one_image_are_refused(tmp_path):
     save(tmp_path / "a.jpg")
     save(tmp_path / "a.webp")

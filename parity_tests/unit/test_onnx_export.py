@@ -271,6 +271,18 @@ def test_pooling_is_caffes_at_every_size(rng, pool):
         assert_close(run.run(None, {"x": x})[0], want, 1e-6, f"{height}", relative_to_max=True)
 
 
+@pytest.mark.parametrize("pool", ["MAX", "AVE"])
+def test_pooling_padded_along_one_axis(rng, pool):
+    param = {"pool": pool, "kernel_h": 2, "kernel_w": 1, "stride_h": 1, "stride_w": 3, "pad_h": 1, "pad_w": 0}
+    content = Graph()
+    add_net(content, pooling(13, **param), {"x": "x"})
+    run = piece(content, {"x": (TensorProto.FLOAT, ["n", "c", "h", "w"])}, "y", TensorProto.FLOAT)
+    for height in range(1, 7):
+        x = rng.normal(size=(1, 2, height, height + 3)).astype(np.float32)
+        want = pooling(height, **param)(torch.from_numpy(x))
+        assert_close(run.run(None, {"x": x})[0], want, 1e-6, f"{height}", relative_to_max=True)
+
+
 def test_pooling_at_random_is_refused():
     with pytest.raises(InputError, match=r"layer 'p' \(Pooling\): .* ONNX"):
         add_net(Graph(), pooling(9, pool="STOCHASTIC", kernel_size=3, stride=2), {"x": "x"})

@@ -89,6 +89,8 @@ WHOLE = {
         'type: "Eltwise" bottom: "x" bottom: "x" top: "y" eltwise_param { operation: MAX coeff: 1 coeff: 1 }',
         "eltwise_param.coeff: only for SUM",
     ),
+    "sum in-place": ('type: "Eltwise" bottom: "x" bottom: "x" top: "x"', "top: 'x' is the first bottom, too"),
+    "no new size": ('type: "Interp" bottom: "x" top: "y" interp_param { pad_beg: -1 }', "expected zoom_factor, shrink"),
     "items of a loss": ('type: "EuclideanLoss" bottom: "x" bottom: "o" top: "y"', "the same number of items in both"),
     "items of a softmax loss": (
         'type: "SoftmaxWithLoss" bottom: "v" bottom: "w" top: "y"',

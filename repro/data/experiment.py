@@ -180,6 +180,9 @@ def open_labelled(config: Config) -> LabelledSet:
             raise InputError(f"{listed}: {absent[0]} has no image in {data.image_root or dataset.root}")
     elif data.image_root is not None:
         names = list(found)
+        if absent := [name for name in labels if name not in found]:
+            what = "%s: %d of %d labelled images are not in %s; the first: %s"
+            log.warning(what, source, len(absent), len(labels), data.image_root, absent[0])
     else:  # a tree that holds other images, too, or images that show none of the classes
         names = [name for name in found if labels.get(name)]
         log.info("%d of %d images have labels in %s", len(names), len(found), source)

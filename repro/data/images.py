@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 def find_images(folder: str | os.PathLike[str]) -> dict[str, Path]:
     """The images of a folder (not of its sub-folders), name without suffix -> path, sorted by name.
 
-    Hidden files (``.name``, as macOS leaves them) are none; other files are counted in a line of the log.
+    Hidden files (``.name``, as macOS leaves them) are none; other files and sub-folders are counted in the log.
     Raises InputError for a folder that is not there or has none, and for two images of one name.
     """
     path = Path(folder)
@@ -43,6 +43,7 @@ def find_images(folder: str | os.PathLike[str]) -> dict[str, Path]:
         raise InputError(f"{path}: no such folder of images")
     found: dict[str, Path] = {}
     others: list[str] = []
+    folders: list[str] = []
     for file in sorted(path.iterdir()):
         if file.name.startswith("."):
             continue
@@ -52,6 +53,10 @@ def find_images(folder: str | os.PathLike[str]) -> dict[str, Path]:
             found[file.stem] = file
         elif file.is_file():
             others.append(file.name)
+        elif file.is_dir():
+            folders.append(file.name)
+    if folders:
+        log.info("%s: %d sub-folders are not looked into; the first: %s", path, len(folders), folders[0])
     if not found:
         raise InputError(f"{path}: no image ({', '.join(IMAGE_SUFFIXES)}) in it")
     if others:

@@ -31,11 +31,13 @@ def lrn_within(x: torch.Tensor, *, size: int, alpha: float, beta: float) -> torc
 def mvn(
     x: torch.Tensor, *, normalize_variance: bool = True, across_channels: bool = False, eps: float = 1e-9
 ) -> torch.Tensor:
-    """``MVN``: (x - mean) / (sqrt(variance) + eps), per image and channel, or per image.
+    """``MVN``: (x - mean) / (sqrt(variance) + eps), per image and channel, or per image; 0 for a channel of one value.
 
     The gradient is Caffe's: (g - mean g - y·mean(g·y)) / (sqrt(variance) + eps), where the true one divides its last
     term by sqrt(variance) alone.
     """
+    if x.dim() == 2 and not across_channels:  # PyTorch takes no axes for all axes
+        return mvn(x[..., None], normalize_variance=normalize_variance, eps=eps)[..., 0]
     return _MVN.apply(x, normalize_variance, 1 if across_channels else 2, eps)
 
 

@@ -4,12 +4,13 @@ Caffe rounds the output size up and then drops a last window that would start in
 
     out = ceil((in + 2·pad - kernel) / stride) + 1;   if (out - 1)·stride >= in + pad: out -= 1
 
-PyTorch's ``ceil_mode=True`` states the same rule. AVE divides by the window's size clipped to the *padded*
-input, so border windows of a 3x3 kernel with pad 1 still divide by 9: ``count_include_pad=True``.
-MAX never sees the padding.
+It drops along both axes where one of them has padding, and nothing where none has. PyTorch's ``ceil_mode=True`` always
+drops. AVE divides by the window's size clipped to the *padded* input, so border windows of a 3x3 kernel with pad 1
+still divide by 9: ``count_include_pad=True``. MAX never sees the padding.
 
 Where PyTorch and Caffe part: Caffe allows a padding of more than half a kernel, and without padding it keeps a last
-window that lies outside of the image (stride larger than kernel), which is -FLT_MAX for MAX and 0 for AVE.
+window that lies outside of the image (stride larger than kernel), which is -FLT_MAX for MAX and 0 for AVE (in Caffe
+0 / 0, no number, where the window begins right behind the image).
 """
 
 from __future__ import annotations
@@ -23,17 +24,20 @@ Pair = tuple[int, ...]  # rows and columns
 _FLT_MAX = torch.finfo(torch.float32).max
 
 
-def pooled_size(size: int, kernel: int, stride: int, pad: int, *, floor: bool = False) -> int:
-    """Caffe's output size along one axis; ``floor`` is ``round_mode: FLOOR``.
+def pooled_sizes(sizes: Pair, kernel: Pair, stride: Pair, pad: Pair, *, floor: bool = False) -> Pair:
+    """Caffe's rows and columns for a blob of ``sizes``; ``floor`` is ``round_mode: FLOOR``.
 
-    >>> pooled_size(321, 3, 2, 1), pooled_size(321, 2, 2, 0), pooled_size(5, 1, 3, 0)
-    (161, 161, 3)
+    A pad of one axis drops the last windows of both.
+
+    >>> pooled_sizes((321, 321), (3, 2), (2, 2), (1, 0)), pooled_sizes((5, 5), (1, 1), (3, 3), (0, 0))
+    ((161, 161), (3, 3))
     """
-    span = size + 2 * pad - kernel
-    out = (span // stride if floor else -(-span // stride)) + 1
-    if pad and (out - 1) * stride >= size + pad:
-        out -= 1
-    return out
+    pooled = []
+    for size, k, step, p in zip(sizes, kernel, stride, pad, strict=True):
+        span = size + 2 * p - k
+        out = (span // step if floor else -(-span // step)) + 1
+        pooled.append(out - 1 if any(pad) and (out - 1) * step >= size + p else out)
+    return tuple(pooled)
 
 
 def max_pool(
@@ -47,7 +51,7 @@ def max_pool(
     """
     padded, inner_pad = _pad_beyond_half(x, kernel, pad, -torch.inf)
     out = F.max_pool2d(padded, kernel, stride, inner_pad, ceil_mode=not floor)
-    return _grow(out, _sizes(x, kernel, stride, pad, floor), -_FLT_MAX)
+    return _grow(out, pooled_sizes(x.shape[-2:], kernel, stride, pad, floor=floor), -_FLT_MAX)
 
 
 def max_pool_with_mask(
@@ -66,7 +70,7 @@ def max_pool_with_mask(
     if padded is not x:
         extra_h, extra_w = (padded.shape[-2] - height) // 2, (padded.shape[-1] - width) // 2
         place = (place // padded.shape[-1] - extra_h) * width + place % padded.shape[-1] - extra_w
-    sizes = _sizes(x, kernel, stride, pad, floor)
+    sizes = pooled_sizes(x.shape[-2:], kernel, stride, pad, floor=floor)
     return _grow(out, sizes, -_FLT_MAX), _grow(place, sizes, -1)
 
 
@@ -74,7 +78,7 @@ def average_pool(
     x: torch.Tensor, kernel: Pair, stride: Pair = (1, 1), pad: Pair = (0, 0), *, floor: bool = False
 ) -> torch.Tensor:
     """``pool: AVE``: (N, C, H, W) to the mean of each window; padding within H + pad and W + pad counts as zeros."""
-    sizes = _sizes(x, kernel, stride, pad, floor)
+    sizes = pooled_sizes(x.shape[-2:], kernel, stride, pad, floor=floor)
     padded, pad = _pad_beyond_half(x, kernel, pad, 0.0)
     out = F.avg_pool2d(padded, kernel, stride, pad, ceil_mode=not floor, count_include_pad=True)
     return _grow(out, sizes, 0.0)
@@ -88,7 +92,7 @@ def stochastic_pool(
     In training one value of each window, drawn with a probability in proportion to it; in testing Σ x² / Σ x.
     Values are expected to be at least 0, as after a ReLU. A window of zeros gives 0.
     """
-    out_h, out_w = _sizes(x, kernel, stride, (0, 0), floor)
+    out_h, out_w = pooled_sizes(x.shape[-2:], kernel, stride, (0, 0), floor=floor)
     need_h = (out_h - 1) * stride[0] + kernel[0] - x.shape[-2]
     need_w = (out_w - 1) * stride[1] + kernel[1] - x.shape[-1]
     # a window that ends outside of the image is cut there: zeros are never drawn and add nothing
@@ -107,16 +111,30 @@ def spatial_pyramid(
 ) -> torch.Tensor:
     """``SPP``: (N, C, H, W) pooled into 1, 4, 16, … cells at ``height`` levels, flattened to (N, C·(1 + 4 + …)).
 
-    ``pool`` takes x, kernel, stride and pad. A level of b x b cells has kernel and stride ceil(size / b) and pads
-    by half of what is missing, rounded up.
+    ``pool`` takes x, kernel, stride and pad; the stride is the kernel.
     """
     levels = []
     for level in range(height):
-        cells = 2**level
-        kernel_h, kernel_w = (-(-size // cells) for size in x.shape[-2:])
-        pad_h, pad_w = (kernel_h * cells - x.shape[-2] + 1) // 2, (kernel_w * cells - x.shape[-1] + 1) // 2
-        levels.append(pool(x, (kernel_h, kernel_w), (kernel_h, kernel_w), (pad_h, pad_w)).flatten(1))
+        kernel, pad = zip(*(pyramid_window(size, 2**level) for size in x.shape[-2:]), strict=True)
+        levels.append(pool(x, kernel, kernel, pad).flatten(1))
     return torch.cat(levels, dim=1)
+
+
+def pyramid_window(size: int, cells: int) -> Pair:
+    """Kernel and pad of ``SPP`` along an axis of ``size`` for so many cells: ceil(size / cells), and half of what is
+    missing, rounded up.
+
+    >>> pyramid_window(7, 2)
+    (4, 1)
+
+    Raises:
+        ValueError: a pad that is not less than the kernel, which Caffe refuses.
+    """
+    kernel = -(-size // cells)
+    pad = (kernel * cells - size + 1) // 2
+    if pad >= kernel:
+        raise ValueError(f"{size} cells do not go into {cells}: a pad of {pad} for a kernel of {kernel}")
+    return kernel, pad
 
 
 def unpool(x: torch.Tensor, mask: torch.Tensor, size: Pair) -> torch.Tensor:
@@ -143,14 +161,6 @@ def unpool(x: torch.Tensor, mask: torch.Tensor, size: Pair) -> torch.Tensor:
     return out.reshape(*x.shape[:2], *size)
 
 
-def _sizes(x: torch.Tensor, kernel: Pair, stride: Pair, pad: Pair, floor: bool) -> Pair:
-    high, wide = (
-        pooled_size(size, k, s, p, floor=floor)
-        for size, k, s, p in zip(x.shape[-2:], kernel, stride, pad, strict=True)
-    )
-    return high, wide
-
-
 def _pad_beyond_half(x: torch.Tensor, kernel: Pair, pad: Pair, value: float) -> tuple[torch.Tensor, Pair]:
     """PyTorch pads by half a kernel at most; beyond that the image itself is padded."""
     if pad[0] * 2 <= kernel[0] and pad[1] * 2 <= kernel[1]:
@@ -159,6 +169,6 @@ def _pad_beyond_half(x: torch.Tensor, kernel: Pair, pad: Pair, value: float) -> 
 
 
 def _grow(out: torch.Tensor, sizes: Pair, value: float) -> torch.Tensor:
-    """Adds the windows outside of the image that PyTorch leaves out."""
+    """Adds the windows outside of the image that PyTorch leaves out, takes away those in the padding that it has."""
     missing_h, missing_w = sizes[0] - out.shape[-2], sizes[1] - out.shape[-1]
     return F.pad(out, (0, missing_w, 0, missing_h), value=value) if missing_h or missing_w else out

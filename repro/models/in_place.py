@@ -61,10 +61,12 @@ class Holder:
         result: torch.Tensor = _Overwritten.apply(bottoms[0], top, module, box)
         return result
 
-    def wrote(self, blob: str, content: torch.Tensor, in_place: bool) -> None:
+    def begins(self, blob: str) -> None:
+        """A layer that is not in place makes ``blob``: what held another of this name keeps what it has."""
+        self._waiting.pop(blob, None)
+
+    def wrote(self, blob: str, content: torch.Tensor) -> None:
         """A layer has given ``blob`` this content."""
-        if not in_place:
-            self._waiting.pop(blob, None)
         for box in self._waiting.get(blob, ()):
             box[:] = [content.detach()]
 

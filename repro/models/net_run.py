@@ -73,6 +73,8 @@ def run_layers(net: CaffeNet, given: Blobs, plan: Plan, *, shapes_alone: bool = 
                     blobs[name] = bottom
         if layer.stops:
             bottoms = [x.detach() if stop else x for x, stop in zip(bottoms, layer.stops, strict=True)]
+        if net.overwritten and layer.tops and not is_in_place(layer):
+            holder.begins(layer.tops[0])
         if shapes_alone:
             result = as_tuple(module.infer(*bottoms))
         elif isinstance(module, DataLayer):
@@ -82,7 +84,7 @@ def run_layers(net: CaffeNet, given: Blobs, plan: Plan, *, shapes_alone: bool = 
         else:
             result = as_tuple(module(*bottoms))
         if net.overwritten and layer.tops:
-            holder.wrote(layer.tops[0], result[0], is_in_place(layer))
+            holder.wrote(layer.tops[0], result[0])
         blobs.update(zip(layer.writes, result, strict=True))
         blobs.update(
             {name: given[name] for name in layer.tops if name in given and name not in layer.bottoms}

@@ -41,7 +41,8 @@ its result. ``keeps_shape = True`` says that the top has the first bottom's shap
 device imports for seconds, so the types that nearly every net has (convolution, pooling, inner product, activations)
 give their shapes themselves; the tests hold them to ``forward``.
 
-**Phases.** ``forward`` asks ``self.training``, as any PyTorch module; a net of phase TEST is in evaluation mode.
+**Phases.** ``forward`` asks ``self.training``, as any PyTorch module; a net of phase TEST is in evaluation mode, but
+for a layer with ``phase: TRAIN``.
 Layers never work in-place on their bottoms. One that, like DSRG's CRF layer, edits a bottom which later layers read
 names its index in ``edits`` and returns the edited tensors behind its tops. One whose backward pass in Caffe reads its
 bottom or its top says so (``reads_bottom``, ``reads_top``) and has ``caffe_gradient``, for blobs that later in-place
@@ -86,7 +87,7 @@ import torch
 from torch import nn
 
 from repro.errors import InputError, hint
-from weights_conversion.caffe_pb2 import FillerParameter, LayerParameter
+from weights_conversion.caffe_pb2 import TRAIN, FillerParameter, LayerParameter
 from weights_conversion.lift import is_repeated
 
 Shape = tuple[int, ...]
@@ -200,6 +201,10 @@ class Layer(nn.Module):
 
     def setup(self) -> None:
         """Read ``self.p`` and make the blobs."""
+
+    def train(self, mode: bool = True) -> Layer:
+        """A ``phase`` of the layer's own goes before the net's."""
+        return super().train(self.layer.phase == TRAIN if self.layer.HasField("phase") else mode)
 
     def _call(self, *bottoms: torch.Tensor) -> Any:
         return type(self).function(*bottoms, *self.caffe_blobs().values(), **self.arguments)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 
 from repro.config import SolverConfig
 
@@ -16,7 +15,15 @@ def current_step(config: SolverConfig, iteration: int) -> int:
     """
     if config.lr_policy == "step":
         return iteration // config.stepsize
-    return bisect_right(config.stepvalue, iteration) if config.lr_policy == "multistep" else 0
+    if config.lr_policy != "multistep":
+        return 0
+    # an iteration makes one step at most: of two equal values the second comes an iteration later
+    steps, earliest = 0, 0
+    for value in config.stepvalue:
+        if iteration < max(value, earliest):
+            break
+        steps, earliest = steps + 1, max(value, earliest) + 1
+    return steps
 
 
 def learning_rate(solver_config: SolverConfig | dict, iteration: int) -> float:
@@ -26,7 +33,7 @@ def learning_rate(solver_config: SolverConfig | dict, iteration: int) -> float:
         step       base_lr · gamma ^ floor(t / stepsize)
         exp        base_lr · gamma ^ t
         inv        base_lr · (1 + gamma·t) ^ -power
-        multistep  base_lr · gamma ^ (number of stepvalues <= t)
+        multistep  base_lr · gamma ^ (number of stepvalues <= t, one more an iteration at most)
         poly       base_lr · (1 - t / max_iter) ^ power
         sigmoid    base_lr / (1 + exp(-gamma·(t - stepsize)))
 

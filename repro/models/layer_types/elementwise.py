@@ -26,6 +26,11 @@ class Eltwise(Layer):
         self.stable = self.p.stable_prod_grad
         if any(shape != self.shapes[0] for shape in self.shapes):
             self.fail("", f"bottoms of the shapes {', '.join(map(str, self.shapes))}, expected equal ones")
+        if self.operation == EltwiseParameter.SUM and self.layer.top[0] == self.layer.bottom[0]:
+            reason = (
+                f"{self.layer.top[0]!r} is the first bottom, too: Caffe would fill it with 0 before it adds"
+            )
+            self.fail("top", reason)
         if self.coefficients and self.operation != EltwiseParameter.SUM:
             self.fail("coeff", "only for SUM")
         if self.coefficients and len(self.coefficients) != len(self.bottoms):

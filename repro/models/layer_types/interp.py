@@ -21,6 +21,8 @@ class Interp(Called):
 
     def setup(self) -> None:
         self.arguments = {field.name: value for field, value in self.p.ListFields()}
+        if not self.arguments.keys() - {"pad_beg", "pad_end"}:
+            self.fail("", "expected zoom_factor, shrink_factor, or height and width")
         try:
             interp_size(*self.shapes[0][2:], **self.arguments)
         except ValueError as error:

@@ -64,7 +64,7 @@ class BatchNorm(Layer):
         centred = x - expanded(mean, x, 1)
         variance = centred.square().mean(axes)
         if self.training or self.use_global is False:
-            self._remember(mean.detach(), variance.detach(), x.numel() // x.shape[1])
+            self._remember(mean.detach(), variance.detach(), x.numel() // mean.numel())
         return centred * expanded((variance + self.eps).rsqrt(), x, 1)
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ from repro.layers.pooling import (
     average_pool,
     max_pool,
     max_pool_with_mask,
-    pooled_size,
+    pooled_sizes,
     spatial_pyramid,
     stochastic_pool,
     unpool,
@@ -52,17 +52,17 @@ class Pooling(Layer):
             self.fail("global_pooling", "goes with no other stride than 1 and no pad")
         if self.method == PoolingParameter.STOCHASTIC and self.pad != (0, 0):
             self.fail("pad", "STOCHASTIC pooling knows none")
-        for size, kernel, stride, pad in zip(shape[2:], self.kernel, self.stride, self.pad, strict=True):
+        pooled = pooled_sizes(shape[2:], self.kernel, self.stride, self.pad, floor=self.floor)
+        for size, kernel, pad, cells in zip(shape[2:], self.kernel, self.pad, pooled, strict=True):
             if pad >= kernel:
                 self.fail("pad", f"{pad}, expected less than the kernel's {kernel}")
-            if pooled_size(size, kernel, stride, pad, floor=self.floor) < 1:
+            if cells < 1:
                 self.fail("kernel_size", f"{kernel} does not fit into {size} cells with pad {pad}")
 
     def infer(self, *bottoms: torch.Tensor) -> tuple[torch.Tensor, ...]:
         shape = bottoms[0].shape
         kernel = shape[2:] if self.whole else self.kernel
-        sizes = zip(shape[2:], kernel, self.stride, self.pad, strict=True)
-        pooled = [pooled_size(size, k, stride, pad, floor=self.floor) for size, k, stride, pad in sizes]
+        pooled = pooled_sizes(shape[2:], kernel, self.stride, self.pad, floor=self.floor)
         return tuple(meta((*shape[:2], *pooled)) for _ in self.layer.top)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
@@ -122,8 +122,8 @@ class Pooling(Layer):
             span = [value + stride - 1 for value, stride in zip(span, self.stride, strict=True)]
         room = graph.step("room", "Add", [sides, numbers(*span)])
         last = graph.step("last", "Div", [room, numbers(*self.stride)])  # index of the last window
-        # with padding, a window that would start behind the blob is dropped
-        least = [pad - 1 if pad else np.iinfo(np.int32).max for pad in self.pad]
+        # with padding along any axis, a window that would start behind the blob is dropped
+        least = [pad - 1 if any(self.pad) else np.iinfo(np.int32).max for pad in self.pad]
         inside = graph.step("inside", "Add", [sides, numbers(*least)])
         most = graph.step("most", "Div", [inside, numbers(*self.stride)])
         last = graph.step("last_kept", "Min", [last, most])
@@ -190,8 +190,10 @@ class SPP(Layer):
         if self.p.pool not in methods:
             self.fail("pool", "STOCHASTIC is not supported")
         self.pool = methods[self.p.pool]
-        if 2 ** (self.height - 1) > min(self.shapes[0][2:]):
-            self.fail("pyramid_height", f"{self.height} levels do not fit into {self.shapes[0][2:]} cells")
+        try:
+            self(meta(self.shapes[0]))
+        except ValueError as error:
+            self.fail("pyramid_height", str(error))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return spatial_pyramid(x, self.height, self.pool)

@@ -19,11 +19,14 @@ class Softmax(Called):
 
     field = "softmax_param"
     function, operator = torch.softmax, "Softmax"
-    keeps_shape = True
+    keeps_shape = reads_top = True
 
     def setup(self) -> None:
         along = self.axis(self.p.axis)
         self.arguments, self.attributes = {"dim": along}, {"axis": along}
+
+    def caffe_gradient(self, top_diff: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
+        return held * (top_diff - (held * top_diff).sum(self.attributes["axis"], keepdim=True))
 
 
 @register("Reduction")
