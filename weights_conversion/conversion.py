@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -17,7 +18,14 @@ from weights_conversion.caffemodel import write_caffemodel
 from weights_conversion.errors import CaffeFileError
 from weights_conversion.files import file_sha256
 from weights_conversion.kinds import file_kind
-from weights_conversion.mapping import LoadReport, load_weights, named_tensors, read_weights, save_safetensors
+from weights_conversion.mapping import (
+    LoadReport,
+    check_finite,
+    load_weights,
+    named_tensors,
+    read_weights,
+    save_safetensors,
+)
 from weights_conversion.model_layers import CaffeLayerView
 from weights_conversion.npz_files import write_npz
 from weights_conversion.pth import read_pth
@@ -80,6 +88,9 @@ def read_for(
         layers = file.with_blobs
         if not layers:
             raise CaffeFileError(f"{os.fspath(source)}: no layer has blobs")
+        for name, layer in layers.items():
+            for blob, tensor in layer.tensors.items():
+                check_finite(tensor, f"{os.fspath(source)}: layer {name!r}, blob {blob!r}")
         report = LoadReport(file.path, [*layers], [], [], form=file.form, changes=file.changes)
         return Weights(layers, report, net)
     report = load_weights(model, source, spread_branches=spread_branches)
@@ -120,11 +131,13 @@ def convert_solverstate(
     the weights beside it (``iter_<n>.safetensors``) are written, too, and Caffe resumes from the pair. That takes the
     ``model`` that was trained. ``folder`` is where the state says that its weights are; that of ``target`` by default.
 
-    Returns the files written. Raises ``CaffeFileError`` for what the readers refuse and for a state of another net.
+    Returns the files written. Raises ``CaffeFileError`` for what the readers refuse, for a state of another net, and
+    for NaN or infinity in its history.
     """
     source, target = Path(source), Path(target)
     if file_kind(source) != "pth":
         state = read_solverstate(source)
+        check_history(state, source)
         write_solverstate(target, state.iter, state.current_step, state.history, state.learned_net)
         return [target]
     if model is None:
@@ -138,11 +151,18 @@ def convert_solverstate(
     kinds = len(state.history) // max(len(shapes), 1)  # of history: AdaDelta and Adam have two
     if report.missing or [array.shape for array in state.history] != shapes * max(kinds, 1):
         raise CaffeFileError(f"{source}: not of this net: {report}")
+    check_history(state, source)
     learned_net = target.with_name(target.name.replace(".solverstate", ".caffemodel"))
     write_caffemodel(model, learned_net)
     named = learned_net if folder is None else Path(folder) / learned_net.name
     write_solverstate(target, state.iter, state.current_step, state.history, str(named))
     return [learned_net, target]
+
+
+def check_history(state: SolverState, path: str | os.PathLike[str]) -> None:
+    """Raise ``CaffeFileError`` for a solver state whose history holds NaN or infinity."""
+    for index, values in enumerate(state.history):
+        check_finite(torch.from_numpy(values), f"{os.fspath(path)}: history {index}")
 
 
 def read_snapshot(path: str | os.PathLike[str]) -> SolverState:

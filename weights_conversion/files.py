@@ -196,6 +196,14 @@ def check_plain(path: str | os.PathLike[str]) -> None:
         raise InputError(f"{os.fspath(path)}: a pipe or a device, a plain file expected")
 
 
+# How a GraphDef begins (a node with name and operation), a MetaGraphDef (a list of operations) and a SavedModel or a
+# Core ML model (a number, then a message that begins with one). Caffe's and ONNX's files have texts there.
+_TENSORFLOW = re.compile(
+    rb"\n[\x80-\xff]*[\0-\x7f](?:\n[\x80-\xff]?[\0-\x7f][\w./:-]+\x12|\x12[\x80-\xff]*[\0-\x7f]\n)"
+    rb"|\x08[\x01-\x0f]\x12[\x80-\xff]*[\0-\x7f]\n"
+)
+
+
 def other_kind(head: bytes) -> str:
     """What a file is that often stands where weights, cues or labels should, told from its first bytes; "" for any
     other."""
@@ -216,10 +224,15 @@ def other_kind(head: bytes) -> str:
             return f"compressed by {kind}: unpack it first"
     if head[257:262] == b"ustar":
         return "a tar archive: unpack it first"
+    if _TENSORFLOW.match(head):
+        return "a TensorFlow or Core ML model, which is not read; Keras' HDF5 (model.save_weights) is"
     for at, magic, kind in (
         (0, b"MATLAB 5.0 MAT-file", "a MATLAB file"),
         (4, b"TFL3", "a TensorFlow Lite model"),
         (0, b"GGUF", "a GGUF model"),
+        (0, b"\x12\x01\0\0\0\0\0\0", "a file of MXNet's parameters"),
+        (0, b"\x04\0\0\0\x01\0\0\0", "a file of Lua's Torch7"),
+        (0, b"\0\0\0\0\x02\0\0\0", "a file of Darknet's weights"),
         (0, b"\x89PNG", "a PNG image"),
         (0, b"\xff\xd8\xff", "a JPEG image"),
         (0, b"%PDF-", "a PDF document"),

@@ -75,8 +75,8 @@ class HDF5Reader:
     def floats(self, where: str) -> np.ndarray:
         """A dataset as float32."""
         array = self._array(where)
-        if array.values is None or array.values.dtype.kind != "f" or array.values.dtype.itemsize < 4:
-            raise self.error(where, f"{array.dtype} of shape {array.shape}, expected float32 or float64")
+        if array.values is None or array.values.dtype.kind != "f":
+            raise self.error(where, f"{array.dtype} of shape {array.shape}, expected floating point")
         self.doubles += array.values.dtype.itemsize == 8
         with np.errstate(over="ignore"):  # a double beyond float32 becomes inf, as in Caffe
             return np.asarray(array.values, dtype=np.float32)

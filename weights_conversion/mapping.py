@@ -75,8 +75,8 @@ def load_caffe_weights(
     With ``spread_branches`` a file's single fc6 and fc7 (LargeFOV) also fill those of the model's
     fc6_1 … fc6_4 and fc7_1 … fc7_4 that the file does not have, as in the DSRG release's ``vgg16_20M_mc``.
 
-    Raises ``CaffeFileError`` (a ``ValueError``) for a file that ``read_caffemodel`` refuses, or where number
-    or shape of a layer's blobs differ; the model is then as it was.
+    Raises ``CaffeFileError`` (a ``ValueError``) for a file that ``read_caffemodel`` refuses, where number or shape
+    of a layer's blobs differ, and where a layer that is copied holds NaN or infinity; the model is then as it was.
 
     >>> import tempfile
     >>> from weights_conversion import write_caffemodel
@@ -249,6 +249,7 @@ def _copy(model: nn.Module, file: FileWeights, spread_branches: bool) -> LoadRep
                 )
             if not blob.is_floating_point():
                 raise CaffeFileError(f"{what}, blob {key!r}: {blob.dtype}, expected floating point")
+            check_finite(blob, f"{what}, blob {key!r} ({label})")
             copies.append((tensor, blob.reshape(tensor.shape)))
 
     with torch.no_grad():
@@ -264,6 +265,22 @@ def _copy(model: nn.Module, file: FileWeights, spread_branches: bool) -> LoadRep
         form=file.form,
         changes=file.changes,
     )
+
+
+def check_finite(values: Tensor, what: str) -> None:
+    """Raise ``CaffeFileError`` for values that are NaN or infinite, as float32 has them.
+
+    Caffe takes them as they are. Whatever a net with them computes is NaN, or one class everywhere.
+    """
+    if values.is_floating_point() and not torch.isfinite(
+        values.float().sum()
+    ):  # a sum of large ones may overflow
+        wrong = values.numel() - int(torch.isfinite(values.float()).sum())
+        if wrong:
+            raise CaffeFileError(
+                f"{what}: {wrong} of {values.numel()} values are NaN or infinity, finite numbers expected: the "
+                "training that wrote it diverged, or the file is damaged; repro inspect FILE shows all its layers"
+            )
 
 
 def _same_shape(in_file: tuple[int, ...], in_model: tuple[int, ...], legacy: bool) -> bool:

@@ -99,7 +99,10 @@ def _check_zip(file: WireFile) -> None:
                     raise file.error(f"member {member.filename!r}", "is larger than the file")
             pickles = [member for member in members if member.filename.endswith("/data.pkl")]
             if pickles[0].file_size > _MOST_PICKLE:
-                raise file.error("data.pkl", f"{pickles[0].file_size} bytes of structure")
+                raise file.error(
+                    "data.pkl",
+                    f"{pickles[0].file_size} bytes, as arrays of NumPy take in it; tensors expected",
+                )
             content = archive.read(pickles[0])
     except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, struct.error) as error:
         if isinstance(error, CaffeFileError):
@@ -142,6 +145,7 @@ def _check_legacy(file: WireFile) -> None:
 def _check_pickle(stream: io.BytesIO, file: WireFile) -> int:
     """Look through one pickle of PyTorch; the bytes that its storages claim, at the least that their types mean."""
     number: Any = 0
+    texts = ["", ""]  # the last two: what STACK_GLOBAL imports
     values, smallest = 0, max(_ITEM_SIZES.values())
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
@@ -149,12 +153,14 @@ def _check_pickle(stream: io.BytesIO, file: WireFile) -> int:
                 raise file.error("", f"a pickle of more than {_MOST_OPCODES} opcodes")
             if opcode.name in ("GLOBAL", "STACK_GLOBAL", "INST"):
                 if opcode.name != "GLOBAL" or argument not in _ADMITTED:
-                    imported = str(argument or "something").replace(" ", ".")
-                    raise file.error(
-                        "",
-                        f"the pickle imports {imported[:80]}; only tensors are read (weights_only=True), as "
-                        "torch.save(model.state_dict(), NEW) writes them",
+                    imported = str(argument or " ".join(texts)).replace(" ", ".")
+                    how = (
+                        "only tensors are read (weights_only=True), as torch.save(model.state_dict(), NEW) "
+                        "writes them"
                     )
+                    if imported.startswith("numpy."):
+                        how = "NumPy's arrays are read from a .npz, as np.savez(NEW, **{'conv1_1.weight': …}) writes it"
+                    raise file.error("", f"the pickle imports {imported[:80]}; {how}")
                 is_bytes = argument == "torch.storage UntypedStorage"
                 size = (
                     1
@@ -162,6 +168,8 @@ def _check_pickle(stream: io.BytesIO, file: WireFile) -> int:
                     else _ITEM_SIZES.get(argument.removeprefix("torch ").removesuffix("Storage"))
                 )
                 smallest = min(smallest, size or smallest)
+            elif isinstance(argument, str):
+                texts = [texts[1], argument]
             elif opcode.name in _INTEGERS:
                 number = argument
             elif opcode.name == "BINPERSID":

@@ -4,7 +4,7 @@ What a file is shows in its content alone: :mod:`weights_conversion.vgg16_files`
 :mod:`weights_conversion.resnet101_files` know the names. Of the PyTorch world these are
 
 - torchvision's ``VGG16_Weights.IMAGENET1K_FEATURES``, layers ``features.0`` to ``features.28``; its ``classifier``
-  is filled with NaN.
+  is filled with NaN and left out.
 - the SSD project's ``vgg16_reducedfc.pth``, layers ``0`` to ``28`` and the fc-reduced fc6 and fc7 as ``31``, ``33``;
   without those two it may be ``vgg16().features`` alone.
 - kazuto1011's and isht7's DeepLab-v2 ResNet-101.
@@ -165,7 +165,11 @@ def recognised(named: Layers, where: str) -> ForeignLayers | None:
     if "features.0" in named and "weight" in named["features.0"]:
         _refuse_other_training(named, where)
         names = {f"features.{index}": name for index, name in FEATURES.items()}
-        return as_caffe(named, names, form="torchvision VGG16, features (RGB)", order="RGB", where=where)
+        without = {name: blobs for name, blobs in named.items() if not name.startswith(_NAN_LAYERS)}
+        found = as_caffe(without, names, form="torchvision VGG16, features (RGB)", order="RGB", where=where)
+        if len(without) < len(named):
+            found.changes.append("classifier: filled with NaN, as torchvision publishes it, and left out")
+        return found
     if "0" in named and "28" in named:
         form = "SSD's vgg16_reducedfc (RGB)" if "31" in named else "torchvision VGG16, features alone (RGB)"
         names = {str(index): name for index, name in (FEATURES | REDUCED_FC).items()}
@@ -183,9 +187,12 @@ READERS: dict[Kind, Callable[[Any], ForeignLayers]] = {
 """By the kind of file, the reader of layers that are not Caffe's own."""
 
 
+_NAN_LAYERS = "classifier."
+
+
 def _refuse_other_training(named: dict[str, dict[str, Tensor]], where: str) -> None:
     for name, blobs in named.items():
-        if name.startswith("classifier.") and any(_any_finite(tensor) for tensor in blobs.values()):
+        if name.startswith(_NAN_LAYERS) and any(_any_finite(tensor) for tensor in blobs.values()):
             raise CaffeFileError(
                 f"{where}: {name} holds numbers, so these are not VGG16_Weights.IMAGENET1K_FEATURES, whose classifier "
                 "is NaN; torchvision's own training (IMAGENET1K_V1) expects images divided by their spread, not Caffe's"

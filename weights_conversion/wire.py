@@ -103,7 +103,13 @@ class WireFile:
         tag, used = _varint(head, 0)
         number, wire_type = tag >> 3, tag & 7
         if used == 0 or used > 5 or number == 0 or wire_type not in _WIRE_NAMES:
-            raise self.error(what, f"no protobuf field at byte {at}")
+            raise self.error(
+                what,
+                f"no protobuf field at byte {at}"
+                if what or at
+                else "neither a file of Caffe's nor of another kind that is read "
+                "(safetensors, PyTorch, Keras, ONNX, NumPy)",
+            )
         start = at + used
         if wire_type in _FIXED_SIZE:
             end = start + _FIXED_SIZE[wire_type]

@@ -280,13 +280,17 @@ def test_the_newest_snapshots_stay(inputs, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("layer", "scale", "place"),
+    ("layer", "scale", "said"),
     [
-        ("conv3_1", float("nan"), "parameter conv3_1.weight"),
-        ("conv4_2", 1e38, "blob conv4_2 (layer conv4_2)"),
+        (
+            "conv3_1",
+            float("nan"),
+            "layer 'conv3_1', blob 'weight' (weight): 1152 of 1152 values are NaN or infinity",
+        ),
+        ("conv4_2", 1e38, "the first value that is NaN or infinite: blob conv4_2 (layer conv4_2);"),
     ],
 )
-def test_where_a_loss_that_is_no_number_comes_from(inputs, tmp_path, capfd, layer, scale, place):
+def test_where_a_loss_that_is_no_number_comes_from(inputs, tmp_path, capfd, layer, scale, said):
     model = build_model("vgg16_aspp", width_divisor=16)
     load_caffe_weights(model, CAFFE_FILES / "stage1_init.caffemodel")
     with torch.no_grad():
@@ -294,9 +298,7 @@ def test_where_a_loss_that_is_no_number_comes_from(inputs, tmp_path, capfd, laye
     save_safetensors(model, tmp_path / "bad.safetensors")
     call = arguments(inputs, tmp_path / "run", 1, f"init.weights={tmp_path}/bad.safetensors")
     assert run_command(call) == 2
-    said = capfd.readouterr().err.splitlines()
-    assert f"the first value that is NaN or infinite: {place};" in said[-1]
-    assert "at iteration 0" in said[-1]
+    assert said in capfd.readouterr().err.splitlines()[-1]
     assert not list((tmp_path / "run").rglob("iter_*"))
 
 

@@ -176,6 +176,23 @@ def onnx_constants(path: Path, weights: Weights) -> None:
     onnx.save(model, path)
 
 
+def keras_half(path: Path, weights: Weights) -> None:
+    """As a policy of ``float16`` saves it; the values of these nets' files fit."""
+    keras_2(path, {name: tuple(blob.astype(np.float16) for blob in blobs) for name, blobs in weights.items()})
+
+
+def onnx_beside(path: Path, weights: Weights) -> None:
+    """As torch.onnx.export leaves a net: the values in a second file."""
+    onnx_torchvision(path, weights)
+    onnx.save(
+        onnx.load(path),
+        path,
+        save_as_external_data=True,
+        location=f"{path.name}.data",
+        size_threshold=0,
+    )
+
+
 def torchvision_safetensors(path: Path, weights: Weights) -> None:
     tensors = {}
     for index, name in FEATURES.items():
@@ -203,6 +220,7 @@ FORMS = {
     "tensorflow-vgg": (tensorflow_vgg, "VGG16 of caffe-tensorflow (BGR)"),
     "Frossard": (frossard, "VGG16 of Frossard's vgg16_weights.npz (RGB)"),
     "ONNX, constants": (onnx_constants, "VGG16 as ONNX, by the order of its convolutions (RGB)"),
+    "ONNX, values beside it": (onnx_beside, "torchvision VGG16 as ONNX (RGB)"),
     "safetensors of torchvision": (torchvision_safetensors, "safetensors, torchvision VGG16, features (RGB)"),
 }
 
@@ -366,6 +384,29 @@ def external_onnx(path: Path, weights: Weights) -> None:
     path.write_bytes(model.SerializeToString())
 
 
+def missing_beside(path: Path, weights: Weights) -> None:
+    onnx_beside(path, weights)
+    path.with_name("x.data").unlink()
+
+
+def short_beside(path: Path, weights: Weights) -> None:
+    onnx_beside(path, weights)
+    data = path.with_name("x.data")
+    data.write_bytes(data.read_bytes()[:-64])
+
+
+def repeated_beside(path: Path, weights: Weights) -> None:
+    """All of them are the same bytes, and together more than there are."""
+    onnx_beside(path, weights)
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = "0" if entry.key == "offset" else entry.value
+    path.write_bytes(model.SerializeToString())
+    data = path.with_name("x.data")
+    data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+
+
 def other_onnx(path: Path, weights: Weights) -> None:
     write_onnx(path, {name: f"{name}.{{}}" for name in CONVOLUTIONS[:3]}, weights, nodes=True)
 
@@ -384,7 +425,10 @@ REFUSED = {
     other_npy: "no layer conv1_1; its keys are 'a/weights'",
     hostile_npy: r"the pickle imports (posix|nt)\.system",
     plain_npy: r"an array of float64 \(3,\)",
-    external_onnx: r"initializer 'features\.0\.weight': its values are in another file",
+    external_onnx: r"initializer 'features\.0\.weight': its values are in '\.\./elsewhere', a file beside this",
+    missing_beside: r"its values are in 'x\.data', a file beside this one expected",
+    short_beside: r"does not fit its \d+ bytes at \d+ of x\.data",
+    repeated_beside: r"initializer 'features\.\d+\.weight': shape .* does not fit its \d+ bytes at 0 of x\.data",
     other_onnx: "an ONNX file with 3 convolutions",
     wrong_shape_onnx: r"initializer 'features\.0\.weight': shape \(1099511627776, 3, 3, 3\) does not fit",
 }

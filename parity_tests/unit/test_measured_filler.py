@@ -15,11 +15,13 @@ from parity_tests.conftest import CAFFE_FILES
 from parity_tests.processes import run_processes
 from parity_tests.recorded_files import write_stage1_inputs
 from repro.cli import run_command
+from repro.config import load_config
 from repro.data import CueDataset, CueFile, make_loader
 from repro.errors import InputError
 from repro.models import build_model
 from repro.training.batches import Batches
 from repro.training.measured_filler import fill_by_first_batch, needs_measuring, scale_to_unit_outputs
+from repro.training.train import _fill_new_layers
 from weights_conversion import load_weights
 
 HIDDEN = [f"fc{number}_{branch}" for branch in range(1, 5) for number in (6, 7)]
@@ -162,6 +164,21 @@ def test_the_classifiers_of_stage_0_take_it():
     net.fill("lsuv", torch.Generator().manual_seed(0))
     scale_to_unit_outputs(net, names, images)
     assert scale_to_unit_outputs(net, names, images)["fc6"]["measured"] == pytest.approx(1, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("profile", "said"),
+    [
+        ("mini", "stage1.init.weights is not given: every layer starts from random values (filler looks_linear); the "
+         "embedded set's net is trained on further images first, which repro reproduce alone does"),
+        ("dsrg_vgg16_voc", "(filler gaussian); the papers start from ImageNet's weights (vgg16_20M"),
+    ],
+)  # fmt: skip
+def test_what_a_start_from_random_values_misses_is_said(caplog, profile, said):
+    config = load_config(profile, ["model.width_divisor=16"])
+    _fill_new_layers(config, 1, config.stage1.init, config.build_net(), [], Batches)
+    (line,) = caplog.messages
+    assert said in line
 
 
 @pytest.mark.parametrize(("filler", "said"), [("gaussian", 1), ("lsuv", 0), ("msra", 0)])

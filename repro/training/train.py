@@ -37,6 +37,7 @@ from repro.training.objectives import Objective, stage1_objective, stage2_object
 from repro.training.seed_quality import SeedQuality
 from repro.training.snapshots import snapshots
 from weights_conversion import read_solverstate
+from weights_conversion.conversion import check_history
 from weights_conversion.files import check_plain, file_sha256
 
 log = logging.getLogger(__name__)
@@ -265,12 +266,16 @@ def _fill_new_layers(
     """
     hidden = needs_measuring(net, missing)
     if not init.weights:
+        papers = f"the papers start from ImageNet's weights ({IMAGENET_WEIGHTS[config.model.name.partition('_')[0]]})"
+        if config.pretrains:
+            papers = (
+                "the embedded set's net is trained on further images first, which repro reproduce alone does"
+            )
         log.warning(
-            "stage%d.init.weights is not given: every layer starts from its filler (%s); "
-            "the papers start from ImageNet's weights (%s)",
+            "stage%d.init.weights is not given: every layer starts from random values (filler %s); %s",
             stage,
             init.filler,
-            IMAGENET_WEIGHTS[config.model.name.partition("_")[0]],
+            papers,
         )
     elif hidden and init.filler == "gaussian":
         log.warning(
@@ -286,8 +291,9 @@ def _fill_new_layers(
 
 
 def take_over(solver: CaffeSolver, path: str) -> None:
-    """Go on from a Caffe solver state. Raises InputError for one that does not fit."""
+    """Go on from a Caffe solver state. Raises InputError for one that does not fit, or holds NaN or infinity."""
     state = read_solverstate(path)
+    check_history(state, path)
     try:
         solver.load_history(state.history, state.iter)
     except ValueError as error:
