@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import socket
@@ -61,6 +62,19 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
         temporary.write_bytes(f"{text}\n".encode("utf-8", "backslashreplace"))
 
 
+def as_json_holds(content: Any) -> Any:
+    """``content`` with None for NaN and infinity, which are no JSON though Python writes them.
+
+    >>> as_json_holds({"a": [1.5, float("nan")]})
+    {'a': [1.5, None]}
+    """
+    if isinstance(content, dict):
+        return {key: as_json_holds(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [as_json_holds(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
 def write_report(path: str | os.PathLike[str], content: Any) -> None:
     """As `write_json`, where the user has said the name. Raises InputError for one of a file that is no report of the
     kind: no JSON object, or one without any of the new one's keys."""
@@ -71,7 +85,7 @@ def write_report(path: str | os.PathLike[str], content: Any) -> None:
             before = None
         if not isinstance(before, dict) or before.keys().isdisjoint(content):
             raise InputError(f"{os.fspath(path)}: exists and is no JSON report; choose another name")
-    write_json(path, content)
+    write_json(path, as_json_holds(content))
 
 
 _MOST_JSON = 16 << 20  # bytes of a file of ours: a score's matrix has some kilobytes

@@ -13,10 +13,11 @@ import typer
 
 from parity_tests.conftest import CAFFE_FILES, ROOT
 from repro.cli import run_command
-from repro.cli.shared import app
+from repro.cli.shared import Answer, _print, app
 from repro.config import load_config
 from repro.config.load import STAGES
 from repro.errors import InputError
+from repro.files import write_report
 from repro.profiles import profile_names
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -158,8 +159,27 @@ def test_answers_as_json_without_a_data_set(tmp_path, capsys, monkeypatch):
     ]
 
 
+def test_json_has_no_nan(tmp_path, capsys):
+    """Python writes NaN and Infinity, which no other reader of JSON takes."""
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    data = {"scores": [1.5, float("nan")], "rows": ({"loss": float("-inf")},), "path": tmp_path}
+    _print(Answer(data, []), True)
+    found = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert found == {"scores": [1.5, None], "rows": [{"loss": None}], "path": str(tmp_path)}
+    write_report(tmp_path / "report.json", {"loss": float("nan")})
+    assert json.loads((tmp_path / "report.json").read_text(), parse_constant=refuse) == {"loss": None}
+
+
 def test_a_checks_failure_is_an_answer_too(tmp_path, capsys):
-    """One document on standard output whatever the status; what fails is said on standard error."""
+    """One document on standard output where there is a report; what fails is said on standard error."""
+    (tmp_path / "JPEGImages").mkdir()
+    assert run_command(["data", "verify", str(tmp_path), "--json"]) == 2
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["ok"] is False
+    assert re.fullmatch(r"repro: .* checks failed: .*\n", captured.err)
     assert run_command(["data", "verify", str(tmp_path / "nowhere"), "--json"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""

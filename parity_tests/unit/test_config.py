@@ -54,7 +54,8 @@ def test_released_differs_from_the_paper_in_the_rate_alone():
 
 
 def test_a_short_key_goes_to_the_stages_at_hand():
-    each = load_config("dsrg_vgg16_voc", ["solver.max_iter=7"], stages=STAGES)
+    making = ["solver.max_iter=7", "dataset.make_cues=true"]  # in any order
+    each = load_config("dsrg_vgg16_voc", making, stages=STAGES)
     assert [s.solver.max_iter for s in (each.stage0, each.stage1, each.stage2)] == [7, 7, 7]
     one = load_config("dsrg_vgg16_voc", ["solver.max_iter=7"], stages=("stage1",))
     assert (one.stage1.solver.max_iter, one.stage2.solver.max_iter) == (7, 20000)
@@ -69,7 +70,7 @@ def test_a_short_key_goes_to_the_stages_at_hand():
 @pytest.mark.parametrize(
     ("stages", "key", "expected"),
     [
-        (STAGES, "init.weights", "stage0.init.weights or stage1.init.weights or stage2.init.weights"),
+        (STAGES, "init.weights", "stage1.init.weights or stage2.init.weights"),
         (("stage1", "stage2"), "data.list", "stage1.data.list or stage2.data.list"),
         ((), "solver.max_iter", "stage0.solver.max_iter or stage1.solver.max_iter or stage2.solver.max_iter"),
         ((), "loss.theta_f", "stage1.loss.theta_f"),
@@ -84,6 +85,10 @@ def test_a_short_key_that_could_be_several_is_refused(stages, key, expected):
 def test_a_file_of_one_stage_needs_no_stage():
     cues = load_config("dsrg_vgg16_voc", ["data.cues=c.pickle"], stages=STAGES)
     assert cues.stage1.data.cues == "c.pickle"
+    sec = load_config("sec_vgg16_voc", ["init.weights=a.caffemodel"], stages=STAGES)  # whose cues are given
+    assert (sec.stage0.init.weights, sec.stage1.init.weights) == (None, "a.caffemodel")
+    with pytest.raises(InputError, match=r"expected stage0\.init\.weights or stage1\.init\.weights"):
+        load_config("sec_vgg16_voc", ["init.weights=a.caffemodel", "dataset.make_cues=true"], stages=STAGES)
     alone = load_config("dsrg_vgg16_voc", ["init.weights=a.caffemodel"], stages=("stage2",))
     assert (alone.stage1.init.weights, alone.stage2.init.weights) == (None, "a.caffemodel")
     with pytest.raises(InputError, match=r"override init\.weights: the profile has no section stage2"):
@@ -93,6 +98,12 @@ def test_a_file_of_one_stage_needs_no_stage():
 @pytest.mark.parametrize("text", ["2024-01-01", "123", "/data/my #1 set", "a: b", "010", "{x}", "on", "1e3"])
 def test_text_needs_no_quotes(text):
     assert load_config("dsrg_vgg16_voc", [f"output={text}"]).output == text
+
+
+def test_the_users_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert load_config("dsrg_vgg16_voc", ["dataset.root=~/VOC2012"]).dataset.root == "/home/me/VOC2012"
+    assert load_config("dsrg_vgg16_voc", ["dataset.root=~"]).dataset.root is None  # YAML's null
 
 
 def test_changes_from_the_profile_are_told():

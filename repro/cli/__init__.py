@@ -113,9 +113,9 @@ def _misused(error: Exception) -> str:
     from repro.config import Config
 
     name = option.lstrip("-").replace("-", "_")
-    if name in Config.model_fields:
-        return f"No such option: {option}; a setting is given as {name}=VALUE"
     context = error.ctx  # type: ignore[attr-defined]
+    if name in Config.model_fields and any(given.name == "overrides" for given in context.command.params):
+        return f"No such option: {option}; a setting is given as {name}=VALUE"
     verbs = getattr(context.command, "commands", {}).values()
     if any(option in parameter.opts for verb in verbs for parameter in verb.params):
         return f"{option}: goes behind the verb, as in {context.command_path} VERB {option}"

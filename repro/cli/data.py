@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -9,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from repro.cli.shared import Answer, ConfigOption, FirstClass, InputList, app, verb
+from repro.cli.shared import Answer, ConfigOption, FirstClass, InputList, OptionalConfig, app, verb
 from repro.constants import CLASS_NAMES, VOID
-from repro.errors import InputError
+from repro.errors import printable
 from repro.files import write_json, write_report
 from weights_conversion.files import check_target, file_sha256
 
@@ -140,11 +141,10 @@ def data_verify(
     def checked() -> Iterator[object]:
         yield from report.checks
         if failed := [check.name for check in report.checks if not check.ok]:
-            raise InputError(
-                f"{root}: {len(failed)} of {len(report.checks)} checks failed: {', '.join(failed)}"
-            )
+            line = f"{root}: {len(failed)} of {len(report.checks)} checks failed: {', '.join(failed)}"
+            print(f"repro: {printable(line)}", file=sys.stderr)
 
-    return Answer(report.as_dict(), checked())
+    return Answer(report.as_dict(), checked(), status=0 if report.ok else 2)
 
 
 @verb(
@@ -274,20 +274,29 @@ def data_masks(
     examples=r"""
     repro data coco-masks coco/annotations/instances_val2014.json \
       coco/masks/val2014
+
+    repro data coco-masks _annotations.coco.json masks/ \
+      --config mine.yaml
     """,
 )
 def data_coco_masks(
     annotations: Annotated[Path, typer.Argument(help="COCO's instances_*.json.")],
     out: Annotated[Path, typer.Argument(help="Folder for the masks, <image>.png.")],
+    config: OptionalConfig = None,
 ) -> Answer:
-    """Draw COCO's objects as masks of 81 classes, to score against; masks that are there already are kept."""
+    """Draw COCO's objects as masks, to score against; masks that are there already are kept.
+
+    The classes are COCO's 80 unless --config (its dataset.classes) says others.
+    """
     from tqdm import tqdm
 
-    from repro.data import CocoInstances
+    from repro.config import load_config
+    from repro.data import COCO_CLASS_NAMES, CocoInstances
     from repro.run_folder import check_no_others, check_settings
 
-    instances = CocoInstances(annotations)
-    made_of = {"annotations_sha256": file_sha256(annotations)}
+    classes = load_config(config).dataset.classes if config else COCO_CLASS_NAMES
+    instances = CocoInstances(annotations, classes)
+    made_of = {"annotations_sha256": file_sha256(annotations), **({"classes": classes} if config else {})}
     check_settings(out, made_of)
     check_no_others(out, *(f"{Path(name).stem}.png" for name, *_ in instances.images.values()))
     if not (out / "settings.json").exists():

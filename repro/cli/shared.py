@@ -20,6 +20,7 @@ import typer
 from repro import __version__, distributed
 from repro.constants import PRODUCER
 from repro.errors import InputError, printable
+from repro.files import as_json_holds
 from repro.profiles import profile_names
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def _print(answer: Answer, as_json: bool) -> None:
         if distributed.is_first() and not as_json:
             typer.echo(printable(line))
     if distributed.is_first() and as_json:
-        typer.echo(json.dumps(answer.data, indent=1, default=str))
+        typer.echo(json.dumps(as_json_holds(answer.data), indent=1, default=str))
 
 
 # --- common options -------------------------------------------------------------------------------------------

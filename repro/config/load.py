@@ -1,12 +1,14 @@
 """Profiles in YAML, and overrides ``key=value`` on top of them.
 
 Unknown keys and wrong types are errors that name the key. A stage's key without the stage, such as
-``solver.max_iter=30``, means each stage that the verb runs and that has it. Where it names a file and could be
-several stages', and with verbs that run none, it is refused, and the full keys are named.
+``solver.max_iter=30``, means each stage that the verb runs and that has it; ``reproduce`` runs stage 0 with
+``dataset.make_cues`` alone. Where it names a file and could be several stages', and with verbs that run none, it is
+refused, and the full keys are named.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,7 +63,8 @@ def file_config(fields: dict[str, Any], overrides: Sequence[str], where: str) ->
 def _override(
     model: type[Config | FileConfig], fields: dict[str, Any], overrides: Sequence[str], stages: list[str]
 ) -> None:
-    for override in overrides:
+    # which stages run is known first
+    for override in sorted(overrides, key=lambda text: not text.startswith("dataset.make_cues=")):
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise InputError(f"override {override!r}: expected key=value, for example seed=1")
@@ -167,9 +170,12 @@ def _read_fields(profile: str, where: str) -> dict[str, Any]:
 
 
 def _value(model: type[Config | FileConfig], text: str, path: list[str]) -> Any:
-    """An override's text as YAML; as it stands where the key takes text, so that no path needs quotes."""
+    """An override's text as YAML; as it stands where the key takes text, so that no path needs quotes. Shells leave
+    ``~/`` behind a dotted key's ``=`` as it is: it is the user's folder."""
     if field_type(model, path) in (str, str | None):
-        return None if text in ("null", "~", "") else text
+        return (
+            None if text in ("null", "~", "") else os.path.expanduser(text) if text.startswith("~/") else text
+        )
     try:
         return load_yaml(text)
     except yaml.YAMLError:
@@ -186,6 +192,9 @@ def _targets(key: str, fields: dict[str, Any], stages: list[str]) -> list[list[s
     if stages and not running:
         raise InputError(f"override {key}: the profile has no section {' or '.join(stages)}")
     meant = [stage for stage in running or sections if field_type(Config, [stage, *path]) is not None]
+    dataset = fields.get("dataset")
+    if running and not (isinstance(dataset, dict) and dataset.get("make_cues")):
+        meant = [stage for stage in meant if stage != "stage0"] or meant
     if not meant:
         return [[(running or sections)[-1], *path]]  # no such key, as validation will say
     is_file = field_type(Config, [meant[0], *path]) == (str | None)

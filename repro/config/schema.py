@@ -33,7 +33,8 @@ def _threshold(value: float) -> float:
 
 def _device(value: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
-        hint = meant({"gpu": "cuda"}.get(value.lower(), value), ("auto", "cpu", "cuda", "cuda:0"))
+        named = re.sub(r"gpu|nvidia", "cuda", re.sub(r"^(?=\d+$)", "cuda:", value.lower()))
+        hint = meant(named, ("auto", "cpu", "cuda", named if re.fullmatch(r"cuda:\d+", named) else "cuda:0"))
         raise ValueError(f"{value!r}: {hint}")
     return value
 

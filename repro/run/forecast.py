@@ -24,8 +24,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from repro.config import Config
-from repro.data.experiment import open_experiment
+from repro.config import Config, ModelConfig
+from repro.cues.train_classifier import SEED_CLASSIFIERS
+from repro.data.experiment import open_experiment, stage0_of
 from repro.inference.predict import PROTOCOLS
 from repro.measure import shown_energy, shown_size, shown_time
 from repro.run.machines import (
@@ -82,7 +83,7 @@ def forecast(runs: Sequence[PlannedRun]) -> list[str]:
     joules: float | None = 0.0
     folders = {planned.folder.parent for planned in runs}
     machines: dict[tuple[str, str], Machine] = {}
-    pretrained: set[Path] = set()
+    first: set[Path] = set()  # folders of what is made once for several runs
     for planned in runs:
         answered = [cell for cells in planned.answers.values() for cell in cells]
         lines.append(f"{planned.folder}: {', '.join(answered) or 'no published number'}")
@@ -92,11 +93,14 @@ def forecast(runs: Sequence[PlannedRun]) -> list[str]:
             machines[which] = local_machine(config, folders)
         machine = machines[which]
         works = [*_steps(planned, machine)]
-        first = pretraining_folder(planned.base, config.model)
-        if config.pretrains and planned.weights is None and first not in pretrained:
-            pretrained.add(first)  # one for all runs
-            training_there = training(replace(planned, folder=first), "stage1", machine)
+        pretraining = pretraining_folder(planned.base, config.model)
+        if config.pretrains and planned.weights is None and pretraining not in first:
+            first.add(pretraining)
+            training_there = training(replace(planned, folder=pretraining), "stage1", machine)
             works.insert(0, replace(training_there, step="pretraining"))
+        if config.dataset.make_cues and planned.weights is None and planned.cues_dir not in first:
+            first.add(planned.cues_dir)
+            works = [*_making_cues(planned, machine), *works]
         for work in works:
             state = "done" if not work.units else f"{work.units} of {work.total}"
             lines.append(
@@ -173,30 +177,53 @@ def _steps(planned: PlannedRun, machine: Machine) -> Iterator[Work]:
         yield _predicting(planned, f"predictions/{stage}", config.inference, val, machine)
 
 
-def training(planned: PlannedRun, stage: str, machine: Machine) -> Work:
+def _making_cues(planned: PlannedRun, machine: Machine) -> Iterator[Work]:
+    """Stage 0: its classifiers, and the cues: a pass of each image through the one, and a pass and its gradient through
+    the other."""
+    config = planned.config
+    section = stage0_of(config)
+    there = replace(planned, folder=planned.cues_dir)
+    side, seconds, memory = section.data.input_size, 0.0, 0.0
+    for net in SEED_CLASSIFIERS if section.cues.saliency is None else SEED_CLASSIFIERS[:1]:
+        yield training(there, "stage0", machine, net)
+        model = _classifier(config, net)
+        seconds += (1 if net == "cam" else 3) * flops(model, side, side) / machine.flops
+        memory = max(
+            memory, 4 * parameters(model, side) + section.cues.batch_size * kept_for_backward(model, side)
+        )
+    images, folder = _images(config)[0], there.folder / "stage0" / "cues"
+    left = images - len(list((folder / "png").glob("[!.]*.png")))
+    yield _work(machine, "stage0/cues", left, images, "", seconds, memory if left else 0, left * _MASK_BYTES)
+
+
+def _classifier(config: Config, net: str) -> ModelConfig:
+    changes = {"name": f"vgg16_{net}", "num_classes": config.model.num_classes - 1}
+    return config.model.model_copy(update=changes)
+
+
+def training(planned: PlannedRun, stage: str, machine: Machine, net: str = "") -> Work:
+    """The iterations of a stage; of stage 0, of its classifier ``net``."""
     config = planned.config
     section = getattr(config, stage)
-    solver, folder = section.solver, planned.folder / stage
+    step = f"{stage}/{net}" if net else stage
+    solver, folder = section.solver, planned.folder / step
     left = 0 if (folder / "done.json").exists() else solver.max_iter - max(snapshots(folder), default=0)
-    side = section.data.new_height if stage == "stage1" else section.data.crop_size
-    images = section.data.batch_size * solver.iter_size
+    data, built = section.data, _classifier(config, net) if net else config.model
+    side = getattr(data, {"stage0": "input_size", "stage1": "new_height", "stage2": "crop_size"}[stage])
+    images = data.batch_size * solver.iter_size
     key = training_key(machine.name.partition(",")[0], config.model_dump(), stage)
     if stage == "stage1" and key not in machine.seconds and solver.iter_size == 1 and side == BENCH_SIDE:
         key = bench_key({"model": config.model.model_dump()}, images)
-    model = 3 * images * flops(config.model, side, side) / machine.flops if left else 0.0
+    model = 3 * images * flops(built, side, side) / machine.flops if left else 0.0
     if left and stage == "stage1" and not machine.cuda:
         model += images * crf_seconds(config.model.num_classes, (side / 8) ** 2)
-    weights, histories = 4 * parameters(config.model), len(SOLVERS[solver.type].histories)
-    memory = (
-        weights * (2 + histories) + section.data.batch_size * kept_for_backward(config.model, side)
-        if left
-        else 0
-    )
+    weights, histories = 4 * parameters(built, side), len(SOLVERS[solver.type].histories)
+    memory = weights * (2 + histories) + data.batch_size * kept_for_backward(built, side) if left else 0
     made = -(-left // solver.snapshot) if solver.snapshot else int(left > 0)
     kept = min(made, solver.snapshot_keep or made)
     return _work(
         machine,
-        stage,
+        step,
         left,
         solver.max_iter,
         key,

@@ -7,30 +7,35 @@ import functools
 import torch
 
 from repro.config import ModelConfig
-from repro.models import CaffeNet
+from repro.models import CLASSIFIERS, CaffeNet
 
 
 @functools.cache
-def _net(model: ModelConfig) -> CaffeNet:
+def _built(model: ModelConfig, **size: int) -> CaffeNet:
     with torch.device("meta"):
-        return model.build()
+        return model.build(**size)
 
 
-def parameters(model: ModelConfig) -> int:
-    return sum(parameter.numel() for parameter in _net(model).parameters())
+def _net(model: ModelConfig, side: int) -> CaffeNet:
+    """The net; a classifier takes images of the one size that it is built for."""
+    return _built(model, input_size=side) if model.name in CLASSIFIERS else _built(model)
+
+
+def parameters(model: ModelConfig, side: int = 0) -> int:
+    return sum(parameter.numel() for parameter in _net(model, side).parameters())
 
 
 @functools.cache
 def flops(model: ModelConfig, height: int, width: int) -> int:
     """Multiplications and additions of a forward pass of one image."""
-    net = _net(model)
+    net = _net(model, height)
     return 2 * sum(net.multiply_adds(net.shapes_for(height, width)).values())
 
 
 @functools.cache
 def kept_for_backward(model: ModelConfig, side: int) -> int:
     """Bytes that autograd keeps of one image of a mini-batch, weights apart."""
-    net = _net(model)
+    net = _net(model, side)
     weights = {id(parameter) for parameter in net.parameters()}
     kept: dict[int, int] = {}
 

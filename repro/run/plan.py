@@ -58,6 +58,12 @@ class PlannedRun:
         cells = map(experiments().cell, self.answers.get("stage1", []))
         return self.weights is None and any(cell.epoch is not None for cell in cells)
 
+    @property
+    def cues_dir(self) -> Path:
+        """The run folder in which stage 0 makes the cues of ``dataset.make_cues``, once for all runs of a seed."""
+        folder, seed = self.base.run_dir, self.config.seed
+        return folder.with_name(f"{folder.name}-seed{seed}") if seed else folder
+
     def identity(self) -> dict[str, Any]:
         """What a scores file says of the run, beside the scores."""
         return {

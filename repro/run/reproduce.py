@@ -77,10 +77,8 @@ def check(runs: Sequence[PlannedRun]) -> None:
 
 def _with_made_cues(planned: PlannedRun, experiment: Experiment) -> Experiment:
     """The experiment on cues that stage 0 makes in the folder of the base's run, once for all runs of a seed."""
-    seed = planned.config.seed
-    config = planned.base.model_copy(update={"seed": seed})
-    name = f"{config.run_dir.name}-seed{seed}" if seed else config.run_dir.name
-    run = Run(config, resolve_device(config.device), config.run_dir.parent / name)
+    config = planned.base.model_copy(update={"seed": planned.config.seed})
+    run = Run(config, resolve_device(config.device), planned.cues_dir)
     needed = SEED_CLASSIFIERS if stage0_of(config).cues.saliency is None else SEED_CLASSIFIERS[:1]
     weights = {net: train_classifier(config, net, run) for net in needed}
     made = distributed.from_first(

@@ -1,0 +1,36 @@
+"""What ``reproduce --dry-run`` counts: stage 0 where it makes the cues, once for the runs of a seed."""
+
+from __future__ import annotations
+
+from repro.run.forecast import forecast
+from repro.run.plan import plan
+
+SMALL = ["model.width_divisor=64", "device=cpu", "stage0.solver.max_iter=9", "stage0.data.input_size=97"]
+
+
+def steps(*overrides: str, seeds: tuple[int, ...] = (0,)) -> list[list[str]]:
+    lines = forecast(plan("dsrg_vgg16_voc", [*SMALL, "rows=[baseline, +DSRG]", *overrides], seeds=seeds))
+    return [line.split() for line in lines if line.startswith("  ")]
+
+
+def test_stage_0_is_counted_where_it_makes_the_cues(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert not [step for step in steps() if step[0].startswith("stage0")]
+    made = [step for step in steps("dataset.make_cues=true", seeds=(0, 1)) if step[0].startswith("stage0")]
+    images = "10582"
+    expected = [("stage0/cam", "9"), ("stage0/bg", "9"), ("stage0/cues", images)] * 2  # four runs, two seeds
+    assert [(step[0], step[1]) for step in made] == expected
+    assert all(step[1:4] == [step[1], "of", step[1]] and "model" in step[-1] for step in made)
+
+
+def test_with_saliency_maps_there_is_one_classifier_and_what_is_done_is_not_counted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cues = tmp_path / "results/runs/dsrg_vgg16_voc/stage0/cues/png"
+    cues.mkdir(parents=True)
+    (cues / "a.png").touch()
+    more = ("dataset.make_cues=true", f"stage0.cues.saliency={tmp_path}")
+    made = [step for step in steps(*more) if step[0].startswith("stage0")]
+    assert [step[:4] for step in made] == [
+        ["stage0/cam", "9", "of", "9"],
+        ["stage0/cues", "10581", "of", "10582"],
+    ]
