@@ -196,6 +196,39 @@ def test_a_category_that_groups_others_may_stand_there_unused(coco, tmp_path):
         CocoInstances(path)
 
 
+def test_a_file_of_own_classes_as_tools_write_it(tmp_path, capsys):
+    """Ids from 0, categories in another order, sizes as floats, a path of Windows, a mark of UTF-8, no info."""
+    content = {
+        "categories": [
+            {"id": 2, "name": "traffic light"},
+            {"id": 0, "name": "cat"},
+            {"id": 1, "name": "all"},
+        ],
+        "images": [{"id": 0, "file_name": "train\\a.jpg", "height": 8.0, "width": 9.0}],
+        "annotations": [
+            {"id": 0, "image_id": 0, "category_id": 0, "segmentation": [[0, 0, 4, 0, 4, 4, 0, 4]]},
+            {"id": 1, "image_id": 0, "category_id": 2, "segmentation": {"size": [8, 9], "counts": [64, 8]}},
+        ],
+    }
+    (tmp_path / "a.json").write_text("\ufeff" + json.dumps(content), encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(
+        "name: mine\nbase: dsrg_vgg16_voc\ndataset: {classes: [background, cat, traffic light]}\n"
+        "model: {num_classes: 3}\n"
+    )
+    call = ["data", "coco-masks", str(tmp_path / "a.json"), str(tmp_path / "masks")]
+    assert run_command(call) == 0  # COCO has both of them
+    assert np.unique(read_mask(tmp_path / "masks" / "a.png", 81)).tolist() == [0, 10, 16]
+    own = ["--config", str(tmp_path / "mine.yaml")]
+    assert run_command([*call, *own]) == 2
+    assert "masks" in capsys.readouterr().err
+    assert run_command([*call[:-1], str(tmp_path / "own"), *own]) == 0
+    mask = read_mask(tmp_path / "own" / "a.png", 3)
+    assert np.unique(mask, return_counts=True)[1].tolist() == [48, 16, 8]
+    assert CocoInstances(tmp_path / "a.json", ["background", "cat", "traffic light"]).labels() == {
+        "a": [1, 2]
+    }
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -204,11 +237,22 @@ def test_a_category_that_groups_others_may_stand_there_unused(coco, tmp_path):
             lambda c: c["categories"][0].update(name="dragon"),
             "category .dragon., which is not one of the classes",
         ),
+        (
+            lambda c: c["categories"][0].update(name="Person"),
+            "category .Person., which is not .*; did you mean .person.",
+        ),
+        (
+            lambda c: c["categories"].append({"id": 1, "name": "dog"}),
+            "category 1 is .person. and .dog., each id once",
+        ),
+        (lambda c: c.update(annotations=[]), "no annotations: every mask would be background"),
+        (lambda c: c.pop("annotations"), "no annotations: every mask would be background"),
         (lambda c: c["images"][0].pop("file_name"), "file_name None, str expected"),
+        (lambda c: c["images"][0].update(height=20.5), "height 20.5, int expected"),
         (lambda c: c["annotations"][0].update(image_id=4), "annotation 1 has image 4"),
         (lambda c: c["annotations"][0].update(category_id=12), "annotation 1 has .* category 12"),
         (lambda c: c["annotations"][0].update(segmentation=[[1, 2]]), "an outline of"),
-        (lambda c: c["annotations"][0].pop("segmentation"), "an outline of"),
+        (lambda c: c["annotations"][0].pop("segmentation"), "no segmentation, an outline of"),
         (lambda c: c["images"][0].update(width=10**6, height=10**6), "has 1000000x1000000 pixels"),
         (lambda c: c["images"][0].update(width=0), "has 0x"),
         (lambda c: c.update(images=[3]), "images.item 3, an object expected"),

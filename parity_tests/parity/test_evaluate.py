@@ -151,7 +151,23 @@ def test_a_class_that_is_only_predicted_is_absent_and_lowers_the_others_alone():
 def test_missing_prediction_names_the_file(masks):
     pred_dir, gt_paths, ids, _ = masks
     (pred_dir / "b.png").unlink()
-    with pytest.raises(InputError, match=r"pred/b\.png: no prediction for .*gt/b\.png"):
+    (pred_dir / "b_mask.jpg").touch()
+    said = r"pred/b\.png: no prediction for .*gt/b\.png, 1 of 2 are missing; there is b_mask\.jpg$"
+    with pytest.raises(InputError, match=said):
+        evaluate_folder(pred_dir, gt_paths, ids, 3)
+    with pytest.raises(InputError, match="absent: no such folder of predictions"):
+        evaluate_folder(pred_dir / "absent", gt_paths, ids, 3)
+
+
+def test_masks_of_16_bits(masks):
+    pred_dir, gt_paths, ids, expected = masks
+    values = np.asarray(Image.open(pred_dir / "b.png")).astype(np.uint16)
+    Image.fromarray(values).save(pred_dir / "b.png")
+    assert evaluate_folder(pred_dir, gt_paths, ids, 3) == summarize(expected, 2)
+    Image.fromarray(values * 256).save(pred_dir / "b.png")
+    with pytest.raises(
+        InputError, match=r"b\.png: grey of 16 bits with the value 512, class indices below 256"
+    ):
         evaluate_folder(pred_dir, gt_paths, ids, 3)
 
 

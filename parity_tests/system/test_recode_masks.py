@@ -44,6 +44,8 @@ COLOURS = {
     "a palette of another order": lambda path: save(path, ODD, palette=odd_palette()),
     "VOC's own": lambda path: save(path, INDICES, palette=colour_palette()),
     "grey": lambda path: save(path, INDICES),
+    "grey of 16 bits": lambda path: save(path, INDICES.astype(np.uint16)),
+    "grey with alpha": lambda path: save(path, INDICES, mode="LA"),
 }
 
 
@@ -150,7 +152,11 @@ def blend(path):
             "m.png: class 20 at row 1, column 1",
         ),
         (COLOURS["grey"], ("--coding", "object"), "m.png: values 0, 1, 15, 20, 255, 0 and one other"),
-        (lambda path: save(path, OBJECT.astype(np.uint16) * 300), (), "m.png: mode 'I"),
+        (
+            lambda path: save(path, OBJECT.astype(np.uint16) * 300),
+            (),
+            "m.png: grey of 16 bits with the value 300",
+        ),
         (lambda path: path.parent.mkdir(), (), "in: no mask (*.png) in it"),
         (lambda path: None, (), "in: no such folder of masks"),
         (lambda path: (path.parent.mkdir(), path.write_bytes(b"\x89PNG")), (), "m.png: "),

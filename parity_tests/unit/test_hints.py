@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import pickle
 import tarfile
 import zipfile
 from pathlib import Path
@@ -14,9 +15,11 @@ import pytest
 from parity_tests.conftest import CAFFE_FILES
 from repro.config import load_config
 from repro.data import CueFile, VocLayout
+from repro.data.experiment import open_experiment
 from repro.data.labels import read_labels
 from repro.errors import InputError
 from repro.fetch.get_data import Fetcher
+from repro.fetch.sbd import find_sbd
 from repro.metrics import mean_iou
 from repro.models import build_model, load_net
 from repro.models.weights import load_weights
@@ -30,6 +33,8 @@ from weights_conversion.errors import some
         ("device=gpu", "device: 'gpu': expected one of auto, cpu, cuda, cuda:0; did you mean 'cuda'?"),
         ("device=CUDA", "did you mean 'cuda'?"),
         ("device=cuda0", "did you mean 'cuda:0'?"),
+        ("device=gpu:0", "expected one of auto, cpu, cuda, cuda:0; did you mean 'cuda:0'?"),
+        ("device=1", "device: '1': expected one of auto, cpu, cuda, cuda:1; did you mean 'cuda:1'?"),
         (
             "precision=fats",
             "precision: expected one of faithful, fast, double; did you mean 'fast'?, found 'fats'",
@@ -88,6 +93,18 @@ def test_a_voc_root_a_level_off(tmp_path, given):
     assert VocLayout.open(right).root == right
 
 
+@pytest.mark.parametrize("name", ["VOCtrainval_11-May-2012.tar", "voc.tar.gz", "VOC2012.zip"])
+def test_an_archive_for_the_folder_of_a_data_set(tmp_path, name):
+    (tmp_path / name).write_bytes(tarred(Path(__file__)))
+    said = f"{name}: a file, a folder expected; an archive has to be unpacked first"
+    for read in (VocLayout.open, find_sbd):
+        with pytest.raises(InputError, match=said):
+            read(tmp_path / name)
+    for profile in ("dsrg_vgg16_voc", "dsrg_vgg16_coco"):
+        with pytest.raises(InputError, match=said):
+            open_experiment(load_config(profile, [f"dataset.root={tmp_path / name}"]))
+
+
 def test_a_folder_that_is_no_voc_root_and_near_none(tmp_path):
     with pytest.raises(InputError, match="such as VOCdevkit/VOC2012"):
         VocLayout.open(tmp_path)
@@ -110,8 +127,28 @@ def other_files(folder: Path) -> dict[str, tuple[bytes, str]]:
             "its model.weights.h5 holds the weights",
         ),
         "TorchScript": (zipped("net/data.pkl", "net/code/net.py"), "torch.jit.load(FILE).state_dict()"),
+        "TensorFlow graph": (
+            tensor_flow(b"\n"),
+            "a TensorFlow or Core ML model, which is not read; Keras' HDF5",
+        ),
+        "TensorFlow saved model": (tensor_flow(b"\x08\x01\x12"), "a TensorFlow or Core ML model"),
+        "MXNet": (b"\x12\x01" + bytes(40), "a file of MXNet's parameters"),
+        "Torch7": (b"\4\0\0\0\1\0\0\0\3\0\0\0V 1", "a file of Lua's Torch7"),
+        "Darknet": (bytes(4) + b"\2\0\0\0\5" + bytes(40), "a file of Darknet's weights"),
+        "pickled arrays": (pickled(4), "a .npz, as np.savez(NEW"),
+        "pickled arrays, old": (pickled(2), "a .npz, as np.savez(NEW"),
         "zip": (zipped("vgg16_20M.caffemodel"), "it has no data.pkl; it holds vgg16_20M.caffemodel"),
     }
+
+
+def pickled(protocol: int) -> bytes:
+    return pickle.dumps({"conv1_1.weight": np.zeros((4, 3, 3, 3), np.float32)}, protocol)
+
+
+def tensor_flow(before: bytes) -> bytes:
+    """A GraphDef, or what else begins with a message in a message: a node with its name and operation."""
+    node = b"\n\x05input\x12\x0bPlaceholder" + bytes(300)
+    return before + b"\xbf\x02" + (node if before == b"\n" else b"\n\x10" + node)
 
 
 def zipped(*names: str) -> bytes:
@@ -141,6 +178,13 @@ OTHER_FILES = [
     "Keras archive",
     "TorchScript",
     "zip",
+    "TensorFlow graph",
+    "TensorFlow saved model",
+    "MXNet",
+    "Torch7",
+    "Darknet",
+    "pickled arrays",
+    "pickled arrays, old",
 ]
 
 
@@ -153,6 +197,13 @@ def test_other_files_given_as_weights(tmp_path, kind, name):
         load_weights(build_model("vgg16_largefov", width_divisor=64), tmp_path / name)
     assert message in str(caught.value)
     assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [bytes(500), bytes(range(7, 90)) * 9])
+def test_a_file_of_no_known_kind_given_as_weights(tmp_path, content):
+    (tmp_path / "net.caffemodel").write_bytes(content)
+    with pytest.raises(InputError, match="neither a file of Caffe's nor of another kind that is read"):
+        load_weights(build_model("vgg16_largefov", width_divisor=64), tmp_path / "net.caffemodel")
 
 
 @pytest.mark.parametrize("kind", ["lfs", "html", "gzip", "tar"])

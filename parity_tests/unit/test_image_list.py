@@ -38,6 +38,7 @@ def list_of(tmp_path):
     "content",
     [
         *("a\nb\n", "a\r\nb\r\n", "\n  a \n\nb", "\ufeffa\nb\n", "\ufeffa\r\nb\r\n".encode("utf-16-le")),
+        *("a.jpg\r\nb.jpg\r\n".encode(kind) for kind in ("utf-16-le", "utf-16-be")),
         *(
             "a.jpg\nb.PNG\n",
             "a.jpg 3\nb.jpg 0\n",
@@ -90,6 +91,11 @@ def test_sample_list(voc_sample):
         (read_id_list, "a\0b\n", ":1: a zero byte"),
         (read_id_list, '"a\\u0000b"\n', ":1: 'a.x00b' leads out"),
         (read_id_list, "/\n", ":1: '/', '<image>'"),
+        (read_id_list, "# val\na\n", ":1: '# val': lists have no comments"),
+        (read_pairs_list, "a.jpg 1\n #b.jpg 2\n", ":2: '#b.jpg 2': lists have no comments"),
+        (read_id_list, "a.jpg,1\n", ":1: 'a.jpg,1': a ',' between the fields, a space expected"),
+        (read_label_list, "a.JPG;a.png\n", ":1: 'a.JPG;a.png': a ';' between the fields"),
+        (read_id_list, "a\nb\n".encode("utf-32-le"), ":1: a zero byte, .* saved as UTF-8"),
         (read_id_list, "a\nb 2\n", ":2: 'b 2', an image alone expected as in line 1"),
         (read_id_list, "a.jpg 1\nb.jpg b.png\n", ":2: 'b.jpg b.png', an image and a cue index expected"),
         (read_id_list, "a/x.jpg\nb/x.png\n", ":2: 'x' again .see line 1."),
@@ -116,6 +122,12 @@ def test_bad_lists_name_file_line_and_what_was_expected(list_of, read, content, 
     assert str(caught.value).startswith(str(path))
     assert "expected" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["#1.jpg", "a.jpg,b.jpg", "a.png;1", "my #1.jpg"])
+def test_names_that_look_like_something_else_in_double_quotes(list_of, name):
+    assert read_pairs_list(list_of(f'"{name}" 3\n')) == [CueLine(name, 3, 1)]
+    assert read_pairs_list(list_of(list_line(name, 3))) == [CueLine(name, 3, 1)]
 
 
 @pytest.mark.parametrize("read", [read_id_list, read_pairs_list, read_label_list])

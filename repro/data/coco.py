@@ -7,6 +7,7 @@ piece by piece, and what is kept of it is a set of classes an image, or a compre
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,7 @@ from repro.data.datasets import Cued, Item, naming
 from repro.data.image_list import LabelLine, Lines
 from repro.data.images import MAX_PIXELS, read_image_bgr, subtract_mean
 from repro.data.voc import read_mask, write_mask
-from repro.errors import InputError, damaged
+from repro.errors import InputError, damaged, hint
 from repro.layers.resize import zoom_to
 from weights_conversion.files import check_plain, path_inside
 
@@ -108,10 +109,14 @@ class CocoInstances:
     def __init__(self, path: PathLike, classes: Sequence[str] = COCO_CLASS_NAMES) -> None:
         self.path = Path(path)
         check_plain(path)
-        categories = {
-            self._field(entry, "id", int): self._field(entry, "name", str)
-            for entry in self._stream("categories.item")
-        }
+        categories: dict[int, str] = {}
+        for entry in self._stream("categories.item"):
+            number, name = self._field(entry, "id", int), self._field(entry, "name", str)
+            if categories.setdefault(number, name) != name:
+                raise InputError(
+                    f"{self.path}: category {_shown(number)} is {categories[number]!r} and {name!r}, "
+                    "each id once expected"
+                )
         if not categories:
             raise InputError(f"{self.path}: no categories, the instances of COCO as JSON expected")
         indices = {name: index for index, name in enumerate(classes)}
@@ -131,7 +136,7 @@ class CocoInstances:
                 raise InputError(f"{self.path}: image {_shown(number)} again, each id once expected")
             fields = {"file_name": str, "height": int, "width": int}
             name, height, width = (self._field(entry, key, kind) for key, kind in fields.items())
-            self.images[number] = name, height, width
+            self.images[number] = name.replace("\\", "/"), height, width  # as Windows writes paths
         named: dict[str, str] = {}  # by the name that mask and labels have: the file
         for name, height, width in self.images.values():
             if path_inside(Path(), Path(name).stem) is None:  # its mask is written under it
@@ -160,10 +165,14 @@ class CocoInstances:
         Masks that are there are kept. What is held meanwhile is COCO's compressed outline of each object.
         """
         drawn: dict[int, list[tuple[int, int, bytes]]] = {number: [] for number in self.images}
+        found = False
         for image, class_index, entry in self._objects():
             _, height, width = self.images[image]
             outline = self._outline(entry, height, width)
+            found = True
             drawn[image].append((int(coco_mask.area(outline)), class_index, outline["counts"]))
+        if not found:
+            raise InputError(f"{self.path}: no annotations: every mask would be background, objects expected")
         for number, (file_name, height, width) in self.images.items():
             path = out_dir / f"{Path(file_name).stem}.png"
             if not path.exists():
@@ -181,6 +190,7 @@ class CocoInstances:
                 raise InputError(
                     f"{self.path}: annotation {_shown(entry.get('id'))} has category {self._others[category]!r}, "
                     f"which is not one of the classes {', '.join(self._classes[1:])}"
+                    f"{hint(self._others[category], self._classes[1:])}"
                 )
             if image not in self.images or category not in self.class_of:
                 raise InputError(
@@ -221,6 +231,8 @@ class CocoInstances:
 
     def _field(self, entry: dict[str, Any], key: str, kind: type) -> Any:
         value = entry.get(key)
+        if kind is int and isinstance(value, float) and value.is_integer():
+            value = int(value)
         if not isinstance(value, kind) or (kind is str and "\0" in str(value)):
             raise InputError(f"{self.path}: {key} {_shown(value)}, {kind.__name__} expected")
         return value
@@ -238,15 +250,19 @@ _OPENING, _CLOSING = np.array([91, 123], np.uint8), np.array([93, 125], np.uint8
 
 
 class ShallowJson:
-    """A JSON file for ijson, which takes memory with the square of the depth: deeper ones end in an error."""
+    """A JSON file for ijson, which takes memory with the square of the depth: deeper ones end in an error. A mark of
+    UTF-8 at its beginning, which ijson refuses, is left out."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._depth = 0
         self._in_text = self._escaped = False
+        self._begins = True
 
     def read(self, size: int = -1) -> bytes:
         block = self._file.read(size)
+        if self._begins and block:
+            block, self._begins = block.removeprefix(codecs.BOM_UTF8), False
         self._follow(block)
         return block
 
@@ -287,6 +303,8 @@ def _wrong_outline(shape: object, height: int, width: int) -> str:
             if np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum() > 64 * size.sum():
                 return "a polygon longer than 64 times the image's edge"
         return ""
+    if shape is None:
+        return "no segmentation"
     if not isinstance(shape, dict) or shape.get("size") != [height, width]:
         return "neither polygons nor runs of the image's size"
     counts = shape.get("counts")

@@ -18,7 +18,7 @@ from repro.data.images import IMAGE_SUFFIXES
 from repro.data.labels import Labels, labels_of, read_labels
 from repro.data.mask_set import check_masks
 from repro.data.mini import build_mini
-from repro.data.voc import CUE_NAMES, INPUT_LIST_NAMES, data_folder, found_beside
+from repro.data.voc import CUE_NAMES, INPUT_LIST_NAMES, check_unpacked, data_folder, found_beside
 from repro.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -200,7 +200,7 @@ def _voc_layout(config: Config, build: bool = True) -> VocLayout:
         raise InputError(f"dataset.root: no VOC 2012 given; {_VOC_HINT}")
     else:
         root = Path(dataset.root)
-        if not root.is_dir():
+        if not root.exists():
             raise InputError(f"dataset.root: no such folder: {root}; {_VOC_HINT}")
     return VocLayout.open(root)
 
@@ -297,6 +297,8 @@ def _named(folder: Path, suffix: str, none: str) -> list[str]:
 
 def _coco_root(config: Config) -> Path:
     root = config.dataset.root
+    if root is not None:
+        check_unpacked(Path(root))
     if root is None or not Path(root).is_dir():
         raise InputError(
             f"dataset.root: no such folder: {root}; the folder of COCO's train2014, val2014 and annotations "

@@ -7,8 +7,8 @@
 
 All of them name the image ``x``: its name is the last part of the path, without the suffix of an image. Every list
 holds one of these forms; what a reader does not need is passed over. Names with spaces stand in double quotes, as
-JSON strings; in others a backslash is a slash, as Windows writes paths. Line ends are LF or CRLF, the encoding is
-UTF-8, or UTF-16 where the file begins with its mark.
+JSON strings, and so do names that begin with #, which comments do elsewhere; in others a backslash is a slash, as
+Windows writes paths. Line ends are LF or CRLF, the encoding is UTF-8 or UTF-16.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def read_label_list(path: PathLike) -> Lines[LabelLine]:
 
 def list_line(*names: object) -> str:
     r"""A line of a list, as the readers here take it: a name that holds a space or a backslash, begins with a quote or
-    is not printable stands in double quotes, as a JSON string.
+    #, looks like two fields or is not printable stands in double quotes, as a JSON string.
 
     >>> list_line("my cat.jpg", 3)
     '"my cat.jpg" 3\n'
@@ -194,7 +194,7 @@ def list_line(*names: object) -> str:
     words = map(str, names)
     fields = [
         word
-        if word.isprintable() and re.fullmatch(r'[^\s"\\][^\s\\]*', word)
+        if word.isprintable() and re.fullmatch(r'[^\s"\\#][^\s\\]*', word) and not _SEPARATED.search(word)
         else json.dumps(word, ensure_ascii=not word.isprintable())
         for word in words
     ]
@@ -221,22 +221,38 @@ def read_text(path: PathLike, expected: str) -> str:
     name = os.fspath(path)
     try:
         data = read_input(path)
-        # Windows' shell writes its lists as UTF-16
-        wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        text = data.decode("utf-16" if wide else "utf-8-sig")
+        text = data.decode(_encoding(data))
     except FileNotFoundError as error:
         raise InputError(f"{name}: no such list") from error
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{name}: byte {error.start} is not {error.encoding.upper()}, a text file of {expected} a line expected"
+            f"{name}: byte {error.start} is not {error.encoding.upper()}, a text file of {expected} a line expected, "
+            "saved as UTF-8"
         ) from error
     except OSError as error:
         raise InputError(f"{name}: cannot be read ({error.strerror}), a list expected") from error
     before, zero, _ = text.partition("\0")
-    if zero:  # UTF-16 that does not say so, or no text
+    if zero:  # UTF-32, or no text
         line = before.count("\n") + 1
-        raise InputError(f"{name}:{line}: a zero byte, a text file of {expected} a line expected")
+        raise InputError(
+            f"{name}:{line}: a zero byte, a text file of {expected} a line expected, saved as UTF-8"
+        )
     return text
+
+
+def _encoding(data: bytes) -> str:
+    """UTF-8, or UTF-16 as Windows' shell and spreadsheets write it: by its mark, or where every second byte is one that
+    Latin letters have there (0 to 2) and no text has elsewhere."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    first, second = data[::2], data[1::2]
+    for name, high, low in (("utf-16-be", first, second), ("utf-16-le", second, first)):
+        if data and not len(data) % 2 and max(high) < 3 and 0 not in low:
+            return name
+    return "utf-8-sig"
+
+
+_SEPARATED = re.compile(rf"({'|'.join(map(re.escape, IMAGE_SUFFIXES))})[,;]", re.IGNORECASE)
 
 
 def _lines(path: PathLike, expected: str, *counts: int) -> Iterator[tuple[int, list[str]]]:
@@ -247,6 +263,16 @@ def _lines(path: PathLike, expected: str, *counts: int) -> Iterator[tuple[int, l
         fields = _fields(content)
         if not fields:
             continue
+        if content.lstrip().startswith("#"):
+            raise InputError(
+                f"{name}:{line}: {content.strip()[:80]!r}: lists have no comments, a line of an image expected; a name "
+                "that begins with # stands in double quotes"
+            )
+        if between := _SEPARATED.search(re.sub(_QUOTED, "", content)):
+            raise InputError(
+                f"{name}:{line}: {content.strip()[:80]!r}: a {between[0][-1]!r} between the fields, a space expected; "
+                "a name that holds one stands in double quotes"
+            )
         if len(fields) not in counts:
             raise _wrong(path, line, content.strip(), expected)
         for field in fields:

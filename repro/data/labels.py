@@ -3,8 +3,10 @@
     VOC     a folder of XML annotations (``Annotations``), or of the lists ``<class>_<set>.txt`` (``ImageSets/Main``)
     COCO    ``instances_*.json``
     cues    the released cue file, with the list that names its images
-    text    a line an image: ``name class class …``; with commas or semicolons in ``.csv``, where names may hold spaces
-            and a cell several classes (``"cat, dog"``, ``[1, 2]``); or a column of 0 and 1 for each class
+    text    a line an image: ``name class class …``; with commas, semicolons or tabs in ``.csv`` and ``.tsv``, where
+            names may hold spaces and a cell several classes (``"cat, dog"``, ``[1, 2]``); or a column for each class,
+            of 0 and 1, yes and no, or of marks with empty cells between; or columns of which two are called
+            ``filename`` and ``class``, say, as in tables of boxes
     dicts   image name -> class indices, or a vector of 0 and 1, as ``.npy`` or pickle (`repro.data.numbered_labels`)
 
 Each gives image name (without folder and suffix) -> class indices, rising, background (0) not among them.
@@ -36,8 +38,22 @@ from weights_conversion.files import check_plain, write_text
 CLASSIFIER_MEAN_BGR = (104.008, 116.669, 122.675)
 """Mean of blue, green and red that SEC's classifiers subtract."""
 
-# of a CSV's first column
-_HEADERS = {"name", "image", "id", "file", "filename", "image_id", "image_name", "img", "path", "image_path"}
+_TABLES = (".csv", ".tsv")
+# by which a table's first line names the columns that are read; the surest first
+_HEADERS = (
+    "filename",
+    "file_name",
+    "file",
+    "image_name",
+    "image_path",
+    "image",
+    "img",
+    "path",
+    "name",
+    "image_id",
+    "id",
+)
+_LABEL_HEADERS = {"class", "classes", "label", "labels", "category", "categories", "class_name", "tags"}
 
 PathLike = str | os.PathLike[str]
 Labels = dict[str, list[int]]
@@ -53,8 +69,8 @@ def read_labels(
     """Read the labels of all images that ``source`` has some for; the form is told by what it is.
 
     Args:
-        source: a folder of XML files or of VOC's class lists, or a file ``.json``, ``.csv``, ``.txt``, ``.h5``,
-            ``.pickle``, ``.pickle.gz``, ``.npy``.
+        source: a folder of XML files or of VOC's class lists, or a file ``.json``, ``.csv``, ``.tsv``, ``.txt``,
+            ``.h5``, ``.pickle``, ``.pickle.gz``, ``.npy``.
         classes: all classes by name, background first.
         input_list: lines ``image index``, for a cue file.
         first_class: for labels that are class indices: which one the first class after background has, 0 or 1. Needed
@@ -93,11 +109,11 @@ def _read_any(
             file = CueFile.of_pickle(os.fspath(path), content)
         found = {name: file.labels(index).tolist() for name, index in file.images(input_list).items()}
         return _checked(path, found, len(classes))
-    if path.suffix in (".csv", ".txt"):
+    if path.suffix in (*_TABLES, ".txt"):
         return _read_text_labels(path, indices, len(classes), first_class)
     raise InputError(
-        f"{path}: unknown kind of labels; expected .csv, .txt, COCO's .json, a dict (.npy, .pickle), a cue file (.h5, "
-        ".pickle), or a folder of VOC's annotations (*.xml) or class lists (<class>_<set>.txt)"
+        f"{path}: unknown kind of labels; expected .csv, .tsv, .txt, COCO's .json, a dict (.npy, .pickle), a cue file "
+        "(.h5, .pickle), or a folder of VOC's annotations (*.xml) or class lists (<class>_<set>.txt)"
     )
 
 
@@ -242,6 +258,7 @@ def _read_text_labels(
         rows = [(number, row[1:]) for number, row in rows]
     if table := _one_hot(path, rows, indices):
         return table
+    rows = _columns(rows, indices)
     words: dict[str, list[str]] = {}
     places: dict[str, tuple[str, str]] = {}  # by name: the file as it is named first, and the last line
     for number, row in rows:
@@ -249,7 +266,7 @@ def _read_text_labels(
         names = [word for cell in cells for word in _words(cell, indices)]
         where = f"{path}:{number}"
         if number == rows[0][0] and file_name.lower() in _HEADERS and not set(names) & indices.keys():
-            continue
+            continue  # a line of headings
         name = image_name(file_name)
         if places.setdefault(name, (file_name, where))[0] != file_name:
             raise InputError(f"{where}: {places[name][0]} and {file_name} would share their labels and cues")
@@ -274,42 +291,79 @@ def _read_text_labels(
     return labels_of_numbers(os.fspath(path), numbers, num_classes, first_class)
 
 
+def _columns(rows: list[tuple[int, list[str]]], indices: Mapping[str, int]) -> list[tuple[int, list[str]]]:
+    """The lines of a table of three columns or more reduced to the image and its classes, where the first line names
+    both; as they are where it does not, and where other columns hold classes, too."""
+    head = [cell.lower() for cell in rows[0][1]] if rows else []
+    images = [head.index(name) for name in _HEADERS if name in head]
+    classes = [at for at, name in enumerate(head) if name in _LABEL_HEADERS]
+    if len(head) < 3 or not images or not classes or any(len(row) != len(head) for _, row in rows):
+        return rows
+    kept = (images[0], *classes)
+    if any(cell in indices for _, row in rows for at, cell in enumerate(row) if at not in kept):
+        return rows
+    return [(number, [row[at] for at in kept]) for number, row in rows]
+
+
 def _numeric(names: Sequence[str], indices: Mapping[str, int]) -> bool:
     return all(re.fullmatch(r"[0-9]{1,6}", name) and name not in indices for name in names)
 
 
-_MARK = re.compile(r"(?:0|-1|false|(1|true))(?:[.,]0+)?", re.IGNORECASE)
+_NUMBERS = r"(?:0|-1|false|(1|true))(?:[.,]0+)?"
+_MARK = re.compile(rf"{_NUMBERS}|f|no|n|-|(t|yes|y|x|✓|✔|✅)", re.IGNORECASE)
 
 
-def _mark(cell: str) -> bool | None:
-    """What a cell says of its class; None for anything but 0 (also -1), 1, true or false."""
+def _mark(cell: str, class_name: str) -> bool | None:
+    """What a cell says of its class: 1, yes, a mark or the class's name; 0 (also -1), no. None for anything else."""
     match = _MARK.fullmatch(cell)
-    return None if match is None else bool(match[1])
+    return True if cell == class_name else None if match is None else any(match.groups())
 
 
 def _one_hot(path: Path, rows: Sequence[tuple[int, list[str]]], indices: Mapping[str, int]) -> Labels | None:
-    """A table with a column of 0 and 1 for each class and the classes in its first line; None for another file."""
+    """A table with a column for each class and the classes in its first line; None for another file.
+
+    Cells say yes or no; an empty one says no where no cell of the table says it otherwise.
+    """
     if len(rows) < 2:
         return None
-    head, first = rows[0][1], rows[1][1]
-    if len(first) < 2 or len(head) != len(first) or any(_mark(cell) is None for cell in first[1:]):
+    (head_line, (heading, *names)), (_, first) = rows[0], rows[1]
+    if not names or len(first) != len(names) + 1 or _numeric(names, indices):
+        return None  # without a line of names they are vectors
+    is_head = heading.lower() in ("", *_HEADERS) and all(
+        name in indices or name == "background" for name in names
+    )
+    if not is_head and not all(re.fullmatch(_NUMBERS, cell, re.IGNORECASE) for cell in first[1:]):
         return None
-    if _numeric(head[1:], indices):
-        return None  # no line of names: vectors
-    where = f"{path}:{rows[0][0]}"
-    columns = [0 if name == "background" else _class_of(name, indices, where) for name in head[1:]]
+    where = f"{path}:{head_line}"
+    columns = [0 if name == "background" else _class_of(name, indices, where) for name in names]
     if len(set(columns)) < len(columns):
         raise InputError(f"{where}: a class that comes twice, a column for each expected")
     found: Labels = {}
+    empty: tuple[int, str] | None = None  # the first line with an empty cell, and that one's class
+    says_no = False
     for number, (file_name, *cells) in rows[1:]:
         where = f"{path}:{number}"
         name = image_name(file_name)
         if not name or name in found:
             raise InputError(f"{where}: image {file_name!r}, each once expected")
-        if len(cells) != len(columns) or any(_mark(cell) is None for cell in cells):
-            raise InputError(f"{where}: {len(columns)} cells of 0 or 1 after the image expected")
-        found[name] = sorted(
-            index for index, cell in zip(columns, cells, strict=True) if index and _mark(cell)
+        if len(cells) != len(columns):
+            raise InputError(
+                f"{where}: {len(cells)} cells after the image, {len(columns)} of 0 or 1 expected"
+            )
+        found[name] = []
+        for cell, class_name, index in zip(cells, names, columns, strict=True):
+            mark = _mark(cell, class_name) if cell else False
+            if mark is None:
+                raise InputError(f"{where}: {cell[:80]!r} for {class_name}, 0 or 1 (yes or no) expected")
+            says_no |= bool(cell) and not mark
+            if not cell and empty is None:
+                empty = number, class_name
+            if mark and index:
+                found[name].append(index)
+        found[name].sort()
+    if empty and says_no:
+        raise InputError(
+            f"{path}:{empty[0]}: an empty cell for {empty[1]}, 0 or 1 expected as in other cells"
         )
     return found
 
@@ -330,7 +384,7 @@ _LONGEST_LINE = 100_000  # Python's csv takes fields of 131072 letters
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Line numbers and fields of the lines that have any."""
     lines = read_text(path, "'<image> <class> …'").splitlines()
-    if path.suffix == ".csv":
+    if path.suffix in _TABLES:
         if long := next((number for number, line in enumerate(lines, 1) if len(line) > _LONGEST_LINE), 0):
             raise InputError(
                 f"{path}:{long}: more than {_LONGEST_LINE} letters, an image and its classes expected"

@@ -90,8 +90,10 @@ def labels_of_numbers(
             f"{name}: image {next(iter(found))}: a vector of {length} values, {num_classes - 1} or (with background) "
             f"{num_classes} expected for the {num_classes} classes"
         )
-    elif length in (num_classes - 1, num_classes) and all(
-        len(row) == length and len(set(row.tolist())) < length for row in rows
+    elif (
+        length in (num_classes - 1, num_classes)
+        and all(len(row) == length for row in rows)
+        and any(len(set(row.tolist())) < length for row in rows)  # no image has a class twice
     ):
         image, above = next(
             (image, row.max()) for image, row in found.items() if ((row != 0) & (row != 1)).any()

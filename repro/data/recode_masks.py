@@ -21,7 +21,7 @@ from PIL import Image
 
 from repro.constants import VOID
 from repro.data.images import open_image, png_header
-from repro.data.voc import colour_palette, write_mask
+from repro.data.voc import colour_palette, grey_of_8_bits, write_mask
 from repro.errors import InputError
 
 Coding = Literal["colours", "object", "indices"]
@@ -64,9 +64,9 @@ def recode_masks(
 def _opened(path: str | os.PathLike[str]) -> Image.Image:
     """A mask; what is transparent in it is background, black."""
     image = open_image(path)
-    if image.mode != "RGBA":
+    if image.mode not in ("RGBA", "LA"):
         return image
-    pixels = np.array(image)
+    pixels = np.array(image.convert("RGBA"))
     alpha = pixels[:, :, 3]
     if ((alpha > 0) & (alpha < 255)).any():
         raise InputError(f"{os.fspath(path)}: half transparent pixels, opaque and transparent ones expected")
@@ -193,9 +193,9 @@ def _grey_values(path: str | os.PathLike[str], image: Image.Image) -> np.ndarray
         if (pixels != pixels[:, :, :1]).any():
             raise InputError(f"{os.fspath(path)}: colours, grey values expected")
         return pixels[:, :, 0].copy()
-    if image.mode not in ("P", "L"):
+    if image.mode not in ("P", "L", "I;16"):
         raise InputError(f"{os.fspath(path)}: mode {image.mode!r}, grey, a palette or RGB expected")
-    values = np.array(image, np.uint8)
+    values = grey_of_8_bits(os.fspath(path), np.array(image))
     if image.format == "PNG" and image.mode == "L" and (bits := png_header(path)[0]) < 8:
         values //= 255 // (2**bits - 1)
     return values

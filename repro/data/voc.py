@@ -37,6 +37,7 @@ class VocLayout:
     def open(cls, root: str | os.PathLike[str]) -> VocLayout:
         """The layout of an existing data set. Raises InputError when ``root`` has no folder JPEGImages."""
         layout = cls(Path(root))
+        check_unpacked(layout.root)
         if not layout.images.is_dir():
             near = next((path for path in _nearby(layout.root) if (path / "JPEGImages").is_dir()), None)
             raise InputError(
@@ -71,6 +72,15 @@ class VocLayout:
     def image_set(self, name: str) -> Path:
         """The list of an image set: ``train``, ``val``, ``trainval``, ``test``, ``train_aug``."""
         return self.root / "ImageSets" / "Segmentation" / f"{name}.txt"
+
+
+def check_unpacked(root: Path) -> None:
+    """Raise InputError where a file, such as the archive of a data set, is given for its folder."""
+    if root.is_file():
+        raise InputError(
+            f"{root}: a file, a folder expected; an archive has to be unpacked first "
+            f"(repro data fetch --from {root.parent} unpacks the papers' ones)"
+        )
 
 
 def _nearby(root: Path) -> Iterator[Path]:
@@ -109,8 +119,9 @@ class MaskDoubt(NamedTuple):
 def read_mask(path: str | os.PathLike[str], num_classes: int = len(CLASS_NAMES)) -> np.ndarray:
     """Read a mask's class indices, uint8 (H, W), from a palette PNG or a grey PNG; never its colours.
 
-    Raises InputError for a file that is no readable PNG, one that holds colours (RGB and the like), grey of 2 or 4
-    bits, and one with an index that is neither below ``num_classes`` nor 255.
+    Grey of 16 bits is read as its values, which have to be below 256. Raises InputError for a file that is no readable
+    PNG, one that holds colours (RGB and the like), grey of 2 or 4 bits, and one with an index that is neither below
+    ``num_classes`` nor 255.
     """
     return read_doubtful_mask(path, num_classes)[0]
 
@@ -127,7 +138,7 @@ def read_doubtful_mask(
     if image.mode == "1":  # grey of one bit: its white is 255, as a PNG optimiser leaves it of {0, 255}
         image = image.convert("L")
         doubt = MaskDoubt("1 bit", "grey of 1 bit, whose white is read as void (255), not as class 1")
-    if image.mode not in ("P", "L"):
+    if image.mode not in ("P", "L", "I;16"):
         raise InputError(
             f"{name}: mode {image.mode!r}, a palette or 8-bit grey PNG of indices expected (repro data masks)"
         )
@@ -136,12 +147,21 @@ def read_doubtful_mask(
             f"{name}: grey of {bits} bits, whose 1 is class 1 to some tools and {255 // (2**bits - 1)} to others; "
             "a palette or 8-bit grey PNG of indices expected (repro data masks)"
         )
-    mask = np.array(image, dtype=np.uint8)
+    mask = grey_of_8_bits(name, np.array(image))
     present = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
     beyond = present[(present >= num_classes) & (present != VOID)]
     if beyond.size:
         raise InputError(f"{name}: class {beyond[0]}, 0 to {num_classes - 1} or {VOID} expected")
     return mask, doubt or (_palette_doubt(image, present, num_classes) if image.mode == "P" else None)
+
+
+def grey_of_8_bits(name: str, values: np.ndarray) -> np.ndarray:
+    """The values of a mask as uint8. Raises InputError where they are of 16 bits and beyond 255."""
+    if values.dtype != np.uint8 and (largest := int(values.max(initial=0))) > 255:
+        raise InputError(
+            f"{name}: grey of 16 bits with the value {largest}, class indices below 256 expected"
+        )
+    return values.astype(np.uint8, copy=False)
 
 
 def _palette_doubt(image: Image.Image, present: np.ndarray, num_classes: int) -> MaskDoubt | None:

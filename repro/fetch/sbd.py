@@ -18,7 +18,7 @@ import numpy as np
 
 from repro.constants import CLASS_NAMES, VOID
 from repro.data.image_list import list_line, read_id_list
-from repro.data.voc import VocLayout, read_mask, write_mask
+from repro.data.voc import VocLayout, check_unpacked, read_mask, write_mask
 from repro.errors import InputError, line_of
 from repro.fetch.parallel import mapped
 from weights_conversion import guard
@@ -45,6 +45,7 @@ def find_sbd(folder: Path) -> Path:
 
     Raises InputError when none of them is.
     """
+    check_unpacked(folder)
     for candidate in (folder, folder / "dataset", folder / "benchmark_RELEASE" / "dataset"):
         if (candidate / "cls").is_dir():
             return candidate

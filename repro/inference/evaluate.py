@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from repro import distributed
 from repro.data.mask_set import MaskSet
-from repro.errors import InputError
+from repro.errors import InputError, some
 from repro.metrics import confusion_matrix, summarize
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ def evaluate_folder(
     ):
         pred_path = Path(pred_dir) / f"{image_id}.png"
         if not pred_path.is_file():
-            raise InputError(f"{pred_path}: no prediction for {gt_path}")
+            raise no_prediction(pred_path, gt_path, ids)
         same += os.path.exists(gt_path) and os.path.samefile(gt_path, pred_path)
         gt, pred = truth.read(gt_path), predicted.read(pred_path)
         if gt.shape != pred.shape:
@@ -69,6 +70,17 @@ def evaluate_folder(
     _together(predicted).log_lines()
     _together(truth).check()
     return summarize(matrix, len(ids))
+
+
+def no_prediction(missing: Path, truth: str | Path, ids: Sequence[str]) -> InputError:
+    """The error for an image without a mask: how many have none, and what the folder holds under the image's name."""
+    folder = missing.parent
+    if not folder.is_dir():
+        return InputError(f"{folder}: no such folder of predictions")
+    absent = sum(not (folder / f"{name}.png").is_file() for name in ids)
+    near = sorted(path.name for path in folder.glob(f"{glob.escape(missing.stem)}*"))
+    there = f"; there is {some(near, 3)}" if near else ""
+    return InputError(f"{missing}: no prediction for {truth}, {absent} of {len(ids)} are missing{there}")
 
 
 def _together(masks: MaskSet) -> MaskSet:

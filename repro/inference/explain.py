@@ -17,6 +17,7 @@ from repro.constants import VOID
 from repro.data.mask_set import MaskSet
 from repro.data.voc import colour_palette
 from repro.errors import InputError
+from repro.inference.evaluate import no_prediction
 from repro.metrics import mean_iou, per_class_iou
 
 Values = tuple[np.ndarray, np.ndarray]
@@ -96,7 +97,7 @@ def explain(pred_dir: Path, gt_paths: Sequence[Path], ids: Sequence[str], num_cl
     ):
         pred_path = pred_dir / f"{name}.png"
         if not pred_path.is_file():
-            raise InputError(f"{pred_path}: no prediction for {gt_path}")
+            raise no_prediction(pred_path, gt_path, ids)
         truth, pred = truths.read(gt_path), predictions.read(pred_path)
         differ = differ or truth.shape != pred.shape
         to_truth = _resized(pred, *truth.shape)
