@@ -11,6 +11,9 @@ def main() -> None:
     # OpenMP's threads spin while they wait. Beside loader workers or other jobs on the same cores that makes small
     # nets several times slower (docs/performance.md); it is read once, when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Large tensors in pages of 2 MB: an iteration on a CPU takes and returns gigabytes, and the kernel handed them out
+    # 4 KB at a time. PyTorch reads this at its first allocation.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
     from repro.cli import run_command

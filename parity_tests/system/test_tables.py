@@ -282,6 +282,22 @@ def test_a_manifest_whose_command_is_no_list_of_words(tmp_path, command):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("resumed", "seconds"), [(False, 90.0), (True, None)])
+def test_the_time_of_a_resumed_step_is_not_known(tmp_path, resumed, seconds):
+    """What a run records is its last call's time alone."""
+    folder, _ = write_run(tmp_path, "r", "+DSRG")
+    (folder / "config.yaml").write_text("a: 1")
+    steps = {
+        "stage1": {"seconds_last_call": 60.0, "resumed": resumed, "command": ["repro"]},
+        "predictions/stage1": {"seconds_last_call": 30.0, "resumed": False, "command": ["repro"]},
+    }
+    (folder / "manifest.json").write_text(json.dumps({"steps": steps}))
+    summary = json.loads((report_runs([folder], tmp_path / "out") / "summary.json").read_text())
+    assert summary["rows"][0]["seconds"] == seconds
+    measured = json.loads((tmp_path / "out/manifest.json").read_text())["measured"]["r"]["stage1"]
+    assert measured == {"seconds_last_call": 60.0, "resumed": resumed}
+
+
 def test_no_folder_of_the_machine_is_shown(tmp_path):
     folder, _ = write_run(tmp_path, "r", "+DSRG")
     (folder / "config.yaml").write_text(

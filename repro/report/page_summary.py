@@ -25,7 +25,8 @@ _LATER = ("pseudo_labels", "stage2", "predictions/stage2")  # steps that a row o
 class SummaryRow:
     """``paper`` and ``ours`` in percent; ``paper_here`` is the paper's mean over the classes that occur in our images,
     where our headline is such a mean. What it cost is a mean over the seeds: ``seconds`` of its steps, ``joules``
-    where every device told them, ``memory`` the largest peak in bytes; None where it is not known."""
+    where every device told them, ``memory`` the largest peak in bytes; None where it is not known, as the time of a
+    step that was cut off and resumed."""
 
     name: str
     paper: float
@@ -126,8 +127,8 @@ def summarise(scores: Scores, manifest: dict[str, Any]) -> Summary:
                 ours=ours,
                 seeds=[entry["seed"] for entry in runs],
                 comparable=not any(map(incomparable, runs)),
-                seconds=_mean([_sum(step.get("seconds_last_call") for step in each) for each in steps]),
-                joules=_mean([_sum(step.get("energy_joules") for step in each) for each in steps]),
+                seconds=_mean([_sum(_whole(step, "seconds_last_call") for step in each) for each in steps]),
+                joules=_mean([_sum(_whole(step, "energy_joules") for step in each) for each in steps]),
                 memory=max(
                     (
                         step.get("peak_memory_bytes", {}).get("process") or 0
@@ -149,6 +150,11 @@ def _steps(entry: Entry, manifest: dict[str, Any]) -> list[dict[str, Any]]:
     left_out = {"growth", "predictions/stage1"} if entry.stage == "stage2" else {"growth", *_LATER}
     measured = manifest["measured"].get(entry.folder.name, {})
     return [step for name, step in measured.items() if name not in left_out]
+
+
+def _whole(step: dict[str, Any], key: str) -> float | None:
+    """A figure of a step's last call; None where that call went on with what an earlier one had begun."""
+    return None if step.get("resumed") else step.get(key)
 
 
 def _sum(values: Any) -> float | None:
