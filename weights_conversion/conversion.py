@@ -85,7 +85,7 @@ def read_for(
         raise CaffeFileError(f"{target}: expected a name that ends in one of {endings}")
     if model is None:
         file = read_weights(source)
-        layers = file.with_blobs
+        layers = {name: _in_own_axes(layer) for name, layer in file.with_blobs.items()}
         if not layers:
             raise CaffeFileError(f"{os.fspath(source)}: no layer has blobs")
         for name, layer in layers.items():
@@ -99,6 +99,17 @@ def read_for(
             f"{source}: none of its layers is in {net['name']}; it holds {', '.join(report.unused)}"
         )
     return Weights(model, report, net)
+
+
+def _in_own_axes(layer: CaffeLayerView) -> CaffeLayerView:
+    """A layer of a file whose old shapes, filled up to four axes with 1, become what nets have today."""
+    tensors = dict(layer.tensors)
+    for (name, tensor), old in zip(layer.tensors.items(), layer.legacy, strict=False):
+        if old and (name != "weight" or layer.type not in ("Convolution", "Deconvolution")):
+            tensors[name] = tensor.reshape(
+                tensor.shape[-2:] if (name, layer.type) == ("weight", "InnerProduct") else -1
+            )
+    return CaffeLayerView(layer.type, tensors)
 
 
 def has_provenance(path: str | os.PathLike[str]) -> bool:

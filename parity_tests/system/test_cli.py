@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import pickle
 import re
 import subprocess
@@ -12,12 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from parity_tests.conftest import CAFFE_FILES, held_by_another
 from parity_tests.recorded_files import write_retrain_inputs, write_stage1_inputs
 from repro.cli import run_command
 from repro.data import CueFile, read_mask, write_mask
+from repro.models import load_net
+from weights_conversion.caffe_pb2 import NetParameter, V1LayerParameter
 
 VERBS = (
     "convert",
@@ -359,6 +363,28 @@ def test_convert_and_inspect(tmp_path, capsys, monkeypatch):
         capsys, "convert", back, other, "--image", "a.png"
     )
     assert not other.exists()
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".h5", ".caffemodel"])
+def test_an_old_file_converted_alone_is_loaded(tmp_path, capsys, suffix):
+    """Its shapes of four axes, (1, 1, 1, N) of a bias, are no more in the new file."""
+    source, target = CAFFE_FILES / "vgg16_largefov_v1.caffemodel", tmp_path / f"new{suffix}"
+    assert run(capsys, "convert", source, target)[0] == 0
+    net, same = (load_net(CAFFE_FILES / "vgg16_largefov_deploy.prototxt", path) for path in (source, target))
+    for (name, ours), theirs in zip(net.named_parameters(), same.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_an_old_inner_product_keeps_its_two_axes(tmp_path, capsys):
+    net = NetParameter()
+    layer = net.layers.add(name="ip", type=V1LayerParameter.INNER_PRODUCT)
+    for shape in ((1, 1, 1, 5), (1, 1, 1, 1)):
+        sizes = dict(zip(("num", "channels", "height", "width"), shape, strict=True))
+        layer.blobs.add(**sizes, data=range(math.prod(shape)))
+    (tmp_path / "old.caffemodel").write_bytes(net.SerializeToString())
+    assert run(capsys, "convert", tmp_path / "old.caffemodel", tmp_path / "new.npz")[0] == 0
+    with np.load(tmp_path / "new.npz") as new:
+        assert {name: new[name].shape for name in new} == {"ip.weight": (1, 5), "ip.bias": (1,)}
 
 
 def test_data_verbs(tmp_path, inputs, capsys):
