@@ -97,7 +97,7 @@ def test_bad_input_past_the_data_leaves_nothing(arguments, tmp_path, capsys):
         ("stage1.init.weights=/nowhere.caffemodel", "stage1.init.weights: no such file: /nowhere.caffemodel"),
         (
             "init.weights=/nowhere.caffemodel",
-            "override init.weights: of which stage? expected stage0.init.weights or",
+            "override init.weights: of which stage? expected stage1.init.weights or",
         ),
         ("model.name=vgg19", "model.name 'vgg19'"),
         ("dataset.train=trian", "dataset.train 'trian': no such list"),
