@@ -30,7 +30,7 @@ HEAVY = (
 GROUPS = {
     (): "check train evaluate reproduce tables check-paper bench predict pseudo-labels export check-submission "
     "convert prototxt inspect data seeds",
-    ("data",): "fetch sbd verify mini cues labels masks coco-masks",
+    ("data",): "fetch sbd verify halve mini cues labels masks coco-masks",
     ("seeds",): "train make from-cams score",
 }
 VERBS = [(*group, verb) for group, verbs in GROUPS.items() for verb in verbs.split()]
