@@ -412,7 +412,9 @@ def inputs(tmp_path):
     write_cues(tmp_path / "c.pickle", {0: ([1], [[1], [2], [3]])})
     coco = {
         "images": [{"id": 1, "file_name": "x.jpg", "height": 4, "width": 4}],
-        "annotations": [],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "segmentation": [[0, 0, 3, 0, 3, 3]], "iscrowd": 0}
+        ],
         "categories": [{"id": 1, "name": "person"}],
     }
     (tmp_path / "coco.json").write_text(json.dumps(coco))

@@ -431,7 +431,7 @@ HDF5_DAMAGE = {
     gap: "expected 0 to 1",
     odd_name: "'weight'",
     integers: "int32 of shape",
-    null: "expected float32",
+    null: "expected floating point",
     nested: "/data/c1/0: is a Group",
     dataset_for_layer: "/data/c1: is a Dataset",
     no_data: "/data: missing",

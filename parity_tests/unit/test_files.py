@@ -132,7 +132,7 @@ for writer, write in {WRITERS!r}.items():
     def command(*arguments, **options):
         with atomic_path(Path({str(tmp_path)!r}) / writer) as path:
             exec(write)
-    with mock.patch.object(repro.cli, "app", command):
+    with mock.patch.object(repro.cli, "_parser", lambda: command):
         assert repro.cli.run_command() == 2
 """
     out, _ = python(code).communicate()
