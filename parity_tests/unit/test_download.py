@@ -18,7 +18,8 @@ from repro.fetch.download import Patience, download
 
 CONTENT = np.random.default_rng(0).bytes(20_000)
 HASTY = Patience(connect=2, read=1, attempts=3, first_wait=0.001, longest_wait=0.01, least_rate=1000)
-PATIENT = replace(HASTY, connect=20, read=20)  # where no server stalls: a busy machine must not look like one
+# where no server stalls: a busy machine must not look like one
+PATIENT = replace(HASTY, connect=20, read=20, least_rate=50)
 
 
 @pytest.fixture(autouse=True)
