@@ -53,6 +53,9 @@ def halve_voc(
     target.parent.mkdir(parents=True, exist_ok=True)
     with temporary_folder(target.parent) as folder:
         half = VocLayout(folder / target.name)
+        half.root.mkdir()
+        if cues := cues or found_beside(root, CUE_NAMES):
+            _halve_cues(cues, half.root / "localization_cues.h5")
         for each in image_sets:
             half.image_set(each).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source.image_set(each), half.image_set(each))
@@ -64,8 +67,6 @@ def halve_voc(
             ):
                 if whole.is_file():
                     write_mask(smaller, read_mask(whole)[::2, ::2])
-        if cues := cues or found_beside(root, CUE_NAMES):
-            _halve_cues(cues, half.root / "localization_cues.h5")
         if input_list := input_list or found_beside(root, INPUT_LIST_NAMES):
             shutil.copyfile(input_list, half.root / "input_list.txt")
         half.root.rename(target)
