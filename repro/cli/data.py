@@ -24,6 +24,8 @@ data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build 
 
 app.add_typer(data_app, name="data")
 
+TreesCues = Annotated[Path | None, typer.Option(help="Cue file; the one beside VOCdevkit by default.")]
+
 
 @verb(
     data_app,
@@ -120,7 +122,7 @@ def data_sbd(
 )
 def data_verify(
     root: Annotated[Path, typer.Argument(help="The VOC tree.")] = Path("data/VOCdevkit/VOC2012"),
-    cues: Annotated[Path | None, typer.Option(help="Cue file; the one beside VOCdevkit by default.")] = None,
+    cues: TreesCues = None,
     input_list: InputList = None,
     quick: Annotated[bool, typer.Option("--quick", help="Only the headers of images and masks.")] = False,
     partial: Annotated[
@@ -159,7 +161,7 @@ def data_halve(
         list[str] | None,
         typer.Option("--image-set", help="A list of ImageSets/Segmentation; train_aug and val by default."),
     ] = None,
-    cues: Annotated[Path | None, typer.Option(help="Cue file; the one beside VOCdevkit by default.")] = None,
+    cues: TreesCues = None,
     input_list: InputList = None,
 ) -> Answer:
     """Copy a VOC tree at half its size, with its cues: a net of full width trains on it four times as fast."""
