@@ -60,13 +60,15 @@ def test_five_rows_of_two_seeds_are_eight_runs_in_one_results_folder():
 def test_the_same_at_half_the_size_has_its_own_folder():
     runs = plan(None, ["dataset.root=x"], names=["animals_half"])
     assert [run.folder.name for run in runs] == [
-        f"dsrg_vgg16_animals_half{suffix}" for suffix in ("-baseline", "-bsl", "")
+        "sec_vgg16_animals_half",
+        *(f"dsrg_vgg16_animals_half{suffix}" for suffix in ("-baseline", "-bsl", "")),
     ]
     assert {results_dir(run.base) for run in runs} == {Path("results/animals_half")}
     assert {cell.partition("/")[0] for run in runs for cells in run.answers.values() for cell in cells} == {
         *("animals_half", "animals_half-figure4")
     }
     assert {run.config.stage1.data.new_height for run in runs} == {161}
+    assert len({str(run.config.inference) for run in runs}) == 1  # every row is tested alike
 
 
 def test_other_profiles_and_all_of_the_papers_leave_it_alone():

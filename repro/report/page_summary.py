@@ -15,8 +15,7 @@ from repro.run.scores import TRAINED, Entry, Estimate, Scores, incomparable
 _ROWS = ("baseline", "+BSL", "+DSRG", "+Retrain")
 _CELLS = (
     *("table1/SEC/val", *(f"table2/{row}/val" for row in _ROWS)),
-    *(f"animals/{row}/val" for row in ("SEC", *_ROWS)),
-    *(f"animals_half/{row}/val" for row in _ROWS),
+    *(f"{images}/{row}/val" for images in ("animals", "animals_half") for row in ("SEC", *_ROWS)),
 )
 _LATER = ("pseudo_labels", "stage2", "predictions/stage2")  # steps that a row of stage 1 did without
 
