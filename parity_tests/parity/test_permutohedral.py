@@ -271,13 +271,7 @@ def test_compiles_where_nothing_can_be_written():
 
 def check_triton(device: str) -> None:
     """Triton's kernels against torch's operations."""
-    for classes, height, width, count in (
-        (21, 7, 9, 2),
-        (2, 5, 6, 3),
-        (1, 3, 3, 1),
-        (5, 1, 17, 2),
-        (81, 4, 5, 2),
-    ):
+    for classes, height, width, count in ((21, 5, 7, 2), (1, 3, 3, 1), (5, 1, 17, 1), (81, 3, 4, 2)):
         images, unary = (tensor.to(device) for tensor in problem("ramps", count, classes, height, width))
         params = CRFParams(iterations=3, scale=12)
         got = mean_field_lattice(images, unary, params, path="triton")

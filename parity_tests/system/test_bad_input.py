@@ -37,7 +37,7 @@ def check(result: dict) -> None:
 
 
 def test_mutated_files_are_read_or_refused():
-    each = 40
+    each = 20
     batch = results("fuzz", 0, each)
     assert len(batch) == each * len(SEEDS)
     refused = Counter()
@@ -50,7 +50,7 @@ def test_mutated_files_are_read_or_refused():
 
 @pytest.mark.long
 def test_many_more_mutated_files():
-    for result in results("fuzz", 40, 10_000):
+    for result in results("fuzz", 20, 10_000):
         check(result)
 
 

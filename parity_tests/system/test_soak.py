@@ -22,7 +22,7 @@ def resident(process: int) -> float:
     return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-@pytest.mark.parametrize("iterations", [60, pytest.param(2000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("iterations", [40, pytest.param(2000, marks=pytest.mark.long)])
 def test_memory_stays_flat(golden, tmp_path, record_property, iterations):
     """From a quarter of the run on: CRF, growing, both losses, loader workers, log and snapshots."""
     write_stage1_inputs(golden("stage1"), tmp_path)

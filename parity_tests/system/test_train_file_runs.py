@@ -181,6 +181,7 @@ def test_truth_is_for_the_log_of_the_seeds_quality(cued, data, classes):
     assert float(rows(cued / "run")[0]["loss-Seed"]) > 0
 
 
+@pytest.mark.long
 def test_two_processes_share_the_images_of_coco(cued):
     solver = written(cued, COCO + CUED.replace("{classes}", "81"), list=cued / "coco.txt", folder=cued)
     more = f"data.truth_root={cued}/masks"

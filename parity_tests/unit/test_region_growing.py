@@ -57,13 +57,13 @@ def snake(size: int) -> tuple[torch.Tensor, torch.Tensor]:
     return mapped, start
 
 
-def floods() -> list[tuple[str, torch.Tensor, torch.Tensor]]:
+def floods(length: int = 11) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)
     patches = torch.randint(-1, 3, (2, 9, 15), generator=generator)
     some = (torch.rand(2, 9, 15, generator=generator) < 0.05) & (patches >= 0)
     return [
         ("random", patches, some),
-        ("snake", *snake(11)),
+        ("snake", *snake(length)),
         ("one row", patches[:, :1], some[:, :1]),
         ("nothing to begin with", patches, torch.zeros_like(some)),
     ]
@@ -79,17 +79,17 @@ def test_flood_in_torch_operations(name, mapped, start):
     assert torch.equal(flood_by_steps(mapped, start), flood(mapped, start))
 
 
-def check_triton(device: str) -> None:
+def check_triton(device: str, length: int) -> None:
     from repro.layers.region_growing_triton import flood as flood_in_triton
 
-    for name, mapped, start in floods():
+    for name, mapped, start in floods(length):
         got = flood_in_triton(mapped.to(device), start.to(device)).cpu()
         assert torch.equal(got, flood(mapped, start)), name
 
 
 def test_triton_kernel_in_the_interpreter():
     run_in_triton_interpreter(
-        "from parity_tests.unit.test_region_growing import check_triton as check; check('cpu')"
+        "from parity_tests.unit.test_region_growing import check_triton as check; check('cpu', 5)"
     )
 
 
@@ -97,7 +97,7 @@ def test_triton_kernel_in_the_interpreter():
 def test_triton_kernel():
     if not (torch.cuda.is_available() and find_spec("triton")):
         pytest.skip("no CUDA device with Triton")
-    check_triton("cuda")
+    check_triton("cuda", 41)
 
 
 @pytest.mark.cuda
