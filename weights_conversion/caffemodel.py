@@ -1,9 +1,9 @@
-"""Caffe's weight files: ``.caffemodel`` in the current and the V1 layout, and ``.caffemodel.h5``."""
+"""Caffe's weight files: ``.caffemodel`` in the current, the V1 and the V0 layout, and ``.caffemodel.h5``."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -15,15 +15,16 @@ from torch import Tensor, nn
 from weights_conversion import caffe_pb2, hdf5
 from weights_conversion.files import atomic_path
 from weights_conversion.model_layers import CaffeLayerView, caffe_layers, detached
-from weights_conversion.upgrade import V1_TYPES
+from weights_conversion.upgrade import V0_TYPES, V1_TYPES
 from weights_conversion.wire import LEN, Field, WireFile, blob_field, length_prefix, open_wire
 
 # Field numbers. NetParameter:
 _NET_NAME, _NET_V1_LAYERS, _NET_LAYER = 1, 2, 100
-# LayerParameter: name, type, bottom, top; blobs. V1LayerParameter: bottom, top, name, type; blobs.
-_HEADER, _BLOBS = {1, 2, 3, 4}, 7
-_V1_HEADER, _V1_TYPE, _V1_BLOBS = {2, 3, 4}, 5, 6
-_V0_LAYER = 1  # of V1LayerParameter: the layout before V1
+# Those of LayerParameter, V1LayerParameter, and V0LayerParameter, which stands inside the second.
+_BLOBS = 7
+_FIELDS = {1: "name", 2: "type", 3: "bottom", 4: "top", _BLOBS: "blobs"}
+_V1_FIELDS = {1: "V0", 2: "bottom", 3: "top", 4: "name", 5: "V1 type", 6: "blobs"}
+_V0_FIELDS = {1: "name", 2: "V0 type", 50: "blobs"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +33,7 @@ class CaffeLayer:
 
     ``blobs`` are float32 arrays in Caffe's order (weight, bias, …), in the file's shapes. ``legacy[i]`` says
     that blob i has the old shape (num, channels, height, width), where a bias of n is 1×1×1×n and an
-    inner product's weight 1×1×n×k. ``type`` is the current name also for V1 files; HDF5 files hold no types,
+    inner product's weight 1×1×n×k. ``type`` is the current name also for old files; HDF5 files hold no types,
     bottoms and tops.
     """
 
@@ -77,7 +78,7 @@ def _read_binary(file: WireFile) -> CaffeModel:
     name = ""
     layers: dict[str, CaffeLayer] = {}
     layout = None
-    number = 0
+    v0, number = False, 0
     for field in file.fields(0, file.size, ""):
         if field.number == _NET_NAME:
             file.expect(field, LEN, "")
@@ -87,45 +88,53 @@ def _read_binary(file: WireFile) -> CaffeModel:
                 raise file.error("", f"both V1 and current layers, at byte {field.tag_at}")
             layout = field.number
             number += 1
-            layer = _read_layer(file, field, f"layer number {number} (at byte {field.tag_at})")
-            _add_layer(layers, layer, file)
+            what = f"layer number {number} (at byte {field.tag_at})"
+            parts = list(_parts(file, field, _V1_FIELDS if layout == _NET_V1_LAYERS else _FIELDS, what))
+            v0 = v0 or any(kind == "V0 type" for kind, _ in parts)
+            _add_layer(layers, _read_layer(file, parts, what), file)
     if not layers:
         raise file.error("", "no layers: not a .caffemodel")
-    form = "Caffe binary, V1 layout" if layout == _NET_V1_LAYERS else "Caffe binary"
+    form = f"Caffe binary, V{0 if v0 else 1} layout" if layout == _NET_V1_LAYERS else "Caffe binary"
     return CaffeModel(name, layers, form, _rounding(file.doubles))
 
 
-def _read_layer(file: WireFile, field: Field, what: str) -> CaffeLayer:
+def _parts(file: WireFile, field: Field, known: Mapping[int, str], what: str) -> Iterator[tuple[str, Field]]:
+    """The fields of a layer that are read, each with what it is; those of a V0 layer stand in one of them."""
     file.expect(field, LEN, what)
-    v1 = field.number == _NET_V1_LAYERS
-    header_numbers, blobs_number = (_V1_HEADER, _V1_BLOBS) if v1 else (_HEADER, _BLOBS)
-    texts: dict[int, list[str]] = {number: [] for number in header_numbers}
-    blob_fields, size, number = [], 0, 0
     for part in file.fields(field.start, field.stop, what):
-        if part.number == blobs_number:
+        kind = known.get(part.number)
+        if kind == "V0":
+            yield from _parts(file, part, _V0_FIELDS, what)
+        elif kind is not None:
+            yield kind, part
+
+
+def _read_layer(file: WireFile, parts: list[tuple[str, Field]], what: str) -> CaffeLayer:
+    texts: dict[str, list[str]] = {"name": [], "type": [], "bottom": [], "top": []}
+    blob_fields, size = [], 0
+    for kind, part in parts:
+        if kind == "blobs":
             blob_fields.append(part)
-        elif v1 and part.number == _V1_TYPE:
+        elif kind == "V1 type":
             number = file.number(part, what)
-        elif part.number in header_numbers:
+            texts["type"].append(V1_TYPES.get(number, f"V1LayerType{number}" if number else ""))
+        else:
             file.expect(part, LEN, what)
             size += part.stop - part.start
-            texts[part.number].append(file.name(part, size, what))
-        elif v1 and part.number == _V0_LAYER:
-            raise file.error(
-                what, "a layer in the V0 layout; upgrade the file with Caffe's upgrade_net_proto_binary"
-            )
-    name_number, bottom_number, top_number = (4, 2, 3) if v1 else (1, 3, 4)
-    type_ = V1_TYPES.get(number, f"V1LayerType{number}" if number else "") if v1 else _last(texts[2])
-    name = _last(texts[name_number])
+            text = file.name(part, size, what)
+            if kind == "V0 type":
+                kind, text = "type", V0_TYPES.get(text, text)
+            texts[kind].append(text)
+    name = _last(texts["name"])
     if blob_fields and not name:
         raise file.error(what, "blobs but no name")
-    bottoms, tops = tuple(texts[bottom_number]), tuple(texts[top_number])
     blobs = [
         file.blob(part, f"layer {name!r} blob {index} (at byte {part.tag_at})")
         for index, part in enumerate(blob_fields)
     ]
     values, legacy = tuple(blob.values for blob in blobs), tuple(blob.legacy for blob in blobs)
-    return CaffeLayer(name, type_, bottoms, tops, values, legacy)
+    bottoms, tops = tuple(texts["bottom"]), tuple(texts["top"])
+    return CaffeLayer(name, _last(texts["type"]), bottoms, tops, values, legacy)
 
 
 def _last(texts: list[str]) -> str:

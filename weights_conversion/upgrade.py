@@ -42,7 +42,7 @@ def _spelled(name: str) -> str:
 # the number of a V1 layer's type -> its name today
 V1_TYPES = {number: _spelled(name) for name, number in V1LayerParameter.LayerType.items() if number}
 
-_V0_TYPES = {  # to V1's
+_V0_TO_V1 = {
     name: name.upper()
     for name in (
         *("accuracy", "bnll", "concat", "data", "dropout", "euclidean_loss", "flatten", "hdf5_data"),
@@ -50,6 +50,8 @@ _V0_TYPES = {  # to V1's
         *("softmax", "softmax_loss", "split", "tanh", "window_data"),
     )
 } | {"conv": "CONVOLUTION", "images": "IMAGE_DATA", "innerproduct": "INNER_PRODUCT", "pool": "POOLING"}
+# a V0 type -> its name today
+V0_TYPES = {old: V1_TYPES[V1LayerParameter.LayerType.Value(name)] for old, name in _V0_TO_V1.items()}
 
 
 def _into(message: str, *alike: str, **others: str) -> dict[str, tuple[str, str]]:
@@ -145,7 +147,7 @@ def _without_padding(net: NetParameter, where: str) -> list[V1LayerParameter]:
 
 def _from_v0(layer: V1LayerParameter, where: str) -> V1LayerParameter:
     old = layer.layer
-    if old.type not in _V0_TYPES:
+    if old.type not in V0_TYPES:
         raise CaffeFileError(
             f"{where}layer {old.name!r}: type: {old.type!r} is no layer type of the V0 layout"
         )
@@ -153,7 +155,7 @@ def _from_v0(layer: V1LayerParameter, where: str) -> V1LayerParameter:
         bottom=layer.bottom,
         top=layer.top,
         name=old.name,
-        type=V1LayerParameter.LayerType.Value(_V0_TYPES[old.type]),
+        type=V1LayerParameter.LayerType.Value(_V0_TO_V1[old.type]),
     )
     for repeated in ("blobs", "blobs_lr", "weight_decay"):
         getattr(result, repeated).extend(getattr(old, repeated))

@@ -222,7 +222,7 @@ DAMAGED = {
     "net name not UTF-8": (field(1, b"c\xff") + GOOD, "not UTF-8"),
     "blobs without name": (field(100, field(7, SHAPE_2_3 + SIX)), "no name"),
     "both layouts": (GOOD + field(2, field(4, b"old")), "both V1 and current"),
-    "V0 layout": (field(2, field(1, field(1, b"conv1"))), "V0"),
+    "V0 layer is a number": (field(2, b"\x08\x05"), "layer number 1 .at byte 0.: field 1"),
     "twice with blobs": (
         caffe_pb2.NetParameter(layer=[layer_message(), layer_message()]).SerializeToString(),
         "'c1': occurs twice",

@@ -80,8 +80,8 @@ def check(
     else:
         as_it_is = report is not None and report.form.startswith("Caffe binary") and not report.changes
         inputs = example_inputs(net, image, seed)
-        # OpenCV fills nothing: what the file lacks is written for it, with the rest
-        caffemodel = weights if as_it_is and not (report and report.missing) else None
+        # OpenCV fills nothing, and loses the blobs of V0 files: then all weights are written for it
+        caffemodel = weights if report and as_it_is and not (report.missing or "V0" in report.form) else None
         found = beside_opencv(net, inputs, caffemodel=caffemodel, tolerance=tolerance)
     return Answer(
         {"net": prototxt, **found.as_json()},
