@@ -9,12 +9,19 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
 from scipy import ndimage
 
 from repro.constants import MEAN_BGR
 from repro.data import images
-from repro.data.images import preprocess_zoomed, read_image_bgr, read_image_rgb, subtract_mean
+from repro.data.images import (
+    preprocess_zoomed,
+    read_image_bgr,
+    read_image_grey,
+    read_image_rgb,
+    subtract_mean,
+)
 from repro.errors import InputError
 from repro.layers.resize import resize_bilinear_u8, zoom_linear, zoom_to
 
@@ -250,6 +257,8 @@ def test_read_is_opencvs_on_voc(voc_sample):
     assert paths
     for path in paths:
         np.testing.assert_array_equal(read_image_bgr(path), cv2.imread(str(path)), err_msg=path.name)
+        grey = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        np.testing.assert_array_equal(read_image_grey(path), grey, err_msg=path.name)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1"])
@@ -261,6 +270,57 @@ def test_read_is_opencvs_on_png(tmp_path, rng, mode):
     assert got.dtype == np.uint8
     np.testing.assert_array_equal(got, cv2.imread(str(path)))
     np.testing.assert_array_equal(read_image_rgb(str(path)), got[:, :, ::-1])
+
+
+def chunk(name: bytes, *numbers: int) -> dict[str, PngInfo]:
+    info = PngInfo()
+    info.add(name, b"".join(number.to_bytes(4 if name == b"gAMA" else 1, "big") for number in numbers))
+    return {"pnginfo": info}
+
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+STORED = {  # suffix, mode, how it is saved
+    "JPEG, 4:2:0": ("jpg", "RGB", {"quality": 90, "subsampling": 2}),
+    "JPEG, progressive": ("jpg", "RGB", {"quality": 75, "progressive": True}),
+    "JPEG, stored as RGB": ("jpg", "RGB", {"keep_rgb": True}),
+    "JPEG, grey": ("jpg", "L", {}),
+    "PNG": ("png", "RGB", {}),
+    "PNG, alpha": ("png", "RGBA", {}),
+    "PNG, palette": ("png", "P", {}),
+    "PNG, palette, sRGB": ("png", "P", chunk(b"sRGB", 0)),
+    "PNG, grey": ("png", "L", {}),
+    "PNG, grey, alpha": ("png", "LA", {}),
+    "PNG, 1 bit": ("png", "1", {}),
+    "PNG, sRGB": ("png", "RGB", chunk(b"sRGB", 0)),
+    "PNG, profile": ("png", "RGB", {"icc_profile": SRGB}),
+    "BMP": ("bmp", "RGB", {}),
+    "PPM": ("ppm", "RGB", {}),
+    "TIFF": ("tiff", "RGB", {}),
+} | {
+    f"PNG, gamma {g}": ("png", "RGB", chunk(b"gAMA", g))
+    for g in (0, 45455, 94999, 95237, 95238, 105000, 105001, 105264)
+}
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_grey_is_opencvs(tmp_path, rng, name):
+    suffix, mode, how = STORED[name]
+    image = cv2.resize(rng.integers(0, 256, (9, 11, 3), np.uint8), (131, 97), interpolation=cv2.INTER_CUBIC)
+    image[0], image[1] = rng.integers(0, 256, (131, 3)), np.arange(131)[:, None]  # noise, and grey
+    path = tmp_path / f"x.{suffix}"
+    Image.fromarray(image).convert(mode).save(path, **how)
+    np.testing.assert_array_equal(read_image_grey(path), cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))
+
+
+@pytest.mark.parametrize("suffix", ["webp", "gif"])
+def test_grey_of_webp_and_gif_is_one_apart_at_most(tmp_path, rng, suffix):
+    Image.fromarray(rng.integers(0, 256, (97, 131, 3), np.uint8)).save(tmp_path / f"x.{suffix}")
+    theirs = cv2.imread(str(tmp_path / f"x.{suffix}"), cv2.IMREAD_GRAYSCALE)
+    if theirs is None:
+        pytest.skip(f"this OpenCV reads no {suffix}")
+    apart = np.abs(read_image_grey(tmp_path / f"x.{suffix}").astype(int) - theirs)
+    assert apart.max() <= 1
+    assert (apart > 0).mean() < 0.02
 
 
 def test_read_leaves_the_stored_orientation(tmp_path):

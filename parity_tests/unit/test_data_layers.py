@@ -96,7 +96,7 @@ def test_image_data_resizes_as_opencv_and_reads_grey(files):
         files,
         'type: "ImageData" top: "x" image_data_param { source: "list.txt" new_height: 5 new_width: 7 is_color: false }',
     )
-    grey = cv2.resize(cv2.cvtColor(IMAGES[0], cv2.COLOR_BGR2GRAY), (7, 5))
+    grey = cv2.resize(cv2.imread("0 a.png", cv2.IMREAD_GRAYSCALE), (7, 5))
     np.testing.assert_array_equal(net.forward_blobs()["x"][0, 0], grey)
 
 

@@ -21,7 +21,7 @@ import torch
 from repro.data.datasets import located, naming, stacked
 from repro.data.image_list import read_text
 from repro.data.image_survey import survey_images
-from repro.data.images import read_image_bgr
+from repro.data.images import read_image_bgr, read_image_grey
 from repro.data.sampler import index_at, item_rng, order, order_rng
 from repro.data.voc import read_mask
 from repro.errors import InputError
@@ -30,8 +30,6 @@ from repro.models.registry import Count, DataLayer, keyed, meta, register
 from weights_conversion.caffe_pb2 import BlobProto, ImageDataParameter, TransformationParameter
 from weights_conversion.files import check_plain
 from weights_conversion.guard import read_hdf5
-
-_GREY = np.array([1868, 9617, 4899])  # OpenCV's weights of blue, green and red, in 1/2^14
 
 
 @dataclass(frozen=True)
@@ -168,9 +166,7 @@ class ListedImages(DataLayer):
 
     def read(self, path: str) -> np.ndarray:
         """An image as uint8 (rows, columns, channels), blue first, resized if the layer does."""
-        image = read_image_bgr(path)
-        if self.channels == 1:
-            image = ((image @ _GREY + (1 << 13)) >> 14).astype(np.uint8)[:, :, None]
+        image = read_image_bgr(path) if self.channels == 3 else read_image_grey(path)[:, :, None]
         return resize_bilinear_u8(image, *self.size) if self.size[0] else image
 
     def image_size(self) -> tuple[int, int]:
