@@ -298,6 +298,30 @@ def test_the_time_of_a_resumed_step_is_not_known(tmp_path, resumed, seconds):
     assert measured == {"seconds_last_call": 60.0, "resumed": resumed}
 
 
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        ([321, 321], "1449 images of voc2012-val, trained on 10582"),
+        (
+            [161, 161],
+            "1449 images of voc2012-val, trained on 10582 at half size, 161x161 (the papers: 321x321)",
+        ),
+        ([225, 321], "1449 images of voc2012-val, trained on 10582 at 225x321 (the papers: 321x321)"),
+        (None, "1449 images of voc2012-val, trained on 10582"),
+    ],
+)
+def test_the_head_says_how_large_the_images_are(tmp_path, size, said):
+    """As the run's own settings have it."""
+    folder, _ = write_run(tmp_path, "r", "+DSRG")
+    data = dict(zip(("new_height", "new_width"), size, strict=True)) if size else {}
+    (folder / "config.yaml").write_text(json.dumps({"stage1": {"data": data}}))
+    (folder / "manifest.json").write_text('{"steps": {}}')
+    out = report_runs([folder], tmp_path / "out")
+    assert f"\n\n{said}. Mean IoU in percent." in (out / "README.md").read_text(encoding="utf-8")
+    assert f'<p class="note">{said}.</p>' in (out / "index.html").read_text(encoding="utf-8")
+    assert json.loads((out / "summary.json").read_text(encoding="utf-8"))["data"] == said
+
+
 def test_no_folder_of_the_machine_is_shown(tmp_path):
     folder, _ = write_run(tmp_path, "r", "+DSRG")
     (folder / "config.yaml").write_text(

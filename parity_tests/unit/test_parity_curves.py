@@ -54,6 +54,10 @@ def test_with_an_outcome(tmp_path):
     for link in ("figures/outcome.png", "figures/outcome-curves.svg", "outcome.csv"):
         assert f'"{link}"' in page
         assert (tmp_path / "page" / link).is_file()
+    for name in ("curves", "outcome", "outcome-curves"):
+        with Image.open(tmp_path / f"page/figures/{name}.png") as drawn:
+            wide, high = drawn.size
+        assert f'src="figures/{name}.png" width="{wide}" height="{high}"' in page
 
 
 def test_with_a_training_from_other_last_bits(tmp_path):

@@ -18,7 +18,8 @@ OURS = "#0072B2"
 class Drawing:
     """A figure on disk: its files without their suffix, what it shows, and that in words for who cannot see it.
 
-    Figures of one ``group`` show the same of several runs, each of its ``member``.
+    Figures of one ``group`` show the same of several runs, each of its ``member``. ``size``: width and height of its
+    PNG in pixels, once it is drawn.
     """
 
     name: str
@@ -26,3 +27,4 @@ class Drawing:
     alt: str
     group: str = ""
     member: str = ""
+    size: tuple[int, int] = (0, 0)

@@ -37,11 +37,17 @@ def draw_all(scores: Scores, album: Album | None, out_dir: Path) -> list[Drawing
     generated = " (generated images)" if is_generated(scores) else ""
     with matplotlib.rc_context(SETTINGS):
         for drawn, figure in _figures(scores, album):
-            drawing = replace(drawn, title=drawn.title + generated)
+            drawing = replace(drawn, title=drawn.title + generated, size=pixels(figure))
             figure.suptitle(drawing.title, fontsize=11)
             save(figure, out_dir / drawing.name)
             drawings.append(drawing)
     return drawings
+
+
+def pixels(figure: Figure) -> tuple[int, int]:
+    """Width and height of the PNG that `save` writes."""
+    width, height = (int(round(side * SETTINGS["savefig.dpi"], 6)) for side in figure.get_size_inches())
+    return width, height
 
 
 def save(figure: Figure, base: Path) -> None:

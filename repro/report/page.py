@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -174,9 +174,12 @@ def render_index(folders: Sequence[dict[str, Any]]) -> str:
     return _template("index.html.j2").render(folders=folders)
 
 
-def render_parity(sentence: str, curves: Sequence[Any], outcome: Any = None) -> str:
-    """The HTML of some `repro.report.parity_curves.Curve`, and of an ``Outcome`` there."""
-    return _template("parity.html.j2").render(sentence=sentence, curves=curves, outcome=outcome)
+def render_parity(
+    sentence: str, curves: Sequence[Any], outcome: Any, sizes: Mapping[str, tuple[int, int]]
+) -> str:
+    """The HTML of some `repro.report.parity_curves.Curve`, and of an ``Outcome`` there or None; ``sizes``: of the
+    figures, width and height in pixels."""
+    return _template("parity.html.j2").render(sentence=sentence, curves=curves, outcome=outcome, sizes=sizes)
 
 
 def _template(name: str) -> jinja2.Template:

@@ -17,6 +17,7 @@ _CELLS = (
     *("table1/SEC/val", *(f"table2/{row}/val" for row in _ROWS)),
     *(f"{images}/{row}/val" for images in ("animals", "animals_half") for row in ("SEC", *_ROWS)),
 )
+_PAPERS_SIDE = 321  # pixels of an image in training
 _LATER = ("pseudo_labels", "stage2", "predictions/stage2")  # steps that a row of stage 1 did without
 
 
@@ -140,7 +141,7 @@ def summarise(scores: Scores, manifest: dict[str, Any]) -> Summary:
             )
         )
     return Summary(
-        rows, _measured_on(scores), is_generated(scores), list(dict.fromkeys(filter(None, devices)))
+        rows, _measured_on(scores, manifest), is_generated(scores), list(dict.fromkeys(filter(None, devices)))
     )
 
 
@@ -166,7 +167,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return round(statistics.fmean(known), 3) if values and len(known) == len(values) else None
 
 
-def _measured_on(scores: Scores) -> str:
+def _measured_on(scores: Scores, manifest: dict[str, Any]) -> str:
     entries = [entry for entry in scores.entries if entry["origin"] == TRAINED] or scores.entries
     if not entries:
         return "no run"
@@ -176,4 +177,17 @@ def _measured_on(scores: Scores) -> str:
             f"{first['images']} generated images of the embedded set ({len(first['classes'])} classes, "
             f"{first['train_images']} images to train on), no photographs"
         )
-    return f"{first['images']} images of {first['dataset']}, trained on {first['train_images']}"
+    size = _size(manifest["runs"].get(first.folder.name, {}).get("config"))
+    return f"{first['images']} images of {first['dataset']}, trained on {first['train_images']}{size}"
+
+
+def _size(config: Any) -> str:
+    """The size of the images that a run's stage 1 trains on, where it is another than the papers'."""
+    try:
+        size = config["stage1"]["data"]["new_height"], config["stage1"]["data"]["new_width"]
+    except (KeyError, TypeError):  # a run without stage 1, or of another version
+        return ""
+    if size == (_PAPERS_SIDE, _PAPERS_SIDE):
+        return ""
+    half = "half size, " if size == (_PAPERS_SIDE // 2 + 1,) * 2 else ""
+    return f" at {half}{size[0]}x{size[1]} (the papers: {_PAPERS_SIDE}x{_PAPERS_SIDE})"

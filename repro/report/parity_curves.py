@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from repro.errors import InputError
 from repro.files import write_json
 from repro.report.drawing import COLOURS, OURS, PAPER
-from repro.report.figures import SETTINGS, save
+from repro.report.figures import SETTINGS, pixels, save
 from repro.report.image_figures import side_by_side
 from repro.report.page import render_parity
 from weights_conversion.files import make_folder, write_text
@@ -111,10 +111,13 @@ def report_curves(curves: Sequence[Curve], out_dir: Path, outcome: Outcome | Non
     ``outcome.json`` and the figures ``outcome-curves`` and ``outcome``."""
     make_folder(out_dir)
     with matplotlib.rc_context(SETTINGS):
-        save(_figure(curves), out_dir / "figures/curves")
+        drawn = {"curves": _figure(curves)}
         if outcome is not None:
-            save(_figure(outcome.curves), out_dir / "figures/outcome-curves")
-            save(side_by_side(outcome.rows, outcome.classes), out_dir / "figures/outcome")
+            drawn["outcome-curves"] = _figure(outcome.curves)
+            drawn["outcome"] = side_by_side(outcome.rows, outcome.classes)
+        for name, figure in drawn.items():
+            save(figure, out_dir / "figures" / name)
+    sizes = {name: pixels(figure) for name, figure in drawn.items()}
     write_text(out_dir / "curves.csv", _csv(curves))
     if outcome is not None:
         write_text(out_dir / "outcome.csv", _csv(outcome.curves))
@@ -127,7 +130,7 @@ def report_curves(curves: Sequence[Curve], out_dir: Path, outcome: Outcome | Non
         f"by {100 * widest.apart:.2g} % ({widest.loss} of {widest.experiment})."
     )
     write_json(out_dir / "verdict.json", {"verdict": sentence})
-    write_text(out_dir / "index.html", render_parity(sentence, curves, outcome))
+    write_text(out_dir / "index.html", render_parity(sentence, curves, outcome, sizes))
 
 
 def _csv(curves: Sequence[Curve]) -> str:
