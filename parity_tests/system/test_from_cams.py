@@ -159,7 +159,7 @@ class Evil:
         ({2: heat(1, 1) * np.nan}, (), "x.npy: NaN or infinity"),
         ({"keys": [1, 2], "cam": heat(1, 1)[None]}, (), "x.npy: as many indices in 'keys'"),
         ({"keys": [1]}, (), "x.npy: as many indices in 'keys'"),
-        ({"keys": [1, 1], "cam": np.ones((2, 3, 3))}, (), "x.npy: an index that comes twice"),
+        ({"keys": [1, 1], "cam": np.ones((2, 3, 3))}, (), "x.npy: an index comes twice"),
         ({2: Evil()}, (), "x.npy: the pickle imports"),
         ({2: heat(1, 1)}, ("--background-below", "nan"), "--background-below nan: expected more than 0"),
         ({2: heat(1, 1)}, ("--background-below", "-1"), "--background-below -1.0: expected more than 0"),

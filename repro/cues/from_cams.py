@@ -167,7 +167,7 @@ def read_maps(path: Path, grid: tuple[int, int]) -> dict[int, np.ndarray]:
             f"{path}: keys {', '.join(map(repr, list(arrays)[:3])) or 'none'}, {_EXPECTED} expected"
         )
     if len({index for index, _ in pairs}) < len(pairs):
-        raise InputError(f"{path}: an index that comes twice in 'keys', each once expected")
+        raise InputError(f"{path}: an index comes twice in 'keys'; expected each once")
     return {index: _on_grid(path, index, values, grid) for index, values in pairs}
 
 

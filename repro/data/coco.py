@@ -114,8 +114,8 @@ class CocoInstances:
             number, name = self._field(entry, "id", int), self._field(entry, "name", str)
             if categories.setdefault(number, name) != name:
                 raise InputError(
-                    f"{self.path}: category {_shown(number)} is {categories[number]!r} and {name!r}, "
-                    "each id once expected"
+                    f"{self.path}: category {_shown(number)} is {categories[number]!r} and {name!r}; "
+                    "expected each id once"
                 )
         if not categories:
             raise InputError(f"{self.path}: no categories, the instances of COCO as JSON expected")
@@ -133,7 +133,7 @@ class CocoInstances:
         for entry in self._stream("images.item"):
             number = self._field(entry, "id", int)
             if number in self.images:
-                raise InputError(f"{self.path}: image {_shown(number)} again, each id once expected")
+                raise InputError(f"{self.path}: image {_shown(number)} comes again; expected each id once")
             fields = {"file_name": str, "height": int, "width": int}
             name, height, width = (self._field(entry, key, kind) for key, kind in fields.items())
             self.images[number] = name.replace("\\", "/"), height, width  # as Windows writes paths

@@ -92,14 +92,14 @@ class CueFile:
             assert array.values is not None
             if image in kinds[match[2]]:
                 raise InputError(
-                    f"{name}: key {key[:80]!r}: {match[2]} of {image!r} again, each once expected"
+                    f"{name}: key {key[:80]!r}: {match[2]} of {image!r} come again; expected each once"
                 )
             kinds[match[2]][image] = array.values
         labels, cues = kinds["labels"], kinds["cues"]
         if lonely := labels.keys() ^ cues.keys():
             first = min(lonely)
             who = f"index {first}" if _INDEX.fullmatch(first) else f"image {first}"
-            raise InputError(f"{name}: {who} has only one of '_labels' and '_cues', both expected")
+            raise InputError(f"{name}: {who} has only one of '_labels' and '_cues'; expected both")
         if all(map(_INDEX.fullmatch, labels)):
             return cls.from_entries(name, {int(index): (labels[index], cues[index]) for index in labels})
         return cls.from_entries(

@@ -103,7 +103,7 @@ def read_image_list(path: PathLike) -> list[ListLine]:
             raise _wrong(path, number, " ".join(fields), _FORMS)
         if lines and _form(line) != _form(lines[0]):
             raise InputError(
-                f"{os.fspath(path)}:{number}: {' '.join(fields)[:80]!r}, {_form(lines[0])} expected as in line "
+                f"{os.fspath(path)}:{number}: {' '.join(fields)[:80]!r}; expected {_form(lines[0])} as in line "
                 f"{lines[0].line}, names with spaces in double quotes"
             )
         lines.append(line)
@@ -128,7 +128,7 @@ def read_id_list(path: PathLike) -> list[str]:
         first = seen.setdefault(line.name, line.line)
         if first != line.line:
             raise InputError(
-                f"{os.fspath(path)}:{line.line}: {line.name!r} again (see line {first}), each name once expected"
+                f"{os.fspath(path)}:{line.line}: {line.name!r} comes again after line {first}; expected each name once"
             )
     return list(seen)
 
@@ -146,7 +146,7 @@ def read_pairs_list(path: PathLike) -> Lines[CueLine]:
     for number, (image, index) in _lines(path, expected, 2):
         if not re.fullmatch(r"[0-9]{1,18}", index):
             raise InputError(
-                f"{os.fspath(path)}:{number}: cue index {index!r}, {expected} with a whole number expected"
+                f"{os.fspath(path)}:{number}: cue index {index!r}; expected {expected} with a whole number"
             )
         lines.append(CueLine(image, int(index), number))
     return lines
@@ -166,7 +166,7 @@ def read_cue_indices(path: PathLike) -> dict[str, int]:
             raise InputError(f"{where}: {name} has the cue index {index}, and {found[name]} before it")
         if images.setdefault(index, name) != name:
             raise InputError(
-                f"{where}: {name} has the cue index {index} of {images[index]}, one of its own expected"
+                f"{where}: {name} has the cue index {index} of {images[index]}; expected one of its own"
             )
     return found
 
@@ -226,16 +226,16 @@ def read_text(path: PathLike, expected: str) -> str:
         raise InputError(f"{name}: no such list") from error
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{name}: byte {error.start} is not {error.encoding.upper()}, a text file of {expected} a line expected, "
+            f"{name}: byte {error.start} is not {error.encoding.upper()}; expected a text file of {expected} a line, "
             "saved as UTF-8"
         ) from error
     except OSError as error:
-        raise InputError(f"{name}: cannot be read ({error.strerror}), a list expected") from error
+        raise InputError(f"{name}: cannot be read ({error.strerror}); expected a list") from error
     before, zero, _ = text.partition("\0")
     if zero:  # UTF-32, or no text
         line = before.count("\n") + 1
         raise InputError(
-            f"{name}:{line}: a zero byte, a text file of {expected} a line expected, saved as UTF-8"
+            f"{name}:{line}: there is a zero byte; expected a text file of {expected} a line, saved as UTF-8"
         )
     return text
 
@@ -265,28 +265,28 @@ def _lines(path: PathLike, expected: str, *counts: int) -> Iterator[tuple[int, l
             continue
         if content.lstrip().startswith("#"):
             raise InputError(
-                f"{name}:{line}: {content.strip()[:80]!r}: lists have no comments, a line of an image expected; a name "
-                "that begins with # stands in double quotes"
+                f"{name}:{line}: {content.strip()[:80]!r}: lists have no comments; expected a line of an image, where "
+                "a name that begins with # stands in double quotes"
             )
         if between := _SEPARATED.search(re.sub(_QUOTED, "", content)):
             raise InputError(
-                f"{name}:{line}: {content.strip()[:80]!r}: a {between[0][-1]!r} between the fields, a space expected; "
-                "a name that holds one stands in double quotes"
+                f"{name}:{line}: {content.strip()[:80]!r}: a {between[0][-1]!r} stands between the fields; expected a "
+                "space, and a name that holds one in double quotes"
             )
         if len(fields) not in counts:
             raise _wrong(path, line, content.strip(), expected)
         for field in fields:
             if "\0" in field or (".." in field and ".." in re.split(r"[/\\]", field)):
                 raise InputError(
-                    f"{name}:{line}: {field!r} leads out of its folder, a name below it expected"
+                    f"{name}:{line}: {field!r} leads out of its folder; expected a name below it"
                 )
         empty = False
         yield line, fields
     if empty:
-        raise InputError(f"{name}: the list is empty, lines of {expected} expected")
+        raise InputError(f"{name}: the list is empty; expected lines of {expected}")
 
 
 def _wrong(path: PathLike, line: int, content: str, expected: str) -> InputError:
     return InputError(
-        f"{os.fspath(path)}:{line}: {content[:80]!r}, {expected} expected, names with spaces in double quotes"
+        f"{os.fspath(path)}:{line}: {content[:80]!r}; expected {expected}, names with spaces in double quotes"
     )
