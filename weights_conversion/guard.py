@@ -37,12 +37,14 @@ _ROOT = Path(__file__).parent.parent
 
 @dataclass(frozen=True)
 class Array:
-    """An array as its file describes it. ``values``: None where it holds no plain numbers. ``text``: its one string."""
+    """An array as its file describes it. ``values``: None where it holds no plain numbers. ``text``: its one string.
+    ``texts``: those that a pickle has in its place."""
 
     dtype: str
     shape: tuple[int, ...] | None
     values: np.ndarray | None
     text: str | None
+    texts: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,18 +71,19 @@ def read_hdf5(
     return _read({"reader": "hdf5", "path": os.fspath(path), "wanted": names, "packed": packed})
 
 
-def read_pickle(path: str | os.PathLike[str], *, most: int, expected: str, nested: bool = False) -> Content:
+def read_pickle(
+    path: str | os.PathLike[str], *, most: int, expected: str, nested: bool = False, texts: bool = False
+) -> Content:
     """Read a pickle (also ``.gz``, or in a ``.npy``) of a dict of text to arrays, or lists, of numbers.
 
     Keys that are whole numbers become text; where all are, ``attributes["keys"]`` is ``int``. A value may be a set or
-    one number, too. With ``nested`` also dicts of arrays, which are named ``key/key``.
+    one number, too. With ``nested`` also dicts of arrays, which are named ``key/key``; with ``texts`` also texts.
 
     Nothing but NumPy arrays and plain containers is unpickled, and at most ``most`` bytes. ``expected`` is said where
     it holds no dict. Raises ``InputError`` as `read_hdf5` does.
     """
-    return _read(
-        {"reader": "pickle", "path": os.fspath(path), "most": most, "expected": expected, "nested": nested}
-    )
+    asked = {"most": most, "expected": expected, "nested": nested, "texts": texts}
+    return _read({"reader": "pickle", "path": os.fspath(path), **asked})
 
 
 def read_matlab(path: str | os.PathLike[str], name: str, field: str) -> np.ndarray:
@@ -135,7 +138,7 @@ def _ask(request: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Array]]:
             values = np.empty(cast("tuple[int, ...]", shape), array["code"])
             if values.nbytes:
                 _fill(stdout, values)
-        arrays[key] = Array(array["dtype"], shape, values, array.get("text"))
+        arrays[key] = Array(array["dtype"], shape, values, array.get("text"), array.get("texts"))
     return head, arrays
 
 

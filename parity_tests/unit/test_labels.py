@@ -78,6 +78,7 @@ def test_voc_lists(tmp_path):
         ("labels.csv", "image,cat,dog,traffic light\na.jpg,1,1,\nb c.jpg,,,1\n"),
         ("labels.csv", "image,cat,dog,traffic light\na.jpg,cat,dog,\nb c.jpg,,,traffic light\n"),
         ("labels.csv", "image,cat,dog,traffic light\na.jpg,✓,✓,-\nb c.jpg,-,-,✓\n"),
+        ("labels.csv", "Bild;cat;dog;traffic light\na.jpg;x;x;\nb c.jpg;;;x\n"),
         ("labels.csv", "a.jpg,cat,dog\nb c.jpg,traffic light,traffic light\n"),
         (
             "labels.csv",
@@ -128,8 +129,24 @@ def test_coco(tmp_path):
     [
         ({}, "nowhere", "nowhere: no such file or folder of labels"),
         ({"a.npz": ""}, "a.npz", "a.npz: unknown kind of labels; expected .csv"),
-        ({"d/x.jpg": ""}, "d", "d: no list cat_<set>.txt and no .*Annotations expected"),
+        (
+            {"d/x.jpg": ""},
+            "d",
+            "d: no list cat_<set>.txt, no .*Annotations or a folder of YOLO's labels expected",
+        ),
         ({"l.csv": "a.jpg,cat\nb.jpg,lion\n"}, "l.csv", "l.csv:2: 'lion' is not one of the classes cat, dog"),
+        (
+            {"l.csv": "bild,klassen\na.jpg,cat\n"},
+            "l.csv",
+            "l.csv:1: 'bild, klassen': 'klassen' is not one of .*; if this line names the columns, it should say image",
+        ),
+        (
+            {"l.csv": "datei,breite,klasse\na.jpg,9,cat\n"},
+            "l.csv",
+            "l.csv:1: 'datei, breite, klasse': .*columns",
+        ),
+        ({"l.csv": "bild,klassen\na.jpg,1\n"}, "l.csv", "l.csv:1: 'bild, klassen': .*names the columns"),
+        ({"l.txt": "bild klassen\na.jpg cat\n"}, "l.txt", "l.txt:1: 'bild, klassen': .*names the columns"),
         ({"l.csv": "a.jpg,background\n"}, "l.csv", "l.csv:1: 'background' is not one of the classes"),
         ({"l.csv": "a.jpg,cat\nb.jpg,\n"}, "l.csv", "l.csv:2: b.jpg has no label"),
         ({"l.txt": "a.jpg cat\nx/a.png dog\n"}, "l.txt", "l.txt:2: a.jpg and x/a.png would share"),
@@ -144,7 +161,11 @@ def test_coco(tmp_path):
         ({"l.csv": "image,cat,dog\na,0.9,0.1\n"}, "l.csv", "l.csv:2: '0.9' for cat, 0 or 1"),
         ({"l.csv": "image,cat,dog\na,1,0\nb,,1\n"}, "l.csv", "l.csv:3: an empty cell for cat"),
         ({"l.csv": "file,split,class\na,train,\n"}, "l.csv", "l.csv:2: a has no label"),
-        ({"l.csv": "image,cat,dog\na,0,1\na.jpg,1,1\n"}, "l.csv", "l.csv:3: image 'a.jpg', each once"),
+        (
+            {"l.csv": "image,cat,dog\na,0,1\na.jpg,1,1\n"},
+            "l.csv",
+            "l.csv:3: image 'a.jpg' is empty or comes again; expected each once",
+        ),
         ({"l.csv": "a.jpg,1\n"}, "l.csv", "l.csv: cannot tell whether its indices count background"),
         ({"l.csv": b"a.jpg,c\xff\n"}, "l.csv", "l.csv: byte 7 is not UTF-8"),
         ({"d/a.xml": annotation("wolf")}, "d", "a.xml: 'wolf' is not one of the classes"),
@@ -269,6 +290,85 @@ def test_dicts_of_numbers(tmp_path, form, suffix):
     assert read_labels(saved(tmp_path / f"labels{suffix}", NUMBERS[form]), CLASSES) == {"a": [1, 3], "b": [2]}
 
 
+NAMES = {
+    "lists": {"x/a.jpg": ["traffic light", "cat", "cat"], "b": ["dog"], "c": []},
+    "tuples and a set": {"a": {"cat", "traffic light"}, "b": ("dog",), "c": ()},
+    "NumPy's texts": {"a": np.array(["cat", "traffic light"]), "b": [np.str_("dog")], "c": np.array([], str)},
+    "one text": {"a": "cat, traffic light", "b": "dog", "c": ""},
+    "in parts": {"train": {"a": ["cat", "traffic light"]}, "val": {"b": ["dog"], "c": []}},
+}
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".pkl"])
+@pytest.mark.parametrize("form", NAMES)
+def test_dicts_of_class_names(tmp_path, form, suffix):
+    path = saved(tmp_path / f"labels{suffix}", NAMES[form])
+    assert read_labels(path, CLASSES) == {"a": [1, 3], "b": [2], "c": []}
+
+
+OBJECTS = {
+    "a.txt": "2 0.5 0.5 0.2 0.3\n0 .1 .1 .3 .3\n2 0.5 0.5 1.0 1.000001\n",
+    "b.txt": "1 0 0 .5 0 .5 .5\n",
+    "c.txt": "",
+}
+IN_ORDER, SHUFFLED = "cat\ndog\ntraffic light\n", {"a.txt": "1 0 0 1 1\n3 0 0 1 1\n", "b.txt": "0 0 0 1 1\n"}
+
+
+@pytest.mark.parametrize(
+    ("objects", "names", "text"),
+    [
+        (OBJECTS, "labels/train/classes.txt", IN_ORDER),
+        (OBJECTS, "labels/classes.txt", IN_ORDER),
+        (OBJECTS, "labels/train/obj.names", IN_ORDER),
+        (OBJECTS, "data.yaml", "train: ../train/images\nnc: 3\nnames: ['cat', 'dog', 'traffic light']\n"),
+        (OBJECTS, "data.yaml", "names:\n  0: cat\n  1: dog\n  2: traffic light\n"),
+        # another order, and a class that no image has
+        (SHUFFLED | {"c.txt": "\n"}, "data.yaml", "names: [dog, cat, lion, traffic light]"),
+    ],
+)
+def test_yolo_folder(tmp_path, objects, names, text):
+    for name, lines in objects.items():
+        write(tmp_path / "labels/train" / name, lines)
+    write(tmp_path / names, text)
+    assert read_labels(tmp_path / "labels/train", CLASSES) == {"a": [1, 3], "b": [2], "c": []}
+
+
+def test_yolo_classes_without_names_are_asked_for(tmp_path):
+    for name, lines in OBJECTS.items():
+        write(tmp_path / "d" / name, lines)
+    with pytest.raises(
+        InputError, match=r"d: no classes\.txt, .* names YOLO's classes; add one, or .*--first-class 0"
+    ):
+        read_labels(tmp_path / "d", CLASSES)
+    assert read_labels(tmp_path / "d", CLASSES, first_class=0) == {"a": [1, 3], "b": [2], "c": []}
+    write(tmp_path / "one/x.txt", "0 0 0 1 1\n")
+    assert read_labels(tmp_path / "one", CLASSES[:2], first_class=0) == {"x": [1]}
+    with pytest.raises(InputError, match=r"a\.txt: class 2, which dataset\.classes does not name"):
+        read_labels(tmp_path / "d", CLASSES[:3], first_class=0)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"b.txt": "0 1 1 1\n"}, "b.txt:1: '0 1 1 1', '<class> <x> <y> <width> <height>' expected"),
+        ({"b.txt": "\ncat 0 0 1 1\n"}, "b.txt:2: 'cat 0 0 1 1'"),
+        ({"b.txt": "0 12 40 200 300\n"}, "b.txt:1: .*, all from 0 to 1"),
+        ({"b.txt": "3 0 0 1 1\n"}, "b.txt: class 3, which .*classes.txt does not name"),
+        ({"classes.txt": "cat\nlion\n"}, "classes.txt: class 1: 'lion' is not one of the classes cat, dog"),
+        ({"data.yaml": "names: [cat]"}, "data.yaml and classes.txt: both name the classes"),
+        ({"classes.txt": None, "data.yaml": "nc: 2"}, "data.yaml: names: expected a list"),
+        ({"classes.txt": None, "data.yaml": "names: [cat"}, "data.yaml: not YAML"),
+    ],
+)
+def test_bad_yolo_folders(tmp_path, files, message):
+    for name, text in ({"a.txt": "1 0 0 1 1\n", "classes.txt": "cat\ndog\n"} | files).items():
+        if text is not None:
+            write(tmp_path / "d" / name, text)
+    with pytest.raises(InputError, match=message) as caught:
+        read_labels(tmp_path / "d", CLASSES)
+    assert "\n" not in str(caught.value)
+
+
 def test_keys_that_are_numbers(tmp_path):
     path = saved(
         tmp_path / "cls_labels.npy", {2007000032: [1, 0, 1], 139: [0, 1, 0], np.int64(2012004331): [1, 1, 1]}
@@ -338,8 +438,12 @@ def test_two_classes_and_rising_pairs_are_asked_for(tmp_path):
         ({"a": np.zeros((2, 3))}, None, r"image a: float64 of shape \(2, 3\)"),
         ({}, None, "an empty dict"),
         ({"a": [0, 0, 0]}, None, "no label of any class in it"),
-        ({"a": [1, 0, 1], "a.jpg": [1, 1, 1]}, None, "image 'a' again"),
-        ({"a": ["cat"]}, None, "integers expected"),
+        ({"a": [1, 0, 1], "a.jpg": [1, 1, 1]}, None, "image 'a' comes again; expected each once"),
+        ({"a": [b"cat"]}, None, "integers expected"),
+        ({"a": ["cat"], "b": ["lion"]}, None, "image b: 'lion' is not one of the classes cat, dog"),
+        ({"a": ["cat"], "b": [1]}, None, "image b: numbers, class names expected as for other images"),
+        ({"a_labels": ["cat"], "a_cues": [[1], [2]]}, None, "image a_cues: numbers, class names expected"),
+        ({"a": ["cat", ["dog"]]}, None, "nested lists of unequal lengths"),
         ([1, 2], None, "holds a list, a dict of image name"),
     ],
 )

@@ -215,8 +215,8 @@ def data_labels(
     source: Annotated[
         Path,
         typer.Argument(
-            help="A CSV or text file, a dict (.npy, .pkl), a folder of VOC's Annotations or ImageSets/Main, COCO's "
-            "JSON, a cue file."
+            help="A CSV or text file, a dict (.npy, .pkl), a folder of VOC's Annotations or ImageSets/Main or of "
+            "YOLO's labels, COCO's JSON, a cue file."
         ),
     ],
     target: Annotated[Path, typer.Argument(help="The .csv to write: image and class names.")],

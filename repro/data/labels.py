@@ -1,13 +1,15 @@
 """Image-level labels, from whatever form a data set has them in, and the layer that feeds a classifier with them.
 
     VOC     a folder of XML annotations (``Annotations``), or of the lists ``<class>_<set>.txt`` (``ImageSets/Main``)
+    YOLO    a folder of a text file an image (`repro.data.yolo_labels`)
     COCO    ``instances_*.json``
     cues    the released cue file, with the list that names its images
     text    a line an image: ``name class class …``; with commas, semicolons or tabs in ``.csv`` and ``.tsv``, where
             names may hold spaces and a cell several classes (``"cat, dog"``, ``[1, 2]``); or a column for each class,
             of 0 and 1, yes and no, or of marks with empty cells between; or columns of which two are called
             ``filename`` and ``class``, say, as in tables of boxes
-    dicts   image name -> class indices, or a vector of 0 and 1, as ``.npy`` or pickle (`repro.data.numbered_labels`)
+    dicts   image name -> class indices, a vector of 0 and 1, or class names, as ``.npy`` or pickle
+            (`repro.data.numbered_labels`)
 
 Each gives image name (without folder and suffix) -> class indices, rising, background (0) not among them.
 """
@@ -23,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+from repro.data.class_names import class_of, names_in
 from repro.data.coco import CocoInstances
 from repro.data.cues import HDF5_SUFFIXES, MAX_BYTES, PICKLE_SUFFIXES, CueFile, holds_cues
 from repro.data.datasets import Item, tensor
@@ -30,6 +33,7 @@ from repro.data.image_list import image_name, read_text
 from repro.data.images import read_image_bgr, subtract_mean
 from repro.data.numbered_labels import EXPECTED, labels_of_dict, labels_of_numbers
 from repro.data.voc_xml import read_xml
+from repro.data.yolo_labels import yolo_files, yolo_labels
 from repro.errors import InputError, hint
 from repro.layers.resize import resize_bilinear_u8
 from weights_conversion import guard
@@ -69,8 +73,8 @@ def read_labels(
     """Read the labels of all images that ``source`` has some for; the form is told by what it is.
 
     Args:
-        source: a folder of XML files or of VOC's class lists, or a file ``.json``, ``.csv``, ``.tsv``, ``.txt``,
-            ``.h5``, ``.pickle``, ``.pickle.gz``, ``.npy``.
+        source: a folder of XML files, of VOC's class lists or of YOLO's labels, or a file ``.json``, ``.csv``,
+            ``.tsv``, ``.txt``, ``.h5``, ``.pickle``, ``.pickle.gz``, ``.npy``.
         classes: all classes by name, background first.
         input_list: lines ``image index``, for a cue file.
         first_class: for labels that are class indices: which one the first class after background has, 0 or 1. Needed
@@ -93,6 +97,8 @@ def _read_any(
     if path.is_dir():
         if next(path.glob("[!.]*.xml"), None):
             return _read_voc_annotations(path, indices)
+        if files := yolo_files(path):
+            return yolo_labels(path, files, indices, first_class)
         return _read_voc_lists(path, indices)
     check_plain(path)
     if not path.is_file():
@@ -103,9 +109,9 @@ def _read_any(
         if path.name.endswith(HDF5_SUFFIXES):
             file = CueFile.open(path)
         else:
-            content = guard.read_pickle(path, most=MAX_BYTES, expected=EXPECTED, nested=True)
-            if not holds_cues(content):
-                return labels_of_dict(path, content, len(classes), first_class)
+            content = guard.read_pickle(path, most=MAX_BYTES, expected=EXPECTED, nested=True, texts=True)
+            if not holds_cues(content) or any(array.texts for array in content.arrays.values()):
+                return labels_of_dict(path, content, indices, first_class)
             file = CueFile.of_pickle(os.fspath(path), content)
         found = {name: file.labels(index).tolist() for name, index in file.images(input_list).items()}
         return _checked(path, found, len(classes))
@@ -113,7 +119,7 @@ def _read_any(
         return _read_text_labels(path, indices, len(classes), first_class)
     raise InputError(
         f"{path}: unknown kind of labels; expected .csv, .tsv, .txt, COCO's .json, a dict (.npy, .pickle), a cue file "
-        "(.h5, .pickle), or a folder of VOC's annotations (*.xml) or class lists (<class>_<set>.txt)"
+        "(.h5, .pickle), or a folder of VOC's annotations (*.xml) or class lists (<class>_<set>.txt), or YOLO's labels"
     )
 
 
@@ -208,21 +214,13 @@ def _checked(path: Path, found: Labels, num_classes: int) -> Labels:
     return {name: sorted(set(labels)) for name, labels in found.items()}
 
 
-def _class_of(name: str, indices: Mapping[str, int], where: str) -> int:
-    if name not in indices:
-        raise InputError(
-            f"{where}: {name!r} is not one of the classes {', '.join(indices)}{hint(name, indices)}"
-        )
-    return indices[name]
-
-
 def _read_voc_annotations(folder: Path, indices: Mapping[str, int]) -> Labels:
     """Every object counts, those marked difficult or truncated, too, whatever name space the file puts them in."""
     found: Labels = {}
     for path in sorted(folder.glob("[!.]*.xml")):
         root = read_xml(path)
         names = {(entry.findtext("{*}name") or "").strip() for entry in root.findall(".//{*}object")}
-        found[path.stem] = sorted(_class_of(name, indices, str(path)) for name in names)
+        found[path.stem] = sorted(class_of(name, indices, str(path)) for name in names)
     return found
 
 
@@ -233,7 +231,8 @@ def _read_voc_lists(folder: Path, indices: Mapping[str, int]) -> Labels:
         lists = sorted(folder.glob(f"{class_name}_*.txt"))
         if not lists:
             raise InputError(
-                f"{folder}: no list {class_name}_<set>.txt and no *.xml, VOC's ImageSets/Main or Annotations expected"
+                f"{folder}: no list {class_name}_<set>.txt, no *.xml and no line of YOLO's; VOC's ImageSets/Main or "
+                "Annotations or a folder of YOLO's labels expected"
             )
         for path in lists:
             for number, line in enumerate(read_text(path, "'<image> -1|0|1'").splitlines(), start=1):
@@ -263,7 +262,7 @@ def _read_text_labels(
     places: dict[str, tuple[str, str]] = {}  # by name: the file as it is named first, and the last line
     for number, row in rows:
         file_name, *cells = [field for field in row if field] or [""]
-        names = [word for cell in cells for word in _words(cell, indices)]
+        names = [word for cell in cells for word in names_in(cell, indices)]
         where = f"{path}:{number}"
         if number == rows[0][0] and file_name.lower() in _HEADERS and not set(names) & indices.keys():
             continue  # a line of headings
@@ -275,13 +274,15 @@ def _read_text_labels(
         words.setdefault(name, []).extend(names)
         places[name] = file_name, where
         if not _numeric(names, indices):
+            if number == rows[0][0]:
+                _check_first(row, names, indices, where)
             for label in names:
-                _class_of(label, indices, where)
+                class_of(label, indices, where)
     if not words:
-        raise InputError(f"{path}: the list is empty, lines of '<image> <class> …' expected")
+        raise InputError(f"{path}: the list is empty; expected lines of '<image> <class> …'")
     if not any(_numeric(names, indices) for names in words.values()):
         return {
-            name: sorted({_class_of(label, indices, places[name][1]) for label in names})
+            name: sorted({class_of(label, indices, places[name][1]) for label in names})
             for name, names in words.items()
         }
     for name, names in words.items():
@@ -289,6 +290,16 @@ def _read_text_labels(
             raise InputError(f"{places[name][1]}: {names[0]!r}, class indices expected as in other lines")
     numbers = {name: np.array([int(label) for label in names]) for name, names in words.items()}
     return labels_of_numbers(os.fspath(path), numbers, num_classes, first_class)
+
+
+def _check_first(row: Sequence[str], names: Sequence[str], indices: Mapping[str, int], where: str) -> None:
+    """Raise InputError for a first line without any class that may name the columns in words that are not known."""
+    first = row[0].lower()
+    if not set(names) & indices.keys() and image_name(first) == first and first not in ("", *_HEADERS):
+        raise InputError(
+            f"{where}: {', '.join(row)!r}: {names[0]!r} is not one of the classes {', '.join(indices)}"
+            f"{hint(names[0], indices)}; if this line names the columns, it should say image and class"
+        )
 
 
 def _columns(rows: list[tuple[int, list[str]]], indices: Mapping[str, int]) -> list[tuple[int, list[str]]]:
@@ -329,13 +340,15 @@ def _one_hot(path: Path, rows: Sequence[tuple[int, list[str]]], indices: Mapping
     (head_line, (heading, *names)), (_, first) = rows[0], rows[1]
     if not names or len(first) != len(names) + 1 or _numeric(names, indices):
         return None  # without a line of names they are vectors
-    is_head = heading.lower() in ("", *_HEADERS) and all(
-        name in indices or name == "background" for name in names
+    # in whatever language the first cell is: below a line of classes stand marks
+    is_head = all(name in indices or name == "background" for name in names) and (
+        heading.lower() in ("", *_HEADERS) or _holds_marks(rows[1:], indices)
     )
     if not is_head and not all(re.fullmatch(_NUMBERS, cell, re.IGNORECASE) for cell in first[1:]):
         return None
     where = f"{path}:{head_line}"
-    columns = [0 if name == "background" else _class_of(name, indices, where) for name in names]
+    _check_first(rows[0][1], names, {"background": 0, **indices}, where)
+    columns = [0 if name == "background" else class_of(name, indices, where) for name in names]
     if len(set(columns)) < len(columns):
         raise InputError(f"{where}: a class that comes twice, a column for each expected")
     found: Labels = {}
@@ -345,7 +358,7 @@ def _one_hot(path: Path, rows: Sequence[tuple[int, list[str]]], indices: Mapping
         where = f"{path}:{number}"
         name = image_name(file_name)
         if not name or name in found:
-            raise InputError(f"{where}: image {file_name!r}, each once expected")
+            raise InputError(f"{where}: image {file_name!r} is empty or comes again; expected each once")
         if len(cells) != len(columns):
             raise InputError(
                 f"{where}: {len(cells)} cells after the image, {len(columns)} of 0 or 1 expected"
@@ -368,14 +381,10 @@ def _one_hot(path: Path, rows: Sequence[tuple[int, list[str]]], indices: Mapping
     return found
 
 
-def _words(cell: str, indices: Mapping[str, int]) -> list[str]:
-    """The classes of a cell: one, or a list with or without brackets and quotes."""
-    if cell in indices:
-        return [cell]
-    inner = re.sub(r"^[\[({](.*)[\])}]$", r"\1", cell, flags=re.DOTALL)
-    between = r"[,;|]|\s+" if re.fullmatch(r"[\d\s,;|]*", inner) else r"[,;|]"
-    parts = (part.strip().strip("'\"").strip() for part in re.split(between, inner))
-    return [part for part in parts if part]
+def _holds_marks(rows: Sequence[tuple[int, list[str]]], indices: Mapping[str, int]) -> bool:
+    """Whether lines have marks and empty cells behind the image, and nothing else."""
+    cells = [cell for _, row in rows for cell in row[1:] if cell]
+    return bool(cells) and all(_MARK.fullmatch(cell) and cell not in indices for cell in cells)
 
 
 _LONGEST_LINE = 100_000  # Python's csv takes fields of 131072 letters

@@ -1,4 +1,4 @@
-"""Image-level labels that are numbers: dicts of image name to class indices, or to a vector of 0 and 1.
+"""Image-level labels that are dicts: of image name to class indices, to a vector of 0 and 1, or to class names.
 
     cls_labels.npy  (SEAM, IRN, MCTformer, ToCo)  name, or whole number -> vector of 0 and 1
     im_tags.pkl     (SGAN)                        name -> class indices
@@ -16,6 +16,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from repro.data.class_names import class_of, names_in
 from repro.data.image_list import image_name
 from repro.errors import InputError
 from weights_conversion import guard
@@ -23,29 +24,55 @@ from weights_conversion import guard
 PathLike = str | os.PathLike[str]
 
 
-EXPECTED = "a dict of image name to class indices or to a vector of 0 and 1"
+EXPECTED = "a dict of image name to class indices, to a vector of 0 and 1 or to class names"
 
 
 def labels_of_dict(
-    path: PathLike, content: guard.Content, num_classes: int, first_class: int | None
+    path: PathLike, content: guard.Content, indices: Mapping[str, int], first_class: int | None
 ) -> dict[str, list[int]]:
-    """The labels of a pickle, or ``.npy`` of one, of image name to class indices or to a vector of 0 and 1.
+    """The labels of a pickle, or ``.npy`` of one: class names where any image has them, else numbers.
 
-    Keys may be whole numbers; 2007000032 is VOC's 2007_000032. For arguments and errors see `labels_of_numbers`.
+    Args:
+        content: image name -> the names of its classes, their indices, or a vector of 0 and 1. Keys may be whole
+            numbers; 2007000032 is VOC's 2007_000032.
+        indices: class name -> index, from 1 on.
+        first_class: as for `labels_of_numbers`.
+
+    Raises InputError for an empty dict, an image that has two keys, a name that is none of the classes, and as
+    `labels_of_numbers`.
     """
+    found = _by_image(path, content)
+    if all(array.texts is None for array in found.values()):
+        numbers = {name: array.values for name, array in found.items() if array.values is not None}
+        return labels_of_numbers(os.fspath(path), numbers, len(indices) + 1, first_class)
+    labels: dict[str, list[int]] = {}
+    for name, array in found.items():
+        where = f"{os.fspath(path)}: image {name}"
+        if array.texts is None and array.values is not None and array.values.size:
+            raise InputError(f"{where}: numbers, class names expected as for other images")
+        labels[name] = sorted(
+            {
+                class_of(each, indices, where)
+                for text in array.texts or ()
+                for each in names_in(text.strip(), indices)
+            }
+        )
+    return labels
+
+
+def _by_image(path: PathLike, content: guard.Content) -> dict[str, guard.Array]:
     name = os.fspath(path)
-    found: dict[str, np.ndarray] = {}
+    found: dict[str, guard.Array] = {}
     for key, array in content.arrays.items():
         image = image_name(key)
         if content.attributes.get("keys") == "int" and re.fullmatch(r"20(0[789]|1[012])[0-9]{6}", key):
             image = f"{key[:4]}_{key[4:]}"
         if not image or image in found:
-            raise InputError(f"{name}: key {key[:80]!r}: image {image!r} again, each once expected")
-        assert array.values is not None
-        found[image] = array.values
+            raise InputError(f"{name}: key {key[:80]!r}: image {image!r} comes again; expected each once")
+        found[image] = array
     if not found:
         raise InputError(f"{name}: an empty dict, {EXPECTED} expected")
-    return labels_of_numbers(name, found, num_classes, first_class)
+    return found
 
 
 def labels_of_numbers(

@@ -18,11 +18,11 @@ from weights_conversion.guarded.tensors import load_storage, rebuild
 
 
 class _Dtype:
-    """Stands in for ``numpy.dtype``: plain integers, floats and booleans, and the object in which ``np.save`` wraps a
-    dict, nothing else."""
+    """Stands in for ``numpy.dtype``: plain integers, floats, booleans and text, and the object in which ``np.save``
+    wraps a dict, nothing else."""
 
     def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
-        if not isinstance(code, str) or not re.fullmatch(r"[<>|=]?([iufb][1248]|O8)", code):
+        if not isinstance(code, str) or not re.fullmatch(r"[<>|=]?([iufb][1248]|U[0-9]{1,3}|O8)", code):
             raise pickle.UnpicklingError(f"dtype {code!r:.80}")
         self.code = code
         self.dtype = np.dtype("u1") if code.endswith("O8") else np.dtype(code)
@@ -74,7 +74,7 @@ def _reconstruct(subtype: type, shape: tuple[int, ...], typecode: str) -> _Array
     return _Array()
 
 
-def _scalar(dtype: _Dtype, data: bytes | str) -> int | float:
+def _scalar(dtype: _Dtype, data: bytes | str) -> Any:
     return _from_buffer(data, dtype, (), "C").array.item()
 
 
@@ -155,7 +155,8 @@ class _Counted(io.RawIOBase):
 
 
 def read_pickle(request: dict[str, Any], out: BinaryIO) -> None:
-    """A dict of text to arrays of numbers, also in ``.gz`` and in the ``.npy`` that ``np.save`` makes of one."""
+    """A dict of text to arrays of numbers, or to texts, also in ``.gz`` and in the ``.npy`` that ``np.save`` makes of
+    one."""
     path = request["path"]
     with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as stream:
         counted = io.BufferedReader(_Counted(stream, request["most"]), MIB)
@@ -181,13 +182,23 @@ def read_pickle(request: dict[str, Any], out: BinaryIO) -> None:
         raise RefusedError("", "a key twice, as a text and as bytes or a tensor")
     content = _flattened(renamed) if request["nested"] else renamed
     arrays: dict[str, np.ndarray] = {}
-    for key, array in _arrays(content):
+    texts: dict[str, list[str]] = {}
+    for key, array in _arrays(content, request["texts"]):
         if key in arrays:
             raise RefusedError("", f"key {key[:80]!r} twice, as a text and as a number")
+        if array.dtype.kind == "U":
+            texts[key] = array.ravel().tolist()
+            array = np.empty(0)
         arrays[key] = array
     numbered = bool(content) and all(type(key) is int for key in content)
     listed = {
-        key: {"dtype": str(array.dtype), "shape": array.shape, "bytes": array.nbytes, "code": array.dtype.str}
+        key: {
+            "dtype": str(array.dtype),
+            "shape": array.shape,
+            "bytes": array.nbytes,
+            "code": array.dtype.str,
+            "texts": texts.get(key),
+        }
         for key, array in arrays.items()
     }
     write_head(out, groups={}, arrays=listed, attributes={"keys": "int"} if numbered else {})
@@ -225,14 +236,14 @@ def _flattened(content: dict[Any, Any]) -> dict[Any, Any]:
     return flat
 
 
-def _arrays(content: dict[Any, Any]) -> Iterator[tuple[str, np.ndarray]]:
+def _arrays(content: dict[Any, Any], texts: bool) -> Iterator[tuple[str, np.ndarray]]:
     for given, value in content.items():
         key = str(given) if type(given) is int and abs(given) < 10**18 else given
         if not isinstance(key, str):
             raise RefusedError("", f"key {f'of type {type(key).__name__}'!r}, text expected")
         if isinstance(value, set | frozenset):
             value = list(value)
-        if isinstance(value, int | float):
+        if isinstance(value, int | float) or (texts and isinstance(value, str)):
             value = [value]
         if not isinstance(value, _Array | list | tuple) or getattr(value, "wrapped", None) is not None:
             kind = type(value).__name__
@@ -242,7 +253,7 @@ def _arrays(content: dict[Any, Any]) -> Iterator[tuple[str, np.ndarray]]:
         except ValueError as error:
             reason = "nested lists of unequal lengths, an array of numbers expected"
             raise RefusedError(key[:80], reason) from error
-        if array.dtype.kind not in "iufb":
+        if array.dtype.kind not in ("iufbU" if texts else "iufb"):
             raise RefusedError(key[:80], f"{array.dtype}, integers expected")
         yield key, array
 
