@@ -176,17 +176,17 @@ def read_image_grey(path: str | os.PathLike[str]) -> np.ndarray:
 
 def _grey_of_png(rgb: np.ndarray, gamma: float) -> np.ndarray:
     """``png_set_rgb_to_gray(png, 1, 0.299, 0.587)`` of libpng: without rounding, or with, on rounded linear values."""
-    weights = 9797, 19234, 3737
+    weights = np.array([9797, 19234, 3737])
     powers = round(1 / gamma, 5), gamma
     if all(map(_is_one, powers)):
-        return (rgb @ weights >> 15).astype(np.uint8)
+        return ((rgb @ weights) >> 15).astype(np.uint8)
     linear, stored = (
         np.arange(256)
         if _is_one(power)
         else np.floor(255 * (np.arange(256) / 255) ** power + 0.5).astype(np.int64)
         for power in powers
     )
-    grey = stored[linear[rgb] @ weights + (1 << 14) >> 15]
+    grey = stored[(linear[rgb] @ weights + (1 << 14)) >> 15]
     return np.where((rgb == rgb[..., :1]).all(-1), rgb[..., 0], grey).astype(np.uint8)
 
 
