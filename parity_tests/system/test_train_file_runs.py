@@ -111,7 +111,7 @@ def test_lsuv_scales_what_no_file_fills(numbers, tmp_path, precision):
     net = load_net(tmp_path / "net.prototxt", next(tmp_path.glob("run/*/iter_6.safetensors")))
     with h5py.File(tmp_path / "rows.h5") as file:
         data, label = (torch.from_numpy(file[name][:5]) for name in ("data", "label"))
-    net._modules["r"].forward = lambda x: x  # the size is that before the TanH
+    net["r"].forward = lambda x: x  # the size is that before the TanH
     size = net.forward_blobs({"data": data, "label": label})["a"].square().mean().sqrt()
     assert float(size) == pytest.approx(1, rel=1e-5)
     (step,) = json.loads((tmp_path / "run" / "manifest.json").read_text())["steps"].values()

@@ -18,10 +18,10 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from repro.data.datasets import located, naming, stacked
+from repro.data.datasets import crop_alike, crop_place, located, mirror_step, naming, stacked
 from repro.data.image_list import read_text
 from repro.data.image_survey import survey_images
-from repro.data.images import read_image_bgr, read_image_grey
+from repro.data.images import read_image_bgr, read_image_grey, subtract_mean
 from repro.data.sampler import index_at, item_rng, order, order_rng
 from repro.data.voc import read_mask
 from repro.errors import InputError
@@ -57,12 +57,6 @@ class Transform:
         if param.mean_file:
             self.mean = _mean_image(layer, param.mean_file, channels)
 
-    def offsets(self, size: Sequence[int], training: bool, rng: np.random.Generator) -> tuple[int, int]:
-        """Where the crop of an image begins: anywhere in training, else in the middle."""
-        room = [length - self.crop for length in size[:2]]
-        top, left = (int(rng.integers(most + 1)) if training else most // 2 for most in room)
-        return top, left
-
     def __call__(self, image: np.ndarray, training: bool, rng: np.random.Generator) -> np.ndarray:
         """The image as float32 (channels, rows, columns)."""
         rows = columns = slice(None)
@@ -71,16 +65,14 @@ class Transform:
                 raise InputError(
                     f"an image of {image.shape[0]}x{image.shape[1]}, a crop of {self.crop} expected to fit"
                 )
-            top, left = self.offsets(image.shape, training, rng)
-            rows, columns = slice(top, top + self.crop), slice(left, left + self.crop)
+            rows, columns = crop_place(image.shape[:2], (self.crop, self.crop), rng, training)
         mean = self.mean
         if mean.ndim == 3:
             if mean.shape != image.shape:
                 raise InputError(f"an image of the shape {image.shape}, a mean of {mean.shape}")
             mean = mean[rows, columns]
         values = (image[rows, columns].astype(np.float32) - mean) * self.scale
-        step = -1 if self.mirror and rng.integers(2) else 1
-        return values[:, ::step].transpose(2, 0, 1)
+        return values[:, :: mirror_step(self.mirror, rng)].transpose(2, 0, 1)
 
 
 def _mean_image(layer: DataLayer, path: str, channels: int) -> np.ndarray:
@@ -100,7 +92,19 @@ def _mean_image(layer: DataLayer, path: str, channels: int) -> np.ndarray:
     return values.reshape(shape[-3:]).transpose(1, 2, 0)
 
 
-class ListedImages(DataLayer):
+class _FromList(DataLayer):
+    """A layer whose ``source`` is a list of files."""
+
+    def setup(self) -> None:
+        p = self.p
+        if not p.source:
+            self.fail("source", "missing")
+        if p.batch_size < 1:
+            self.fail("batch_size", f"{p.batch_size}, expected 1 or more")
+        self.batch, self.list_path, self.shuffle = p.batch_size, p.source, p.shuffle
+
+
+class ListedImages(_FromList):
     """What ImageData and ImageSegData share: the list, its order, reading and resizing."""
 
     field = "image_data_param"
@@ -111,19 +115,15 @@ class ListedImages(DataLayer):
     )
 
     def setup(self) -> None:
+        super().setup()
         p = self.p
-        if not p.source:
-            self.fail("source", "missing")
-        if p.batch_size < 1:
-            self.fail("batch_size", f"{p.batch_size}, expected 1 or more")
         if bool(p.new_height) != bool(p.new_width):
             self.fail("new_height", "and new_width: expected both or none")
         self.refuse("scale", "mean_file", "crop_size", "mirror")  # transform_param has them since 2013
-        self.batch, self.size = p.batch_size, (p.new_height, p.new_width)
+        self.size = p.new_height, p.new_width
         self.channels = 3 if p.is_color else 1
         self.transform = Transform(self, self.layer.transform_param, self.channels)
-        self.root, self.list_path, self.shuffle = p.root_folder, p.source, p.shuffle
-        self.skip = p.rand_skip
+        self.root, self.skip = p.root_folder, p.rand_skip
 
     @cached_property
     def lines(self) -> list[Line]:
@@ -139,7 +139,7 @@ class ListedImages(DataLayer):
             if problem := self.problem(lines[-1].rest):
                 raise InputError(f"{self.list_path}:{number}: {lines[-1].rest[:40]!r}, {problem} expected")
         if not lines:
-            raise InputError(f"{self.list_path}: empty, an image path a line expected")
+            raise InputError(f"{self.list_path}: empty, one image path per line expected")
         return lines
 
     def problem(self, rest: str) -> str:
@@ -260,22 +260,15 @@ class ImageSegData(ListedImages):
         return [(self.batch, self.channels, *size), (self.batch, 1, *size), (self.batch, 1, 1, 2)]
 
     def item(self, index: int, rng: np.random.Generator) -> Sequence[np.ndarray]:
-        image, crop = self.read(self.paths[index]), self.transform.crop
+        image, crop, mirror = self.read(self.paths[index]), self.transform.crop, self.transform.mirror
         label = self._label(index, image.shape[:2])
-        dims = np.array([min(size, crop or size) for size in image.shape[:2]], np.float32)
-        values = (image.astype(np.float32) - self.transform.mean) * self.transform.scale
-        if crop:
-            below, beside = (max(0, crop - size) for size in label.shape)
-            values = np.pad(values, ((0, below), (0, beside), (0, 0)))
-            label = np.pad(label, ((0, below), (0, beside)), constant_values=self.ignored)
-            top, left = self.transform.offsets(label.shape, self.training, rng)
-            values, label = (array[top : top + crop, left : left + crop] for array in (values, label))
-        step = -1 if self.transform.mirror and rng.integers(2) else 1
-        return (
-            np.ascontiguousarray(values[:, ::step].transpose(2, 0, 1)),
-            np.ascontiguousarray(label[None, :, ::step], np.float32),
-            dims.reshape(1, 1, 2),
+        dims = np.array([[[min(size, crop or size) for size in label.shape]]], np.float32)
+        values = subtract_mean(image, self.transform.mean) * self.transform.scale
+        size = (crop, crop) if crop else label.shape
+        values, label = crop_alike(
+            values, label, size, self.ignored, mirror=mirror, rng=rng, training=self.training
         )
+        return values, label[None].astype(np.float32), dims
 
     def _label(self, index: int, size: Sequence[int]) -> np.ndarray:
         if self.kind != ImageDataParameter.PIXEL:
@@ -292,19 +285,14 @@ class ImageSegData(ListedImages):
 
 
 @register("HDF5Data")
-class HDF5Data(DataLayer):
-    """Rows of HDF5 datasets, one a top by the top's name; ``source`` lists the files, read one after the other."""
+class HDF5Data(_FromList):
+    """Rows of HDF5 datasets, one per top, by the top's name; ``source`` lists the files, read one after the other."""
 
     field = "hdf5_data_param"
     keys: ClassVar[Mapping[str, str]] = keyed("batch_size", "shuffle", list="source")
 
     def setup(self) -> None:
-        p = self.p
-        if p.batch_size < 1:
-            self.fail("batch_size", f"{p.batch_size}, expected 1 or more")
-        if not p.source:
-            self.fail("source", "missing")
-        self.batch, self.list_path, self.shuffle = p.batch_size, p.source, p.shuffle
+        super().setup()
         self._loaded: tuple[int, list[np.ndarray]] | None = None
 
     @cached_property
@@ -312,7 +300,7 @@ class HDF5Data(DataLayer):
         """The files of the list."""
         files = [line.strip() for line in read_text(self.list_path, "a path").splitlines() if line.strip()]
         if not files:
-            raise InputError(f"{self.list_path}: empty, a path of an HDF5 file a line expected")
+            raise InputError(f"{self.list_path}: empty, one path of an HDF5 file per line expected")
         return files
 
     @cached_property

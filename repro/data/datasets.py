@@ -58,7 +58,7 @@ class Cued(Listed):
 
     Args:
         grid: rows and columns of the cues.
-        mirror: flip image and cues together, a coin an image.
+        mirror: flip each image with its cues, on a coin.
         mean: subtracted from the channels.
         truth_root: folder of the images' masks, of which each item then has the ``truth``: pixels of each class in
             each cell, int32 (C, rows, columns), flipped with the cues.
@@ -84,8 +84,8 @@ class Cued(Listed):
         if self._truth is not None:
             image = image_name(self.lines[line].image)
             planes["truth"] = naming(self.lines.where(line), self._truth.counts, image)
-        flip = -1 if self.mirror and rng.integers(2) else 1
-        flipped = {name: tensor(plane[:, :, ::flip]) for name, plane in planes.items()}
+        step = mirror_step(self.mirror, rng)
+        flipped = {name: tensor(plane[:, :, ::step]) for name, plane in planes.items()}
         return {**flipped, "labels": tensor(labels), "index": index}
 
 
@@ -190,17 +190,46 @@ class LabelMapDataset(Listed):
                 f"{where}: {label_path} is {label.shape[0]}x{label.shape[1]}, "
                 f"the {image.shape[0]}x{image.shape[1]} of {image_path} expected"
             )
-        below, beside = (max(0, crop - size) for crop, size in zip(self.crop_size, label.shape, strict=True))
-        images = np.pad(subtract_mean(image, self.mean), ((0, 0), (0, below), (0, beside)))
-        label = np.pad(label, ((0, below), (0, beside)), constant_values=VOID)
-
-        rows, columns = self.crop_size
-        top = rng.integers(label.shape[0] - rows + 1)
-        left = rng.integers(label.shape[1] - columns + 1)
-        step = -1 if self.mirror and rng.integers(2) else 1
-        images = images[:, top : top + rows, left : left + columns][:, :, ::step]
-        label = label[top : top + rows, left : left + columns][:, ::step]
+        images = subtract_mean(image, self.mean)
+        images, label = crop_alike(images, label, self.crop_size, VOID, mirror=self.mirror, rng=rng)
         return {"images": tensor(images), "label": tensor(label[None])}
+
+
+def mirror_step(mirror: bool, rng: np.random.Generator) -> int:
+    """The step between columns, -1 where an image is mirrored; with ``mirror`` a coin says so."""
+    return -1 if mirror and rng.integers(2) else 1
+
+
+def crop_place(
+    size: Sequence[int], crop: Sequence[int], rng: np.random.Generator, training: bool
+) -> tuple[slice, slice]:
+    """Rows and columns of a crop: anywhere in training, else in the middle."""
+    places = []
+    for length, wanted in zip(size, crop, strict=True):
+        first = int(rng.integers(length - wanted + 1)) if training else (length - wanted) // 2
+        places.append(slice(first, first + wanted))
+    return places[0], places[1]
+
+
+def crop_alike(
+    image: np.ndarray,
+    label: np.ndarray,
+    crop: Sequence[int],
+    void: int,
+    *,
+    mirror: bool,
+    rng: np.random.Generator,
+    training: bool = True,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same crop of an image (C, H, W) and of its label map (H, W), mirrored alike.
+
+    Both are padded at the bottom and the right to the size of the crop, the image with 0, the label map with ``void``.
+    """
+    padding = [(0, max(0, wanted - size)) for wanted, size in zip(crop, label.shape, strict=True)]
+    image, label = np.pad(image, [(0, 0), *padding]), np.pad(label, padding, constant_values=void)
+    rows, columns = crop_place(label.shape, crop, rng, training)
+    step = mirror_step(mirror, rng)
+    return image[:, rows, columns][:, :, ::step], label[rows, columns][:, ::step]
 
 
 def tensor(array: np.ndarray) -> torch.Tensor:

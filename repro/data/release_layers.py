@@ -8,7 +8,7 @@ is made of.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -20,7 +20,7 @@ from repro.constants import MEAN_BGR
 from repro.data.coco import COCO_CLASS_NAMES, AnnotationCOCO
 from repro.data.cues import CellTruth, CueFile
 from repro.data.data_layers import ListedImages
-from repro.data.datasets import LabelMapDataset, naming, stacked
+from repro.data.datasets import LabelMapDataset, mirror_step, naming, stacked
 from repro.data.image_list import image_name, read_label_list
 from repro.data.image_survey import survey_images
 from repro.data.mask_set import check_masks
@@ -38,25 +38,33 @@ def grid_size(size: int) -> int:
     return size
 
 
-Kind = type | tuple[type, ...]
-_FLAG, _ROW = (bool, int), (tuple, list)
+_KINDS: Mapping[str, tuple[type | tuple[type, ...], str]] = {
+    **dict.fromkeys(("source", "root", "root_folder", "cues", "label_root", "truth_root"), (str, "text")),
+    **dict.fromkeys(("batch_size", "num_classes"), (int, "a whole number")),
+    **dict.fromkeys(("mean", "new_size", "crop_size"), ((tuple, list), "a tuple")),
+    **dict.fromkeys(("mirror", "shuffle"), ((bool, int), "True or False")),
+}
+"""The kind of each setting, and how messages name it."""
+
+_OF_ITEMS = ("batch_size", "mean", "mirror", "num_classes")
 
 
 class _Settings(DataLayer):
-    """A Python layer with settings of known names and kinds."""
+    """A Python layer with some of the settings above."""
 
-    known: ClassVar[Mapping[str, Kind]] = {}
+    known: ClassVar[tuple[str, ...]] = ()
 
     def setup(self) -> None:
         self.given = self.settings()
         for name, value in self.given.items():
-            kind = self.known.get(name)
-            if kind is None:
+            if name not in self.known:
                 self._wrong(name, f"is not a setting of this layer; it has {', '.join(self.known)}")
+            kind, words = _KINDS[name]
             if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
-                self._wrong(name, f"{value!r}, expected {_named(kind)}")
-            if kind is int and self.given[name] < 1:
+                self._wrong(name, f"{value!r}, expected {words}")
+            if kind is int and value < 1:
                 self._wrong(name, f"{value}, expected 1 or more")
+        self.mirror = bool(self.given.get("mirror", False))
 
     def _wrong(self, name: str, reason: str) -> NoReturn:
         self.fail("python_param.param_str", f"{name}: {reason}")
@@ -80,27 +88,17 @@ class _Settings(DataLayer):
         return mean
 
 
-def _named(kind: Kind) -> str:
-    names = {str: "text", int: "a whole number", bool: "True or False", tuple: "a tuple"}
-    return names[kind[0] if isinstance(kind, tuple) else kind]
-
-
 @register("pylayers.AnnotationLayer")
 class AnnotationLayer(_Settings):
     """Labels (N, 1, 1, C) and cues (N, C, H, W) of the images that an ImageData layer gives, from a cue file.
 
-    DSRG's has the images as a second bottom and a third top, which it mirrors with the cues on a coin an image, and
+    DSRG's has the images as a second bottom and a third top, each of which it mirrors with its cues on a coin, and
     marks background present. SEC's has neither, and one cue file.
     """
 
     counts: ClassVar[Count] = (1, 2)
     top_counts: ClassVar[Count] = (2, 3)
-    known: ClassVar[Mapping[str, Kind]] = {
-        "cues": str,
-        "mirror": _FLAG,
-        "num_classes": int,
-        "truth_root": str,
-    }
+    known = ("cues", "mirror", "num_classes", "truth_root")
     keys: ClassVar[Mapping[str, str]] = keyed("cues", "mirror", "truth_root")
 
     def setup(self) -> None:
@@ -113,13 +111,11 @@ class AnnotationLayer(_Settings):
             self.fail("bottom", f"{self.bottoms[0].name!r}: expected the second top of an ImageData layer")
         self.images: ListedImages = maker
         self.batch = maker.batch
-        self.mirror = bool(self.given.get("mirror", False))
         if self.mirror and self.is_sec:
             self._wrong("mirror", "SEC's layer, of one bottom, has no images to mirror")
         self.classes = self.given.get("num_classes", len(CLASS_NAMES))
         rows, columns = maker.image_size()
         self.grid = (grid_size(rows), grid_size(columns))
-        self._extras: dict[str, torch.Tensor] = {}
 
     @cached_property
     def cues(self) -> CueFile:
@@ -140,21 +136,17 @@ class AnnotationLayer(_Settings):
         labels = [self.cues.labels_blob(index, self.classes, not self.is_sec) for index in indices]
         cues = [self.cues.cues_blob(index, self.classes, *self.grid) for index in indices]
         seed, positions = self.stream_seed, self.positions()
-        flips = [-1 if self.mirror and item_rng(seed, at).integers(2) else 1 for at in positions]
-        self._extras = {}
+        steps = [mirror_step(self.mirror, item_rng(seed, at)) for at in positions]
         if self.truth is not None:
             lines = [self.images.lines[self.images.index_at(at)] for at in positions]
             counts = [
                 naming(f"{self.images.list_path}:{line.number}", self.truth.counts, image_name(line.path))
                 for line in lines
             ]
-            self._extras["truth"] = _flipped(counts, flips)
+            self.extras = {"truth": _flipped(counts, steps)}
         labels_blob = stacked(labels).float().reshape(len(labels), 1, 1, self.classes)
-        images = [_flipped(list(blob.numpy()), flips) for blob in bottoms[1:]]
-        return (labels_blob, _flipped(cues, flips).float(), *images)
-
-    def extras(self) -> dict[str, torch.Tensor]:
-        return self._extras
+        images = [_flipped(blob.numpy(), steps) for blob in bottoms[1:]]
+        return (labels_blob, _flipped(cues, steps).float(), *images)
 
     def check(self) -> None:
         self.cues.check_whole(*self.grid)
@@ -171,8 +163,8 @@ class AnnotationLayer(_Settings):
         return next((f"image {i} ({line.path})" for line, i in lines if not self.cues.cues(i).size), None)
 
 
-def _flipped(arrays: list[np.ndarray], flips: list[int]) -> torch.Tensor:
-    return stacked([array[:, :, ::flip] for array, flip in zip(arrays, flips, strict=True)])
+def _flipped(arrays: Iterable[np.ndarray], steps: list[int]) -> torch.Tensor:
+    return stacked([array[:, :, ::step] for array, step in zip(arrays, steps, strict=True)])
 
 
 class _Items(_Settings):
@@ -180,6 +172,11 @@ class _Items(_Settings):
 
     names: ClassVar[tuple[str, ...]] = ()  # of an item's entries, a top each
     shuffle = True
+
+    def setup(self) -> None:
+        super().setup()
+        self.batch = self.needed("batch_size")
+        self.mean()
 
     @cached_property
     def dataset(self) -> AnnotationCOCO | LabelMapDataset:
@@ -190,11 +187,12 @@ class _Items(_Settings):
         for at in self.positions():
             index = index_at(at, len(self.dataset), self.shuffle, self.stream_seed)
             items.append(self.dataset.item(index, item_rng(self.stream_seed, at)))
-        self._extras = {n: torch.stack([item[n] for item in items]) for n in ("truth",) if n in items[0]}
+        if "truth" in items[0]:
+            self.extras = {"truth": torch.stack([item["truth"] for item in items])}
         return tuple(torch.stack([item[name] for item in items]).float() for name in self.names)
 
-    def extras(self) -> dict[str, torch.Tensor]:
-        return self._extras
+    def check(self) -> None:
+        survey_images(self.dataset.image_paths())
 
 
 @register("pylayers.AnnotationLayerCOCO")
@@ -203,24 +201,26 @@ class AnnotationLayerCOCO(_Items):
 
     top_counts: ClassVar[Count] = 3
     names = ("labels", "cues", "images")
-    known: ClassVar[Mapping[str, Kind]] = {
-        **dict.fromkeys(("source", "root", "cues", "truth_root"), str),
-        "batch_size": int,
-        **dict.fromkeys(("mean", "new_size"), _ROW),
-        "mirror": _FLAG,
-        "num_classes": int,
-    }
+    known = (
+        "source",
+        "root",
+        "cues",
+        "truth_root",
+        "batch_size",
+        "mean",
+        "new_size",
+        "mirror",
+        "num_classes",
+    )
     keys: ClassVar[Mapping[str, str]] = keyed(
         *("cues", "batch_size", "mirror", "truth_root"), list="source", image_root="root"
     )
 
     def setup(self) -> None:
         super().setup()
-        self.batch = self.needed("batch_size")
         self.classes = self.given.get("num_classes", len(COCO_CLASS_NAMES))
         self.size = self.pair("new_size") if "new_size" in self.given else (321, 321)
         self.grid = (grid_size(self.size[0]), grid_size(self.size[1]))
-        self.mean()
 
     @cached_property
     def dataset(self) -> AnnotationCOCO:
@@ -233,7 +233,7 @@ class AnnotationLayerCOCO(_Items):
             grid=self.grid,
             new_height=self.size[0],
             new_width=self.size[1],
-            mirror=bool(self.given.get("mirror", False)),
+            mirror=self.mirror,
             mean=self.mean(),
             truth_root=self.given.get("truth_root"),
         )
@@ -246,9 +246,6 @@ class AnnotationLayerCOCO(_Items):
         labels, cues, images = super().make()
         return labels[:, None, None], cues, images
 
-    def check(self) -> None:
-        survey_images(self.dataset.image_paths())
-
 
 @register("layer.ImageSegDataLayer")
 class ImageSegDataLayer(_Items):
@@ -259,23 +256,16 @@ class ImageSegDataLayer(_Items):
 
     top_counts: ClassVar[Count] = 2
     names = ("images", "label")
-    known: ClassVar[Mapping[str, Kind]] = {
-        **dict.fromkeys(("source", "root_folder", "label_root"), str),
-        "batch_size": int,
-        **dict.fromkeys(("mean", "crop_size"), _ROW),
-        **dict.fromkeys(("mirror", "shuffle"), _FLAG),
-        "num_classes": int,
-    }
+    known = ("source", "root_folder", "label_root", *_OF_ITEMS, "crop_size", "shuffle")
     keys: ClassVar[Mapping[str, str]] = keyed(
         *("label_root", "batch_size", "mirror", "shuffle"), list="source", image_root="root_folder"
     )
 
     def setup(self) -> None:
         super().setup()
-        self.batch, self.crop = self.needed("batch_size"), self.pair("crop_size")
+        self.crop = self.pair("crop_size")
         self.classes = self.given.get("num_classes", len(CLASS_NAMES))
         self.shuffle = bool(self.given.get("shuffle", False))
-        self.mean()
 
     @cached_property
     def dataset(self) -> LabelMapDataset:
@@ -286,7 +276,7 @@ class ImageSegDataLayer(_Items):
             read_label_list(self.needed("source")),
             num_classes=self.classes,
             crop_size=self.crop,
-            mirror=bool(self.given.get("mirror", False)),
+            mirror=self.mirror,
             mean=self.mean(),
         )
 
@@ -294,5 +284,5 @@ class ImageSegDataLayer(_Items):
         return meta((self.batch, 3, *self.crop)), meta((self.batch, 1, *self.crop))
 
     def check(self) -> None:
-        survey_images(self.dataset.image_paths())
+        super().check()
         check_masks(self.dataset.label_paths(), self.classes, are_predicted=True)

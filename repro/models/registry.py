@@ -1,4 +1,4 @@
-"""One entry a Caffe layer type: what it does, its blobs and their fillers, its form in ONNX.
+"""One entry per Caffe layer type: what it does, its blobs and their fillers, its form in ONNX.
 
 A type is a class under ``@register("Type")``, in ``repro/models/layer_types/`` or in a user's own file::
 
@@ -305,7 +305,7 @@ class Called(Layer):
 
 
 class DataLayer(Layer):
-    """A layer that makes batches: ``forward()`` gives the next one on the CPU, one tensor a top.
+    """A layer that makes batches: ``forward()`` gives the next one on the CPU, one tensor per top.
 
     Its bottoms, if it has any, are tops of other data layers. Batches are numbered from 0, ``number`` is the next
     one's. ``seed`` decides what is random in them; by default it is drawn from PyTorch's generator. ``share`` is the
@@ -319,6 +319,7 @@ class DataLayer(Layer):
     seed: int | None = None
     number = 0
     share = slice(None)
+    extras: Mapping[str, torch.Tensor] = {}  # what a training asks for beside the tops of the batch made last
 
     @classmethod
     def setting(cls, layer: LayerParameter, key: str) -> Any:
@@ -354,10 +355,6 @@ class DataLayer(Layer):
     def make(self, *bottoms: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The batch of ``number``."""
         raise NotImplementedError
-
-    def extras(self) -> dict[str, torch.Tensor]:
-        """What a training asks for beside the tops of the batch made last."""
-        return {}
 
     def check(self) -> None:
         """Look at the lists and files as a whole, before a training begins.
