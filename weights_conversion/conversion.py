@@ -112,13 +112,13 @@ def _in_own_axes(layer: CaffeLayerView) -> CaffeLayerView:
     return CaffeLayerView(layer.type, tensors)
 
 
-def has_provenance(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is a safetensors that `Weights.write` wrote."""
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The metadata of a safetensors file, with `PROVENANCE` where `Weights.write` wrote it; empty for another file."""
     try:
         with safe_open(path, framework="numpy") as file:
-            return PROVENANCE in (file.metadata() or {})
+            return file.metadata() or {}
     except (OSError, SafetensorError):
-        return False
+        return {}
 
 
 def _provenance(report: LoadReport, net: dict[str, Any]) -> dict[str, Any]:

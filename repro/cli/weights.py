@@ -91,7 +91,7 @@ def _check_targets(target: Path, inputs: list[Path]) -> None:
     """Refuse names under which something else lies: an input, a program, weights or a net of others."""
     from repro.models.source import SOURCE_HEADING
     from weights_conversion import STATE_ENDINGS, hdf5
-    from weights_conversion.conversion import has_provenance
+    from weights_conversion.conversion import PROVENANCE, read_metadata
     from weights_conversion.files import check_target
     from weights_conversion.kinds import file_kind
 
@@ -105,7 +105,7 @@ def _check_targets(target: Path, inputs: list[Path]) -> None:
     marks: dict[str, bytes | Callable[[Path], bool]] = {
         ".py": SOURCE_HEADING,
         ".onnx": is_exported,
-        ".safetensors": has_provenance,
+        ".safetensors": lambda path: PROVENANCE in read_metadata(path),
     }
     check_target(target, *inputs, of="net", begins=marks.get(target.suffix, is_weights))
     beside = None  # the weights that are written with it

@@ -8,14 +8,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import safetensors
 import torch
-from torch import Tensor
 
 from repro.models.summary import summarise, unknown_lines
 from weights_conversion.caffe_pb2 import SolverParameter
 from weights_conversion.caffemodel import read_caffemodel
-from weights_conversion.conversion import PROVENANCE, read_snapshot
+from weights_conversion.conversion import PROVENANCE, read_metadata, read_snapshot
 from weights_conversion.errors import CaffeFileError
 from weights_conversion.files import other_kind
 from weights_conversion.kinds import file_kind
@@ -26,6 +24,7 @@ from weights_conversion.prototxt_format import format_prototxt
 from weights_conversion.pth import read_pth
 from weights_conversion.solverstate import SolverState, read_solverstate
 from weights_conversion.sources import READERS
+from weights_conversion.vgg16_files import Layers
 
 _SOLVER_FIELDS = {"base_lr", "lr_policy", "net", "train_net", "net_param", "max_iter", "solver_mode"}
 
@@ -42,8 +41,7 @@ def describe_file(path: str | os.PathLike[str]) -> list[str]:
     if kind == "solverstate":
         return [f"{name}: Caffe solver state", *_state(read_solverstate(path))]
     if kind == "safetensors":
-        tensors = read_safetensors(path)
-        arrays = {n: {b: _array(t) for b, t in blobs.items()} for n, blobs in tensors.items()}
+        arrays = _arrays(read_safetensors(path))
         return [f"{name}: safetensors, {len(arrays)} layers", *_metadata(path), *_layers(arrays, {})]
     if kind == "pth":
         content = read_pth(path)
@@ -51,8 +49,7 @@ def describe_file(path: str | os.PathLike[str]) -> list[str]:
             return [f"{name}: snapshot of training", *_state(read_snapshot(path))]
     if kind in READERS:
         foreign = READERS[kind](path)
-        arrays = {n: {b: _array(t) for b, t in blobs.items()} for n, blobs in foreign.layers.items()}
-        return [f"{name}: {foreign.form}", *foreign.changes, *_layers(arrays, {})]
+        return [f"{name}: {foreign.form}", *foreign.changes, *_layers(_arrays(foreign.layers), {})]
     model = read_caffemodel(path)
     arrays = {n: {str(i): b for i, b in enumerate(layer.blobs)} for n, layer in model.layers.items()}
     types = {n: layer.type for n, layer in model.layers.items()}
@@ -95,9 +92,18 @@ def _prototxt(path: str | os.PathLike[str]) -> list[str]:
     ]
 
 
-def _array(tensor: Tensor) -> np.ndarray:
-    known = not tensor.is_floating_point() or tensor.dtype in (torch.float16, torch.float32, torch.float64)
-    return (tensor if known else tensor.float()).numpy()  # NumPy has no bfloat16 and no float8
+def _arrays(layers: Layers) -> dict[str, dict[str, np.ndarray]]:
+    """NumPy's arrays of tensors by layer and blob; it has no bfloat16 and no float8, which become float32."""
+    known = (torch.float16, torch.float32, torch.float64)
+    return {
+        name: {
+            blob: (
+                tensor if not tensor.is_floating_point() or tensor.dtype in known else tensor.float()
+            ).numpy()
+            for blob, tensor in blobs.items()
+        }
+        for name, blobs in layers.items()
+    }
 
 
 def _layers(layers: dict[str, dict[str, np.ndarray]], types: dict[str, str]) -> Iterator[str]:
@@ -126,9 +132,7 @@ def _values(values: np.ndarray) -> str:
 
 
 def _metadata(path: str | os.PathLike[str]) -> Iterator[str]:
-    with safetensors.safe_open(path, framework="np") as file:
-        metadata = file.metadata() or {}
-    for key, text in sorted(metadata.items()):
+    for key, text in sorted(read_metadata(path).items()):
         if key != PROVENANCE:
             yield f"  {key}: {text}"
             continue
