@@ -15,7 +15,7 @@ from parity_tests.tolerances import IMPORTER_REL
 from repro.cli import run_command
 from repro.config import load_config
 from repro.errors import InputError
-from repro.models import CLASSIFIERS, SEGMENTATION_NETS, build_model, load_net
+from repro.models import CLASSIFIERS, SEGMENTATION_NETS, CaffeNet, build_model, load_net
 from repro.training.prototxts import deploy_prototxt, train_prototxt
 from weights_conversion import (
     Identifier,
@@ -27,7 +27,7 @@ from weights_conversion import (
     write_caffemodel,
     write_prototxt,
 )
-from weights_conversion.caffe_pb2 import NetParameter
+from weights_conversion.caffe_pb2 import FillerParameter, NetParameter
 from weights_conversion.lift import lift
 
 RECORDED = ("vgg16_aspp", "vgg16_largefov", "vgg16_cam", "vgg16_bg", "resnet101_aspp")
@@ -37,6 +37,15 @@ def recorded_net(name: str):
     model = build_model(name, width_divisor=16).eval()
     load_caffe_weights(model, CAFFE_FILES / f"{name}.caffemodel")
     return model
+
+
+def as_recorded(net: CaffeNet) -> CaffeNet:
+    """The recorded nets start their hidden layers from msra."""
+    for layer in net.parameter.layer:
+        field = net[layer.name].field
+        if field in ("convolution_param", "inner_product_param") and layer.name not in net.classifiers:
+            getattr(layer, field).weight_filler.CopyFrom(FillerParameter(type="msra"))
+    return net
 
 
 def expected_difference(name: str, layer: str, field: str) -> bool:
@@ -53,9 +62,7 @@ def expected_difference(name: str, layer: str, field: str) -> bool:
 
 @pytest.mark.parametrize("name", RECORDED)
 def test_deploy_prototxts_are_the_recorded_ones(name, tmp_path):
-    write_prototxt(
-        deploy_prototxt(build_model(name, width_divisor=16), filler="msra"), tmp_path / "d.prototxt"
-    )
+    write_prototxt(deploy_prototxt(as_recorded(build_model(name, width_divisor=16))), tmp_path / "d.prototxt")
     recorded = read_prototxt(CAFFE_FILES / f"{name}_deploy.prototxt")
     differences = differing_fields(read_prototxt(tmp_path / "d.prototxt"), recorded)
     assert [pair for pair in differences if not expected_difference(name, *pair)] == []
@@ -68,8 +75,8 @@ def test_train_prototxts_are_the_recorded_ones(stage, recorded, tmp_path):
         "stage2": ["batch_size=2", "mirror=false", "list=list.txt", "image_root=data"],
     }[stage]
     section = getattr(load_config("dsrg_vgg16_voc", [f"{stage}.data.{key}" for key in keys]), stage)
-    net = build_model("vgg16_aspp", width_divisor=16, dropout=0)
-    write_prototxt(train_prototxt(net, section, filler="msra"), tmp_path / "t.prototxt", "a comment\n\nlines")
+    net = as_recorded(build_model("vgg16_aspp", width_divisor=16, dropout=0))
+    write_prototxt(train_prototxt(net, section), tmp_path / "t.prototxt", "a comment\n\nlines")
     assert (tmp_path / "t.prototxt").read_text().startswith("# a comment\n#\n# lines\nname: ")
     differences = differing_fields(
         read_prototxt(tmp_path / "t.prototxt"), read_prototxt(CAFFE_FILES / f"{recorded}.prototxt")

@@ -120,7 +120,7 @@ def test_what_comes_nearest_is_marked(masks, capsys):
         want
     )
     scores = list(scores_of(masks).values())
-    assert nearest(scores, want / 100, count=1)[0].name == "void counted as background"
+    assert nearest(scores, want / 100)[0].name == "void counted as background"
 
 
 def test_masks_of_other_sizes_are_scored_both_ways(masks, capsys):

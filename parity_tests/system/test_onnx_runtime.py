@@ -251,8 +251,9 @@ def test_files_that_are_none_of_ours(tmp_path, spoil, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_of_which_half_is_missing(model, tmp_path):
-    path = export_onnx(model, tmp_path / "net.onnx", graph="multiscale", largest_file=100_000)
+def test_a_file_of_which_half_is_missing(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("repro.export.onnx.LARGEST_FILE", 100_000)
+    path = export_onnx(model, tmp_path / "net.onnx", graph="multiscale")
     (tmp_path / "net.onnx.data").unlink()
     with pytest.raises(InputError, match=r"net\.onnx: onnxruntime cannot load it"):
         OnnxSegmenter(path, CPU)

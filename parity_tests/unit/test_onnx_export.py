@@ -374,16 +374,17 @@ def test_scales_share_their_weights(tmp_path):
     assert sizes[1] < sizes[0] + 150_000  # three times the nodes, once the 620 kB of weights
 
 
-def test_large_weights_go_into_a_second_file(tmp_path, rng):
+def test_large_weights_go_into_a_second_file(tmp_path, rng, monkeypatch):
     model = net("vgg16_aspp")
     small = export_onnx(model, tmp_path / "small.onnx")
-    path = export_onnx(model, tmp_path / "large.onnx", largest_file=100_000)
+    monkeypatch.setattr("repro.export.onnx.LARGEST_FILE", 100_000)
+    path = export_onnx(model, tmp_path / "large.onnx")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["large.onnx", "large.onnx.data", "small.onnx"]
     assert path.stat().st_size < 100_000
     images = blobs(rng, 1, 33, 47)
     want, got = (session(file).run(None, {"images": images})[0] for file in (small, path))
     np.testing.assert_array_equal(got, want)
-    export_onnx(model, path, largest_file=100_000)  # onto an older pair
+    export_onnx(model, path)  # onto an older pair
     np.testing.assert_array_equal(session(path).run(None, {"images": images})[0], want)
 
 

@@ -63,7 +63,6 @@ def export_onnx(
     precision: PrecisionName = "fp32",
     classes: Sequence[str] | None = None,
     weights: str | os.PathLike[str] | None = None,
-    largest_file: int = LARGEST_FILE,
     verify: Callable[[Path], Mapping[str, str]] | None = None,
 ) -> Path:
     """Write a net as an ONNX file, whole or not at all, that onnx's checker and shape inference have passed.
@@ -71,13 +70,12 @@ def export_onnx(
     Args:
         model: from ``build_model``, or for graph ``net`` from ``load_net``, in any mode and on any device; what is
             written is its test-time form, float32.
-        path: the file to write; weights beyond ``largest_file`` bytes go into ``<path>.data`` beside it.
+        path: the file to write; weights beyond `LARGEST_FILE` go into ``<path>.data`` beside it.
         graph: see the head of this module.
         protocol: for ``multiscale``, a key of ``PROTOCOLS``.
         precision: of the layers, see ``variants.py``; ``fp16`` and ``int8`` are other arithmetic than the papers'.
         classes: their names, for the metadata; ``class 0`` … by default.
         weights: the file that the parameters came from, for the metadata.
-        largest_file: in bytes.
         verify: called with the path of the finished file before it gets its name; may raise, and returns metadata
             to add.
 
@@ -90,7 +88,7 @@ def export_onnx(
     exported = build_onnx(
         model, graph=graph, protocol=protocol, precision=precision, classes=classes, weights=weights
     )
-    return save_onnx(exported, path, largest_file=largest_file, verify=verify)
+    return save_onnx(exported, path, verify=verify)
 
 
 def build_onnx(
@@ -219,14 +217,13 @@ def save_onnx(
     exported: onnx.ModelProto,
     path: str | os.PathLike[str],
     *,
-    largest_file: int = LARGEST_FILE,
     verify: Callable[[Path], Mapping[str, str]] | None = None,
 ) -> Path:
     """Check a model and write it; arguments and result as for ``export_onnx``. Large weights leave ``exported``."""
     target = Path(path)
     with contextlib.ExitStack() as stack:
         temporary = stack.enter_context(atomic_path(target))
-        if sum(len(tensor.raw_data) for tensor in exported.graph.initializer) <= largest_file:
+        if sum(len(tensor.raw_data) for tensor in exported.graph.initializer) <= LARGEST_FILE:
             onnx.save_model(exported, temporary)
         else:
             data = target.with_name(f"{target.name}.data")

@@ -44,7 +44,6 @@ def open_session(
     path: Path,
     providers: Sequence[tuple[str, Mapping[str, Any]]] = (("CPUExecutionProvider", {}),),
     *,
-    threads: int | None = None,
     model: bytes | None = None,
 ) -> Any:
     """onnxruntime's session of a file, or of a ``model`` made of it; on CUDA without TF32, unless the options say so.
@@ -53,7 +52,7 @@ def open_session(
         InputError: no such file, or one that onnxruntime cannot load.
     """
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # what matters of its warnings is checked here
     check_plain(path)
     if not path.is_file():
@@ -80,10 +79,9 @@ class OnnxSession:
         path: a file that ``repro export`` wrote; of any graph.
         providers: onnxruntime's execution providers in order of preference, names or (name, options). All of them
             must be active: there is no silent fallback to the CPU. On CUDA, TF32 is off unless the options say so.
-        threads: of an operator on the CPU; PyTorch's number by default.
 
     ``metadata`` holds what the exporter wrote (``repro.export.onnx.METADATA_KEYS``), ``classes`` the names in it,
-    ``device`` the PyTorch device.
+    ``device`` the PyTorch device. ``open(model=…)`` gives onnxruntime's session of a model that was made of this one.
 
     Raises:
         InputError: a provider that is not installed or does not start, a file that is no model of ours.
@@ -93,14 +91,12 @@ class OnnxSession:
         self,
         path: str | os.PathLike[str],
         providers: Sequence[Provider] = ("CPUExecutionProvider",),
-        *,
-        threads: int | None = None,
     ) -> None:
         self.path = Path(path)
         chosen = [(item, {}) if isinstance(item, str) else (item[0], dict(item[1])) for item in providers]
         self.device = _device(chosen)
-        self._open = partial(open_session, self.path, chosen, threads=threads)
-        self._session = self._open()
+        self.open = partial(open_session, self.path, chosen)
+        self._session = self.open()
         active = self._session.get_providers()
         if inactive := [name for name, _ in chosen if name not in active]:
             raise InputError(
@@ -119,10 +115,6 @@ class OnnxSession:
                 f"{self.path}: not a model of 'repro export' (inputs and outputs {', '.join(names)})"
             )
         self._name = outputs[0].name
-
-    def opened_as(self, model: bytes) -> Any:
-        """onnxruntime's session of another model that was made of this one, on the same providers."""
-        return self._open(model=model)
 
     def run(self, images: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
         """The model's result for ``images``, both on ``device``; no copy on the way.
@@ -153,7 +145,7 @@ class OnnxSegmenter:
     """A ``multiscale`` model as an engine of ``predict_folder``.
 
     Args:
-        path, providers, threads: see ``OnnxSession``.
+        path, providers: see ``OnnxSession``.
         crf: run the dense CRF, by our engine on the model's device.
         batch_size: the most images of equal size that one run takes.
 
@@ -166,11 +158,10 @@ class OnnxSegmenter:
         path: str | os.PathLike[str],
         providers: Sequence[Provider] = ("CPUExecutionProvider",),
         *,
-        threads: int | None = None,
         crf: bool = True,
         batch_size: int = 1,
     ) -> None:
-        self.session = OnnxSession(path, providers, threads=threads)
+        self.session = OnnxSession(path, providers)
         if self.session.graph != "multiscale":
             raise InputError(
                 f"{path}: graph {self.session.graph!r}, a model exported with graph 'multiscale' expected"
@@ -192,11 +183,8 @@ class OnnxSegmenter:
             raise InputError(f"{path}: no classes in its metadata, their names expected; export it again")
         self._head: Head | None = None  # for large images, made with the first of them
         if self.session.device.type == "cuda":
-            self.warm_up(64, 64)
-
-    def warm_up(self, height: int, width: int) -> None:
-        """Segment one black image, so that what happens once, and what can fail, has happened."""
-        self.masks(np.zeros((1, height, width, 3), np.uint8))
+            # one black image, so that what happens once, and what can fail, has happened
+            self.masks(np.zeros((1, 64, 64, 3), np.uint8))
 
     def probs(self, images: np.ndarray | torch.Tensor) -> torch.Tensor:
         """Floored probabilities (N, C, H, W) float32, on the device, of images (N, H, W, 3) uint8 RGB."""
@@ -229,13 +217,12 @@ class OnnxSegmenter:
         """A mask whose probabilities are made in strips, by PyTorch, of what the graph's net gives."""
         if self._head is None:
             self._head = Head.of(self.session.path, self.protocol)
-            self._head_session = self.session.opened_as(self._head.model)
+            self._head_session = self.session.open(model=self._head.model)
         height, width = image.shape[1:3]
         zooms = self.protocol.zooms(height, width)
         net = int(self._head.pixel_bytes * max(rows * columns for rows, columns in zooms) * height * width)
         crf = crf_memory(image.shape, self.num_classes) if self.crf else 0
-        hint = f"; inference.crf=false takes {net / 1e9:.1f} GB or more" if crf > net else ""
-        refuse_beyond(max(net, crf), image.shape, self.session.device, hint)
+        refuse_beyond(net, crf, image.shape, self.session.device)
         with _images_named(self.session, image.shape):
             found = self._head_session.run(self._head.names, {"images": image})
         grids = [torch.from_numpy(grid[0]).to(picture.device) for grid in found]

@@ -21,7 +21,7 @@ from repro.data.voc import VocLayout, data_folder
 from repro.errors import InputError, meant
 from repro.fetch.archives import unpack
 from repro.fetch.catalogue import LOCK_NAME, ArchiveContent, LockFile, Pin, Source, check_file, read_catalogue
-from repro.fetch.download import Patience, download, require_space
+from repro.fetch.download import download, require_space
 from repro.fetch.sbd import build_train_aug, find_sbd
 from repro.files import lock_folder, now, temporary_folder
 from weights_conversion import read_caffemodel
@@ -62,10 +62,8 @@ class Fetcher:
         catalogue: Path | None = None,
         own: Path | None = None,
         keep_archives: bool = False,
-        patience: Patience | None = None,
     ) -> None:
-        self.voc_root, self.own = voc_root, own
-        self.keep_archives, self.patience = keep_archives, patience or Patience()
+        self.voc_root, self.own, self.keep_archives = voc_root, own, keep_archives
         self.data = data_folder(voc_root)
         self.downloads = self.data / "downloads"
         self.sources = read_catalogue(catalogue)
@@ -177,7 +175,6 @@ class Fetcher:
             most=source.most,
             check=lambda part: check_file(part, name, source, lock),
             hash_known=bool(source.md5 or source.sha256 or name in lock.pins),
-            patience=self.patience,
         )
         return target, url
 

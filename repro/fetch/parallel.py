@@ -24,15 +24,13 @@ def usable_cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-def mapped(
-    function: Callable[[ItemT], ResultT], items: Sequence[ItemT], title: str, workers: int | None = None
-) -> Iterator[ResultT]:
+def mapped(function: Callable[[ItemT], ResultT], items: Sequence[ItemT], title: str) -> Iterator[ResultT]:
     """``function`` of each item, in the items' order, with a bar; ``function`` must be picklable.
 
-    ``workers`` processes share the work, one a usable core by default; few items are done in this one. An exception
-    of ``function`` comes out unchanged. Raises InputError when a worker dies (killed, or out of memory).
+    Processes share the work, one a usable core; few items are done in this one. An exception of ``function`` comes out
+    unchanged. Raises InputError when a worker dies (killed, or out of memory).
     """
-    workers = min(workers or usable_cores(), len(items) // _CHUNK)
+    workers = min(usable_cores(), len(items) // _CHUNK)
     bar = tqdm(desc=title, total=len(items), unit="file", disable=None, dynamic_ncols=True)
     if workers < 2:
         with bar:

@@ -131,9 +131,9 @@ def explain(pred_dir: Path, gt_paths: Sequence[Path], ids: Sequence[str], num_cl
     return scores + [Score(name, mean_iou(matrix, "present")) for name, matrix in matrices.items()]
 
 
-def nearest(scores: Sequence[Score], expected: float, *, count: int = 3) -> list[Score]:
-    """The scores that come nearest to another mean IoU (0–1), the nearest first."""
-    return sorted(scores, key=lambda score: abs(score.mean_iou - expected))[:count]
+def nearest(scores: Sequence[Score], expected: float) -> list[Score]:
+    """The three scores that come nearest to another mean IoU (0–1), the nearest first."""
+    return sorted(scores, key=lambda score: abs(score.mean_iou - expected))[:3]
 
 
 _RIGHT = "mean over the classes that the truth shows"

@@ -23,7 +23,7 @@ _SNAPSHOTS = 3  # at most, of growing seeds
 
 
 def growth(scores: Scores, album: Album) -> Iterator[tuple[Drawing, Figure]]:
-    """The method in one picture: a row an image, from the image over cues, seeds and mask to the ground truth."""
+    """The method in one picture: one row per image, from the image over cues, seeds and mask to the ground truth."""
     found = growing(scores, album)[:_IMAGES]
     if not found:
         return
@@ -59,7 +59,9 @@ def growth(scores: Scores, album: Album) -> Iterator[tuple[Drawing, Figure]]:
 
 
 def qualitative(album: Album) -> Iterator[tuple[Drawing, Figure]]:
-    worst, best = album.extremes(3)
+    order = album.ordered
+    count = min(3, len(order) // 2)
+    worst, best = order[:count], order[len(order) - count :]
     pictures = [*worst, *best]
     if not pictures:
         return
@@ -81,7 +83,7 @@ def qualitative(album: Album) -> Iterator[tuple[Drawing, Figure]]:
 
 
 def side_by_side(rows: Sequence[tuple[Path, Mapping[str, Path]]], classes: Sequence[str]) -> Figure:
-    """A row an image: the image, then its masks, each under its name."""
+    """One row per image: the image, then its masks, each under its name."""
     titles = ["image", *rows[0][1]]
     figure = Figure(figsize=(1.9 * len(titles), 1.5 * len(rows) + 0.6), layout="constrained")
     axes = figure.subplots(len(rows), len(titles), squeeze=False)

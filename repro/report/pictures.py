@@ -74,15 +74,14 @@ class Album:
     def classes(self) -> list[str]:
         return self.config.dataset.classes
 
-    def extremes(self, count: int) -> tuple[list[Picture], list[Picture]]:
-        """The ``count`` worst and best, the worst first."""
-        order = sorted(self.pictures, key=lambda picture: (picture.iou, picture.name))
-        count = min(count, len(order) // 2)
-        return order[:count], order[len(order) - count :]
+    @property
+    def ordered(self) -> list[Picture]:
+        """From the worst to the best."""
+        return sorted(self.pictures, key=lambda picture: (picture.iou, picture.name))
 
     def selection(self, count: int) -> list[Picture]:
         """At most ``count`` of them, evenly from the worst to the best."""
-        order = sorted(self.pictures, key=lambda picture: (picture.iou, picture.name))
+        order = self.ordered
         if len(order) <= count:
             return order
         return [order[round(place)] for place in np.linspace(0, len(order) - 1, count)]

@@ -8,7 +8,7 @@ Python layers are the releases' ``pylayers``: SEC's where ``loss.variant`` is ``
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from repro.config import Config, LossConfig, Stage0Config, Stage1Config, Stage1Data, Stage2Config, Stage2Data
 from repro.constants import MEAN_BGR
@@ -17,13 +17,10 @@ from repro.data.labels import CLASSIFIER_MEAN_BGR
 from repro.data.release_layers import SEC_CUES
 from repro.errors import InputError, chosen
 from repro.models import CLASSIFIERS, CaffeNet
-from repro.models.fillers import GAUSSIAN_STD
 from repro.models.loss_tails import classifier_losses, python_layer, stage1_losses, stage2_losses
-from weights_conversion.caffe_pb2 import FillerParameter, LayerParameter, NetParameter, ParamSpec
+from weights_conversion.caffe_pb2 import LayerParameter, NetParameter, ParamSpec
 from weights_conversion.lift import lower
 from weights_conversion.prototxt import Message
-
-PrototxtFiller = Literal["gaussian", "msra"]
 
 
 def prototxt_of(config: Config, stage: int | None = None, classifier: str | None = None) -> Message:
@@ -49,27 +46,14 @@ def prototxt_of(config: Config, stage: int | None = None, classifier: str | None
     return train_prototxt(net, section)
 
 
-def deploy_prototxt(
-    net: CaffeNet, *, height: int | None = None, width: int | None = None, filler: PrototxtFiller = "gaussian"
-) -> Message:
-    """The net alone, for one image of ``height`` x ``width`` (by default as built).
-
-    ``filler`` is named for the layers' weights, as :meth:`CaffeNet.fill` fills them. Dropout of ratio 0, which Caffe
-    refuses, is left out.
-    """
+def deploy_prototxt(net: CaffeNet) -> Message:
+    """The net alone, for one image. Dropout of ratio 0, which Caffe refuses, is left out."""
     parameter = NetParameter(name=net.name, input=net.parameter.input, input_shape=net.parameter.input_shape)
-    first = parameter.input_shape[0].dim
-    first[2], first[3] = height or first[2], width or first[3]
-    parameter.layer.extend(net_layers(net, filler))
+    parameter.layer.extend(net_layers(net))
     return lower(parameter)
 
 
-def train_prototxt(
-    net: CaffeNet,
-    section: Stage0Config | Stage1Config | Stage2Config,
-    *,
-    filler: PrototxtFiller = "gaussian",
-) -> Message:
+def train_prototxt(net: CaffeNet, section: Stage0Config | Stage1Config | Stage2Config) -> Message:
     """The net between the data and loss layers of a stage, as in the releases' train-s and train-f.prototxt.
 
     Paths that ``section.data`` leaves open get the releases' names. A classifier takes stage 0's: it reads labels from
@@ -94,30 +78,21 @@ def train_prototxt(
         first = _stage2_data(section.data)
         last = stage2_losses(net.scores_blob, label_shrink=section.data.label_shrink)
         name = "DSRG-retrain"
-    return lower(NetParameter(name=name, layer=[*first, *net_layers(net, filler), *last]))
+    return lower(NetParameter(name=name, layer=[*first, *net_layers(net), *last]))
 
 
-def net_layers(net: CaffeNet, filler: PrototxtFiller = "gaussian") -> Iterable[LayerParameter]:
+def net_layers(net: CaffeNet) -> Iterable[LayerParameter]:
     """The net's own layers, with the multipliers in force."""
     multipliers = {group["name"]: (group["lr_mult"], group["decay_mult"]) for group in net.param_groups()}
-    fillers = {
-        "gaussian": FillerParameter(type="gaussian", std=GAUSSIAN_STD),
-        "msra": FillerParameter(type="msra"),
-    }
     for layer in net.parameter.layer:
         if layer.type == "Dropout" and layer.dropout_param.dropout_ratio == 0:
             continue
         copy = LayerParameter()
         copy.CopyFrom(layer)
         copy.ClearField("param")
-        kinds = net[layer.name].fillers
-        pairs = [multipliers[f"{layer.name}.{kind}"] for kind in kinds]
+        pairs = [multipliers[f"{layer.name}.{kind}"] for kind in net[layer.name].fillers]
         if any(pair != (1, 1) for pair in pairs):
             copy.param.extend(ParamSpec(lr_mult=lr, decay_mult=decay) for lr, decay in pairs)
-        field = net[layer.name].field
-        if "weight" in kinds and field in ("convolution_param", "inner_product_param"):
-            kind = "gaussian" if layer.name in net.classifiers else filler
-            getattr(copy, field).weight_filler.CopyFrom(fillers[kind])
         yield copy
 
 

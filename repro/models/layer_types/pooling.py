@@ -130,17 +130,16 @@ class Pooling(Layer):
         start = graph.step("start", "Mul", [last, numbers(*self.stride)])
         end = graph.step("end", "Add", [start, numbers(*self.kernel)])
 
-        def padded(what: str, values: str, before: Sequence[int], value: float) -> str:
-            """From ``before`` cells before to where the last window ends, cut off or filled up with ``value``."""
-            covered = graph.step(f"{what}_covered", "Add", [sides, numbers(*before)])
-            behind = graph.step(f"{what}_behind", "Sub", [end, covered])
-            pads = graph.step(f"{what}_pads", "Concat", [numbers(0, 0, *before, 0, 0), behind], axis=0)
-            return str(graph.step(what, "Pad", [values, pads, number(value)]))
-
-        if self.method == PoolingParameter.MAX:
-            graph.emit("MaxPool", [padded("padded", x, self.pad, LOWEST)], top, **common)
+        # cut off, or filled up, where the last window ends
+        maximum = self.method == PoolingParameter.MAX
+        covered = graph.step("padded_covered", "Add", [sides, numbers(*self.pad)])
+        behind = graph.step("padded_behind", "Sub", [end, covered])
+        pads = graph.step("padded_pads", "Concat", [numbers(0, 0, *self.pad, 0, 0), behind], axis=0)
+        padded = graph.step("padded", "Pad", [x, pads, number(LOWEST if maximum else 0.0)])
+        if maximum:
+            graph.emit("MaxPool", [padded], top, **common)
             return
-        mean = graph.step("mean", "AveragePool", [padded("padded", x, self.pad, 0.0)], **common)
+        mean = graph.step("mean", "AveragePool", [padded], **common)
         framed = graph.step("framed", "Add", [sides, numbers(*(2 * pad for pad in self.pad))])
         plane = graph.step("plane", "Concat", [numbers(1, 1), framed], axis=0)
         ones = graph.step("ones", "Expand", [number(1.0), plane])
