@@ -18,7 +18,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,12 @@ def device_name(device: torch.device) -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{(names or [platform.machine()])[0]} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def machine_name(recorded: Mapping[str, Any]) -> str:
+    """A device as benchmarks and forecasts know it, by its `provenance`: of a CPU the threads count, too."""
+    threads = f", {recorded['cpu_threads']} threads" if recorded["device"] == "cpu" else ""
+    return f"{recorded['device_name']}{threads}"
 
 
 # (the step's folder, the settings recorded there, the settings now)
@@ -275,6 +281,12 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> bool:
                 "choose another folder or remove that one"
             )
     return True
+
+
+def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Write what made a folder's files into its ``settings.json``, unless that is there."""
+    if not (folder / "settings.json").exists():
+        write_json(folder / "settings.json", settings)
 
 
 def check_no_others(folder: Path, *files: str) -> None:

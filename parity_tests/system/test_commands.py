@@ -13,7 +13,7 @@ import typer
 
 from parity_tests.conftest import CAFFE_FILES, ROOT
 from repro.cli import run_command
-from repro.cli.shared import Answer, _print, app
+from repro.cli.shared import Answer, app, verb
 from repro.config import load_config
 from repro.config.load import STAGES
 from repro.errors import InputError
@@ -166,7 +166,9 @@ def test_json_has_no_nan(tmp_path, capsys):
         raise AssertionError(constant)
 
     data = {"scores": [1.5, float("nan")], "rows": ({"loss": float("-inf")},), "path": tmp_path}
-    _print(Answer(data, []), True)
+    group = typer.Typer()
+    verb(group, "report", examples="repro report")(lambda: Answer(data, []))
+    group.registered_commands[0].callback(as_json=True)
     found = json.loads(capsys.readouterr().out, parse_constant=refuse)
     assert found == {"scores": [1.5, None], "rows": [{"loss": None}], "path": str(tmp_path)}
     write_report(tmp_path / "report.json", {"loss": float("nan")})

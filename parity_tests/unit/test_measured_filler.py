@@ -21,7 +21,7 @@ from repro.errors import InputError
 from repro.models import build_model
 from repro.training.batches import Batches
 from repro.training.measured_filler import fill_by_first_batch, needs_measuring, scale_to_unit_outputs
-from repro.training.train import _fill_new_layers
+from repro.training.train import fill_new_layers
 from weights_conversion import load_weights
 
 HIDDEN = [f"fc{number}_{branch}" for branch in range(1, 5) for number in (6, 7)]
@@ -78,7 +78,7 @@ def test_new_layers_get_outputs_of_size_one_and_all_others_stay(inputs):
     cues = CueFile.open(inputs / "localization_cues.pickle")
     dataset = CueDataset(inputs / "images", cues.lines(inputs / "list.txt"), cues)
     net.train()
-    measured = fill_by_first_batch(net, missing, Batches(dataset, 3, True, 3, workers=0, iter_size=1))
+    measured = fill_by_first_batch(net, missing, Batches(dataset, 3, True, 3, workers=0, iter_size=1).first)
     assert net.training
 
     batch = next(iter(make_loader(dataset, 3, shuffle=True, seed=3)))
@@ -176,7 +176,7 @@ def test_the_classifiers_of_stage_0_take_it():
 )  # fmt: skip
 def test_what_a_start_from_random_values_misses_is_said(caplog, profile, said):
     config = load_config(profile, ["model.width_divisor=16"])
-    _fill_new_layers(config, 1, config.stage1.init, config.build_net(), [], Batches)
+    fill_new_layers(config, 1, config.stage1.init, config.build_net(), [], Batches)
     (line,) = caplog.messages
     assert said in line
 

@@ -19,7 +19,7 @@ from repro.config import Config
 from repro.errors import InputError
 from repro.files import read_json, write_report
 from repro.measure import peak_memory
-from repro.run_folder import provenance, resolve_device
+from repro.run_folder import machine_name, provenance, resolve_device
 from weights_conversion.files import check_target, write_text
 
 PICTURES = 60  # of the loader: more than a batch, so that it has to shuffle and decode
@@ -65,7 +65,7 @@ def bench(config: Config, out: Path, *, seconds: float = 2.0) -> tuple[Path, Pat
         "peak_memory_bytes": peak,
         "rows": [asdict(row) for row in rows],
     }
-    path = out / f"{_slug(_device(result))}-{config.precision}.json"
+    path = out / f"{_slug(machine_name(result))}-{config.precision}.json"
     write_report(path, result)
     return path, write_table(out)
 
@@ -100,7 +100,7 @@ def _section(result: dict[str, Any]) -> str:
     model = result["model"]
     width = "" if model["width_divisor"] == 1 else f" at 1/{model['width_divisor']} width"
     lines = [
-        f"## {_device(result)}, {result['precision']}",
+        f"## {machine_name(result)}, {result['precision']}",
         "",
         f"{model['name']}{width}, batch {result['batch_size']}, torch {result['versions']['torch']}, "
         f"peak memory {result['peak_memory_bytes'] / 2**30:.1f} GiB; commit {(result['commit'] or 'unknown')[:12]}"
@@ -117,11 +117,6 @@ def _section(result: dict[str, Any]) -> str:
         cells = [row["part"], _short(1e3 * row["seconds"]), *compared, metrics]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def _device(result: dict[str, Any]) -> str:
-    threads = f", {result['cpu_threads']} threads" if result["device"] == "cpu" else ""
-    return f"{result['device_name']}{threads}"
 
 
 def _short(value: float) -> str:

@@ -13,7 +13,7 @@ import typer
 from repro.cli.shared import Answer, ConfigOption, FirstClass, InputList, OptionalConfig, app, verb
 from repro.constants import CLASS_NAMES, VOID
 from repro.errors import printable
-from repro.files import write_json, write_report
+from repro.files import write_report
 from weights_conversion.files import check_target, file_sha256
 
 if TYPE_CHECKING:
@@ -294,15 +294,14 @@ def data_coco_masks(
 
     from repro.config import load_config
     from repro.data import COCO_CLASS_NAMES, CocoInstances
-    from repro.run_folder import check_no_others, check_settings
+    from repro.run_folder import check_no_others, check_settings, keep_settings
 
     classes = load_config(config).dataset.classes if config else COCO_CLASS_NAMES
     instances = CocoInstances(annotations, classes)
     made_of = {"annotations_sha256": file_sha256(annotations), **({"classes": classes} if config else {})}
     check_settings(out, made_of)
     check_no_others(out, *(f"{Path(name).stem}.png" for name, *_ in instances.images.values()))
-    if not (out / "settings.json").exists():
-        write_json(out / "settings.json", made_of)
+    keep_settings(out, made_of)
     for _ in tqdm(instances.write_masks(out), total=len(instances.images), unit="image", disable=None):
         pass
     return Answer({"masks": out, "images": len(instances.images)}, [f"{out}: {len(instances.images)} masks"])

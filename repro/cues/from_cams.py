@@ -24,9 +24,8 @@ import numpy as np
 import torch
 
 from repro.config import Config, Mark, shaping
-from repro.constants import VOID
 from repro.cues.generate import MadeCues, score_grid
-from repro.data.cues import MAX_BYTES, write_cues
+from repro.data.cues import MAX_BYTES, cues_of_cells, write_cues
 from repro.data.experiment import stage0_of
 from repro.data.image_list import image_name, list_line
 from repro.data.numbered_labels import first_index
@@ -110,8 +109,7 @@ def cues_from_cams(
         )
         cells = merge_cells(background, foreground, rule=settings.merge)[0].numpy()
         without_background += not (cells == 0).any()
-        rows, columns = np.nonzero(cells != VOID)
-        entries[number] = sorted(kept), np.stack([cells[rows, columns].astype(np.int64), rows, columns])
+        entries[number] = sorted(kept), cues_of_cells(cells)
     if nowhere:
         log.warning(
             "%d of %d images have a map that is nowhere above 0, so that it gives no cue of its class; the first: %s; "

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from repro.config import Config, CuesConfig, Mark, Stage0Config, shaping
 from repro.constants import VOID
-from repro.cues.train_classifier import SEED_CLASSIFIERS
+from repro.cues.train_classifier import needed_classifiers
 from repro.data import (
     CueFile,
     colour_palette,
@@ -34,7 +34,7 @@ from repro.data import (
     write_cues,
     write_mask,
 )
-from repro.data.cues import cell_counts
+from repro.data.cues import cell_counts, cues_of_cells, planes_of_cells
 from repro.data.datasets import Item, tensor
 from repro.data.experiment import LabelledSet, open_labelled, stage0_of
 from repro.data.image_list import list_line
@@ -43,8 +43,8 @@ from repro.data.images import open_image
 from repro.data.labels import CLASSIFIER_MEAN_BGR, present
 from repro.data.mask_set import MaskSet
 from repro.errors import InputError, damaged
-from repro.files import json_sha256, write_json
-from repro.inference.predict import load_every_layer
+from repro.files import json_sha256
+from repro.inference.predict import load_model
 from repro.layers import (
     activation_maps,
     foreground_cells,
@@ -55,8 +55,8 @@ from repro.layers import (
 from repro.layers.resize import zoom_to
 from repro.metrics import seed_matrix, seed_metrics
 from repro.models import CaffeNet
-from repro.precision import LAYOUT, to_device
-from repro.run_folder import check_no_others, check_settings
+from repro.precision import LAYOUT
+from repro.run_folder import check_no_others, check_settings, keep_settings
 from weights_conversion.files import atomic_path, file_sha256, write_text
 
 _FILE_THREADS = 4
@@ -167,12 +167,12 @@ def make_cues(
     section, labelled = stage0_of(config), open_labelled(config)
     grid = score_grid(config)
     saliency = _saliency_files(section.cues, labelled) if section.cues.saliency else None
-    nets = {net: weights[net] for net in SEED_CLASSIFIERS if net == "cam" or saliency is None}
+    nets = {net: weights[net] for net in needed_classifiers(section.cues)}
     described = _cue_settings(config, section, labelled, nets, grid)
     check_settings(out, described)
     check_no_others(out, "png", "overlays", "cues.h5", "input_list.txt", "localization_cues.pickle")
     survey_images(list(labelled.images.values()))
-    models = {net: _trained(config, net, path, device) for net, path in nets.items()}
+    models = {net: load_model(config, path, device, f"vgg16_{net}") for net, path in nets.items()}
 
     folder = out / "png"
     missing = [name for name in labelled.images if not (folder / f"{name}.png").exists()]
@@ -190,8 +190,7 @@ def make_cues(
     )
     with bar, ThreadPoolExecutor(_FILE_THREADS) as pool:
         for names, cues in _batches(layer, section, models, grid, device):
-            if not (out / "settings.json").exists():
-                write_json(out / "settings.json", described)
+            keep_settings(out, described)
             list(
                 pool.map(
                     lambda pair: write_mask(folder / f"{pair[0]}.png", pair[1]), zip(names, cues, strict=True)
@@ -319,12 +318,6 @@ def _cue_settings(
     }
 
 
-def _trained(config: Config, net: str, path: Path, device: torch.device) -> CaffeNet:
-    model = config.build_net(f"vgg16_{net}")
-    load_every_layer(model, path, f"vgg16_{net}")
-    return to_device(model, config, device).eval()
-
-
 def _gathered(config: Config, labelled: LabelledSet, out: Path, done: int, pickled: bool) -> MadeCues:
     """The list for stage 1, and the PNGs as one cue file where its layer wants that."""
     folder, classes = out / "png", config.model.num_classes
@@ -339,12 +332,7 @@ def _gathered(config: Config, labelled: LabelledSet, out: Path, done: int, pickl
         return made
     entries = {}
     for index, (name, labels) in enumerate(labelled.labels.items()):
-        cells = read_mask(folder / f"{name}.png", classes)
-        rows, columns = np.nonzero(cells != VOID)
-        entries[index] = (
-            np.asarray(labels),
-            np.stack([cells[rows, columns].astype(np.int64), rows, columns]),
-        )
+        entries[index] = np.asarray(labels), cues_of_cells(read_mask(folder / f"{name}.png", classes))
     write_cues(made.cues, entries, score_grid(config))
     if pickled:
         write_cues(pickle, entries)
@@ -396,7 +384,7 @@ def score_seeds(
                 raise InputError(
                     f"{cues / name}.png: {label.shape[0]}x{label.shape[1]}, the grid's {grid[0]}x{grid[1]} expected"
                 )
-            return (label == np.arange(classes)[:, None, None]).astype(np.uint8)
+            return planes_of_cells(label, classes)
     else:
         file = CueFile.open(cues)
         file.check_whole(*grid)

@@ -12,7 +12,7 @@ import torch
 import torch.nn as nn
 
 from repro import distributed
-from repro.config import Config, Mark, Stage0Config, shaping
+from repro.config import Config, CuesConfig, Mark, Stage0Config, shaping
 from repro.data.experiment import LabelledSet, open_labelled, stage0_of
 from repro.data.image_survey import survey_images
 from repro.data.labels import LabelledImages, check_every_class_occurs
@@ -35,6 +35,11 @@ from weights_conversion.files import file_sha256
 log = logging.getLogger(__name__)
 
 SEED_CLASSIFIERS = ("cam", "bg")
+
+
+def needed_classifiers(settings: CuesConfig) -> tuple[str, ...]:
+    """Those that cues are made of: maps of saliency stand in for the background's."""
+    return SEED_CLASSIFIERS if settings.saliency is None else SEED_CLASSIFIERS[:1]
 
 
 def train_classifier(config: Config, net: str, run: Run) -> Path:
@@ -86,7 +91,7 @@ def train_classifier(config: Config, net: str, run: Run) -> Path:
         images = _layer(config, labelled, training, mirror=data.mirror)
         batches = Batches.of(images, section, config.seed)
         if section.init.filler == "lsuv" and distributed.is_first() and not snapshots(step.folder):
-            step.record["filler"] = fill_by_first_batch(model, missing, batches)
+            step.record["filler"] = fill_by_first_batch(model, missing, batches.first)
         precision = HeldOutPrecision(
             model,
             _layer(config, labelled, held_out, mirror=False),

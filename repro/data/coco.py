@@ -2,7 +2,7 @@
 
 COCO numbers its 80 classes 1 to 90 with gaps; here, as in the release, they are 1 to 80 in the order of those
 numbers, and 0 is background. The annotation file of the training images is half a gigabyte of JSON: it is read
-piece by piece, and what is kept of it is a set of classes an image, or a compressed outline an object.
+piece by piece, and what is kept of it is a set of classes per image, or a compressed outline per object.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from repro.constants import VOID
+from repro.data.cues import planes_of_cells
 from repro.data.datasets import Cued, Item, naming
 from repro.data.image_list import LabelLine, Lines
 from repro.data.images import MAX_PIXELS, read_image_bgr, subtract_mean
@@ -89,7 +90,7 @@ class AnnotationCOCO(Cued):
             raise InputError(f"{where}: {cue_path} has no cue, one class or more expected")
         zoomed = zoom_to(image, self.new_height, self.new_width, axes=(0, 1))
         images = subtract_mean(zoomed[:, :, ::-1], self.mean)
-        cues = (label == np.arange(self.num_classes, dtype=np.uint8)[:, None, None]).astype(np.uint8)
+        cues = planes_of_cells(label, self.num_classes)
         labels = np.zeros(self.num_classes, np.uint8)
         labels[present] = 1
         return self._item(index, rng, index, labels, images=images, cues=cues)
@@ -315,8 +316,9 @@ def _wrong_outline(shape: object, height: int, width: int) -> str:
 
 
 def runs_of(text: str) -> list[int]:
-    """The runs of COCO's compressed text (maskApi.c, rleFrString): five bits a letter, the lowest first, the sixth says
-    that more follow; from the fourth run on it is the difference to the run before the last. Empty where it is none."""
+    """The runs of COCO's compressed text (maskApi.c, rleFrString): five bits per letter, the lowest first; the sixth
+    says that more follow. From the fourth run on it is the difference to the run before the last. Empty where it is
+    none."""
     runs: list[int] = []
     value = shift = 0
     for letter in text.encode("latin1", "replace"):

@@ -20,6 +20,7 @@ import h5py
 import numpy as np
 from numpy.typing import ArrayLike
 
+from repro.constants import VOID
 from repro.data.image_list import CueLine, Lines, ListLine, image_name, read_image_list, read_pairs_list
 from repro.data.voc import read_mask
 from repro.errors import InputError, damaged
@@ -370,6 +371,17 @@ def write_cues(
             temporary.write_bytes(pickle.dumps(keyed, protocol=2))
     else:
         raise InputError(f"{name}: unknown kind of cue file, .pickle or .h5 expected")
+
+
+def cues_of_cells(cells: np.ndarray) -> np.ndarray:
+    """The cues, int64 (3, K) of class, row, column, of a grid of classes that is 255 where there is none."""
+    rows, columns = np.nonzero(cells != VOID)
+    return np.stack([cells[rows, columns].astype(np.int64), rows, columns])
+
+
+def planes_of_cells(cells: np.ndarray, num_classes: int) -> np.ndarray:
+    """Of the same grid the ``cues`` blob, uint8 (C, rows, columns)."""
+    return (cells == np.arange(num_classes, dtype=np.uint8)[:, None, None]).astype(np.uint8)
 
 
 def cell_counts(mask: np.ndarray, num_classes: int, height: int, width: int) -> np.ndarray:

@@ -23,8 +23,7 @@ from repro import distributed
 from repro.data import read_image_rgb, write_mask
 from repro.data.image_survey import survey_images
 from repro.errors import InputError
-from repro.files import write_json
-from repro.run_folder import check_no_others, check_settings
+from repro.run_folder import check_no_others, check_settings, keep_settings
 
 _FILE_THREADS = 4  # decoding and PNG compression leave the interpreter's lock alone
 _GROUPS_HELD = 8  # batches' worth of images that may wait for others of their size
@@ -120,8 +119,7 @@ def predict_folder(
                 except InputError as error:
                     result.failures.update({name: f"{images[name]}: {error}" for name in names})
                     continue
-                if not (out_dir / "settings.json").exists():
-                    write_json(out_dir / "settings.json", described)
+                keep_settings(out_dir, described)
                 for name, mask in zip(names, masks, strict=True):
                     writes.append((name, pool.submit(write_mask, out_dir / f"{name}.png", mask)))
                 while len(writes) > 2 * segmenter.batch_size:

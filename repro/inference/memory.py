@@ -35,16 +35,18 @@ def available_memory(device: torch.device) -> float:
 def crf_memory(shape: tuple[int, ...], classes: int) -> int:
     """The bytes that the dense CRF takes for images (N, H, W, 3), their probabilities included, at the least.
 
-    Measured on the CPU as what the process grows by, at 1000x1000 pixels: 462 bytes a pixel for one grey and 466 for
+    Measured on the CPU as what the process grows by, at 1000x1000 pixels: 462 bytes per pixel for one grey and 466 for
     photos with 21 classes, 186 with 5. Noise takes up to 800, its lattice has a point for every pixel.
     """
     return (_CRF_PIXEL + _CRF_CLASS * classes) * math.prod(shape[:3])
 
 
-def refuse_beyond(needed: float, shape: tuple[int, ...], device: torch.device, hint: str = "") -> None:
-    """Raise InputError where images (N, H, W, 3) need more bytes than can be had."""
+def refuse_beyond(net: int, crf: int, shape: tuple[int, ...], device: torch.device) -> None:
+    """Raise InputError where images (N, H, W, 3) need more bytes, by the net or by the CRF, than can be had."""
+    needed = max(net, crf)
     if math.prod(shape[:3]) < SMALL or needed <= (present := available_memory(device)):
         return
+    hint = f"; inference.crf=false takes {net / 1e9:.1f} GB or more" if crf > net else ""
     count, height, width = shape[:3]
     images = f"{count} image{'s' * (count > 1)} of {width}x{height} pixels"
     raise InputError(

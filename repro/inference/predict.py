@@ -91,7 +91,8 @@ def predict_probs(model: CaffeNet, image_rgb: np.ndarray, *, protocol: str) -> t
     Raises:
         InputError: an unknown protocol, or an image of another type or shape.
     """
-    return _probs(model, _as_read(model, image_rgb, protocol), PROTOCOLS[protocol])
+    picture, script = _as_read(model, image_rgb, protocol), PROTOCOLS[protocol]
+    return _whole(_grids(model, picture, script), script, *picture.shape[:2])
 
 
 def _as_read(model: CaffeNet, image_rgb: np.ndarray, protocol: str) -> torch.Tensor:
@@ -102,11 +103,6 @@ def _as_read(model: CaffeNet, image_rgb: np.ndarray, protocol: str) -> torch.Ten
         raise InputError(f"image: expected uint8 (H, W, 3), found {image_rgb.dtype} {image_rgb.shape}")
     as_read = PROTOCOLS[protocol].as_read(image_rgb)
     return torch.from_numpy(np.ascontiguousarray(as_read)).to(next(model.parameters()).device)
-
-
-def _probs(model: CaffeNet, picture: torch.Tensor, script: Protocol) -> torch.Tensor:
-    height, width = picture.shape[:2]
-    return _whole(_grids(model, picture, script), script, height, width)
 
 
 def _strips(height: int, width: int) -> list[slice]:
@@ -324,8 +320,7 @@ class TorchSegmenter:
         net = parameter.element_size() * max(blobs)
         classes = self.model.shapes[self.model.scores_blob][1]
         crf = crf_memory((1, *shape[1:]), classes) if self.settings.crf else 0
-        hint = f"; inference.crf=false takes {net / 1e9:.1f} GB or more" if crf > net else ""
-        refuse_beyond(max(net, crf), shape, parameter.device, hint)
+        refuse_beyond(net, crf, shape, parameter.device)
 
 
 def describe(config: Config, weights: Path, settings: PredictConfig) -> dict[str, Any]:
@@ -360,4 +355,4 @@ def load_model(
     """
     model = config.build_net(classifier)
     load_every_layer(model, weights, model.name)
-    return to_device(model, config, device, one_size=False).eval()
+    return to_device(model, config, device, one_size=classifier is not None).eval()

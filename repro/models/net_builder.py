@@ -11,8 +11,8 @@ import torch.nn as nn
 from repro.errors import InputError
 from repro.models.in_place import overwritten
 from repro.models.net_layer import NetLayer, as_tuple
-from repro.models.registry import Bottom, DataLayer, Layer, beyond_caffe, describe, layer_class, meta
-from weights_conversion.caffe_pb2 import LayerParameter, ParamSpec
+from repro.models.registry import Bottom, DataLayer, Layer, Shape, beyond_caffe, describe, layer_class, meta
+from weights_conversion.caffe_pb2 import LayerParameter, NetParameter, ParamSpec
 
 if TYPE_CHECKING:
     from repro.models.net import CaffeNet
@@ -46,12 +46,8 @@ class Builder:
         return InputError(f"{self.net.place}{describe(layer)}: {reason}")
 
     def _add_inputs(self) -> None:
-        """The blobs of ``input``, with ``input_shape`` or the older ``input_dim``, four a blob."""
         net, parameter = self.net, self.net.parameter
-        shapes = [tuple(shape.dim) for shape in parameter.input_shape]
-        dims = list(parameter.input_dim)
-        if not shapes and dims:
-            shapes = [tuple(dims[at : at + 4]) for at in range(0, len(dims), 4)]
+        shapes, dims = input_shapes(parameter), parameter.input_dim
         if len(shapes) != len(parameter.input) or any(size < 1 for shape in shapes for size in shape):
             field = "input_dim" if dims else "input_shape"
             raise InputError(
@@ -233,6 +229,13 @@ class Builder:
                         module.fail("", f"its {kind} of {tuple(old.shape)} does not fit into memory")
                     made[id(old)] = new
                 module._parameters[kind] = made[id(old)]
+
+
+def input_shapes(parameter: NetParameter) -> list[Shape]:
+    """The shapes of a net's ``input`` blobs: ``input_shape``, or the older ``input_dim``, four sizes per blob."""
+    dims = parameter.input_dim
+    old = [tuple(dims[at : at + 4]) for at in range(0, len(dims), 4)]
+    return [tuple(shape.dim) for shape in parameter.input_shape] or old
 
 
 def wrong_place(parameter: LayerParameter, kind: type[Layer], makers: Mapping[str, str]) -> str:

@@ -1,6 +1,6 @@
 """Any net as ONNX nodes, written by hand rather than traced: each layer's registry entry gives its own.
 
-One node a layer under the layer's name, tensors under the blobs' names (with the layer's name appended while in-place
+One node per layer under the layer's name, tensors under the blobs' names (with the layer's name appended while in-place
 layers are still to come), parameters under their names in our weight files. The graph is the same whatever the version
 of PyTorch.
 """
@@ -40,32 +40,30 @@ class Graph:
         self._owners: dict[int, str] = {}
 
     def node(
-        self, operator: str, *inputs: str, name: str, output: str | None = None, **attributes: Any
+        self,
+        operator: str,
+        *inputs: str,
+        name: str,
+        output: str = "",
+        more: Sequence[str] = (),
+        **attributes: Any,
     ) -> str:
-        """Append a node; returns the name of its output."""
-        output = output or name
-        node = helper.make_node(operator, inputs, [output], name=name, doc_string=self.note, **attributes)
+        """Append a node; returns the name of its output. ``more`` are names of further outputs."""
+        outputs = [output or name, *more]
+        node = helper.make_node(operator, inputs, outputs, name=name, doc_string=self.note, **attributes)
         self.nodes.append(node)
-        return output
+        return outputs[0]
 
-    def emit(
-        self, operator: str, inputs: Sequence[str], top: str, *, more: Sequence[str] = (), **attributes: Any
-    ) -> str:
+    def emit(self, operator: str, inputs: Sequence[str], top: str, **others: Any) -> str:
         """The node that gives a layer's top; it has the layer's name, and for a second top the top's behind it.
-        ``more`` are names of further outputs."""
+        ``others`` as of `node`."""
         again = any(node.name == self.layer for node in self.nodes)
         name = f"{self.layer}/{top}" if again else self.layer
-        output = self.node(operator, *inputs, name=name, output=top, **attributes)
-        self.nodes[-1].output.extend(more)
-        return output
+        return self.node(operator, *inputs, name=name, output=top, **others)
 
-    def step(
-        self, what: str, operator: str, inputs: Sequence[str], *, more: Sequence[str] = (), **attributes: Any
-    ) -> str:
-        """A node on the way to a layer's top, ``<layer>/<what>``; ``more`` are names of further outputs."""
-        output = self.node(operator, *inputs, name=f"{self.layer}/{what}", **attributes)
-        self.nodes[-1].output.extend(more)
-        return output
+    def step(self, what: str, operator: str, inputs: Sequence[str], **others: Any) -> str:
+        """A node on the way to a layer's top, ``<layer>/<what>``; ``others`` as of `node`."""
+        return self.node(operator, *inputs, name=f"{self.layer}/{what}", **others)
 
     def parameter(self, layer: Layer, name: str) -> str:
         """A layer's blob."""

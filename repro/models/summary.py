@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from repro.errors import InputError
-from repro.models.net_builder import too_many_params, wrong_place
+from repro.models.net_builder import input_shapes, too_many_params, wrong_place
 from repro.models.net_state import PhaseName, filtered
 from repro.models.registry import Bottom, Layer, Shape, beyond_caffe, describe, layer_class, meta
 from weights_conversion.caffe_pb2 import NetParameter
@@ -58,7 +58,7 @@ class NetSummary:
         return {**asdict(self), "multiply_adds": self.multiply_adds}
 
     def lines(self) -> Iterator[str]:
-        """A line a layer, and the totals."""
+        """One line per layer, and the totals."""
         yield f"{self.name}: net, {sum(layer.type != 'input' for layer in self.layers)} layers"
         width = max((len(layer.name) for layer in self.layers), default=0) + 2
         type_width = max((len(layer.type) for layer in self.layers), default=0) + 2
@@ -112,10 +112,7 @@ class _Walk:
         self.found: list[LayerSummary] = []
         self.counted: dict[str, int] = {}  # by a parameter's own or shared name
         self.training = phase == "train"
-        shapes: list[Shape | None] = [tuple(shape.dim) for shape in net.input_shape]
-        if not shapes:
-            dims = list(net.input_dim)
-            shapes = [tuple(dims[at : at + 4]) for at in range(0, len(dims), 4)]
+        shapes: list[Shape | None] = [*input_shapes(net)]
         shapes += [None] * (len(net.input) - len(shapes))
         for name, shape in zip(net.input, shapes, strict=False):
             known = shape is not None and all(size > 0 for size in shape)

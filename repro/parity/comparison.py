@@ -1,4 +1,4 @@
-"""One net's blobs beside another's: a row a blob, in the net's order, and the first row that differs."""
+"""One net's blobs beside another's: one row per blob, in the net's order, and the first row that differs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from repro.constants import TOLERANCE
+from repro.files import as_json_holds
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Comparison:
         return Difference(**vars(row), tolerance=self.tolerance, table="\n".join(self.table()))
 
     def table(self) -> list[str]:
-        """A line a row, under a heading."""
+        """One line per row, under a heading."""
         cells = [("layer", "type", "blob", "shape", "difference", "")]
         for row in self.rows:
             shape = "" if row.shape is None else "x".join(map(str, row.shape)) or "scalar"
@@ -113,7 +114,7 @@ class Comparison:
 
     def as_json(self) -> dict[str, Any]:
         """The same for programs; numbers that JSON has not (NaN, infinity) are None."""
-        rows = [{key: _finite(value) for key, value in asdict(row).items()} for row in self.rows]
+        rows = [as_json_holds(asdict(row)) for row in self.rows]
         first = next((row for row in rows if row["differs"]), None)
         return {
             "equal": first is None,
@@ -123,10 +124,6 @@ class Comparison:
             "first_difference": first,
             "rows": rows,
         }
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def to_array(values: torch.Tensor | np.ndarray) -> np.ndarray:

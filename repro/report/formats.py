@@ -42,8 +42,7 @@ def text(table: Table, column: Column, row: dict[str, Any]) -> str:
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, Estimate):
-        spread = "" if value.sd is None else f" ± {value.sd:.{table.decimals}f}"
-        return f"{value.mean:.{table.decimals}f}{spread}"
+        return value.shown(table.decimals)
     return f"{value:+.{table.decimals}f}" if column.kind == "signed" else f"{value:.{table.decimals}f}"
 
 
@@ -154,12 +153,11 @@ def summary_markdown(summary: Summary) -> str:
     header = ["method", "paper", *(["paper, the classes here"] if here else []), "ours", "seeds"]
     body = []
     for index, row in enumerate(summary.rows):
-        spread = "" if row.ours.sd is None else f" ± {row.ours.sd:.1f}"
         paper = [
             f"{row.paper:.1f}",
             *(["–" if row.paper_here is None else f"{row.paper_here:.1f}"] if here else []),
         ]
-        cells = [row.name, *paper, f"{row.ours.mean:.1f}{spread}", str(len(row.seeds))]
+        cells = [row.name, *paper, row.ours.shown(1), str(len(row.seeds))]
         body.append([*cells, *(values[index] for _, values in extra)])
     return _markdown([*header, *(title for title, _ in extra)], body) + "\n"
 

@@ -65,7 +65,7 @@ class Judgement:
         if self.status in ("not run", "cannot be run"):
             return f"{label}: {self.status}{f' ({self.why})' if self.why else ''}"
         assert self.ours is not None
-        ours = f"{self.ours.mean:.2f}" + ("" if self.ours.sd is None else f" ± {self.ours.sd:.2f}")
+        ours = self.ours.shown(2)
         if self.status == "not comparable":
             return f"{label}: {ours}, not comparable with {self.value:g}: {self.why}"
         return (

@@ -12,8 +12,8 @@ Time, by what there is, each row says which:
 
 Memory is a model: weights, their gradients and histories, and what autograd keeps of a mini-batch, counted on a net
 without memory; for a prediction the weights and three times the largest blob. Disk: for each snapshot that stays 4
-bytes a weight and as many for each kind of history, 6 kB a mask. Energy without a measurement is the power stated times
-the time.
+bytes per weight and as many for each kind of history, 6 kB per mask. Energy without a measurement is the stated power
+times the time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from repro.config import Config, ModelConfig
-from repro.cues.train_classifier import SEED_CLASSIFIERS
+from repro.cues.train_classifier import needed_classifiers
 from repro.data.experiment import open_experiment, stage0_of
 from repro.inference.predict import PROTOCOLS
 from repro.measure import shown_energy, shown_size, shown_time
@@ -184,7 +184,7 @@ def _making_cues(planned: PlannedRun, machine: Machine) -> Iterator[Work]:
     section = stage0_of(config)
     there = replace(planned, folder=planned.cues_dir)
     side, seconds, memory = section.data.input_size, 0.0, 0.0
-    for net in SEED_CLASSIFIERS if section.cues.saliency is None else SEED_CLASSIFIERS[:1]:
+    for net in needed_classifiers(section.cues):
         yield training(there, "stage0", machine, net)
         model = _classifier(config, net)
         seconds += (1 if net == "cam" else 3) * flops(model, side, side) / machine.flops

@@ -6,7 +6,6 @@ regions of which the net is sure by then.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from repro.errors import InputError
 from repro.inference.predict import load_model
 from repro.layers import caffe_softmax, grow_seeds, refine
 from repro.run_folder import Run
+from repro.training.snapshots import snapshots
 
 IMAGES = 4
 STEP = "growth"
@@ -44,13 +44,9 @@ def draw_growth(run: Run, config: Config, experiment: Experiment, stage1: Path) 
         raise InputError(
             f"report.growth: {unknown[0]} is none of the {len(experiment.train)} training images"
         )
-    snapshots = {
-        int(match[1]): path
-        for path in stage1.glob("iter_*.safetensors")
-        if (match := re.fullmatch(r"iter_(\d+)", path.stem))
-    }
+    iterations = snapshots(stage1)
     loss, data = config.stage1.loss, config.stage1.data
-    settings = {"images": names, "iterations": sorted(snapshots), "loss": loss.model_dump()}
+    settings = {"images": names, "iterations": iterations, "loss": loss.model_dump()}
     with run.step(STEP, settings) as step:
         if step.done or not distributed.is_first():
             return
@@ -58,8 +54,8 @@ def draw_growth(run: Run, config: Config, experiment: Experiment, stage1: Path) 
         file, lines = CueFile.open(cues), experiment.cue_lines(names)
         if file.names is not None:
             lines = file.named(lines, lines.source)
-        for iteration, weights in sorted(snapshots.items()):
-            model = load_model(config, weights, run.device)
+        for iteration in iterations:
+            model = load_model(config, stage1 / f"iter_{iteration}.safetensors", run.device)
             layer = CueDataset(
                 experiment.train_root,
                 lines,
@@ -75,7 +71,7 @@ def draw_growth(run: Run, config: Config, experiment: Experiment, stage1: Path) 
                 images, labels, seeds = (
                     item[blob][None].to(run.device) for blob in ("images", "labels", "cues")
                 )
-                if iteration == min(snapshots):
+                if iteration == iterations[0]:
                     _write(step.folder / f"{name}_0.png", seeds)
                 refined = refine(caffe_softmax(model(images)), images, variant=loss.variant)
                 grown = grow_seeds(

@@ -19,7 +19,7 @@ import torch
 from repro.config import Config
 from repro.errors import InputError
 from repro.files import read_json
-from repro.run_folder import device_name, resolve_device
+from repro.run_folder import device_name, machine_name, resolve_device
 
 _UTILISATION = 0.5
 _BENCHES = (Path("results/bench"), Path("results/published/bench"))
@@ -31,7 +31,7 @@ class Machine:
 
     Attributes:
         name: in tables. cuda: whether the dense CRF's CPU time is left out.
-        flops: multiplications and additions a second that a net reaches.
+        flops: multiplications and additions per second that a net reaches.
         watts: under load; None where nobody stated it.
         seconds, joules: of a unit of work, by its key, where a run or a benchmark measured it; ``basis`` by key.
     """
@@ -52,8 +52,7 @@ STATED = {"NVIDIA A100 SXM, not measured": ({"faithful": 9.75e12, "fast": 78e12}
 
 def read_bench(path: Path) -> dict[str, Any]:
     result = read_json(path, "a benchmark's result")
-    threads = f", {result['cpu_threads']} threads" if result["device"] == "cpu" else ""
-    return {**result, "machine": f"{result['device_name']}{threads}"}
+    return {**result, "machine": machine_name(result)}
 
 
 def named_machine(name: str, precision: str, benches: Sequence[dict[str, Any]]) -> Machine | None:
@@ -95,11 +94,10 @@ def local_machine(config: Config, folders: set[Path]) -> Machine:
     """The device of this machine: by its finished runs, by its benchmark, by a matrix product."""
     device = resolve_device(config.device)
     name = device_name(device)
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    here = {"device": device.type, "device_name": name, "cpu_threads": torch.get_num_threads()}
     benches = [read_bench(path) for folder in _BENCHES for path in sorted(folder.glob("*.json"))]
-    machine = named_machine(f"{name}{threads}", config.precision, benches) or Machine(
-        name, device.type == "cuda", _rate(device)
-    )
+    machine = named_machine(machine_name(here), config.precision, benches)
+    machine = machine or Machine(name, device.type == "cuda", _rate(device))
     seconds, joules = _measured(folders)
     return replace(
         machine,
@@ -169,7 +167,7 @@ def _without_dropout(model: dict[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def _rate(device: torch.device) -> float:
-    """Multiplications and additions a second that a net may reach: half of a float32 matrix product's."""
+    """Multiplications and additions per second that a net may reach: half of a float32 matrix product's."""
     side = 2048 if device.type == "cuda" else 768
     matrix = torch.rand(side, side, device=device)
     seconds = []

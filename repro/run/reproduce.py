@@ -22,7 +22,7 @@ from typing import TypeVar
 from repro import distributed
 from repro.config import PredictConfig, Stage1Data, Stage2Data
 from repro.cues.generate import make_cues
-from repro.cues.train_classifier import SEED_CLASSIFIERS, train_classifier
+from repro.cues.train_classifier import needed_classifiers, train_classifier
 from repro.data.experiment import Experiment, open_experiment, stage0_of
 from repro.data.image_list import read_cue_indices
 from repro.errors import InputError
@@ -79,8 +79,7 @@ def _with_made_cues(planned: PlannedRun, experiment: Experiment) -> Experiment:
     """The experiment on cues that stage 0 makes in the folder of the base's run, once for all runs of a seed."""
     config = planned.base.model_copy(update={"seed": planned.config.seed})
     run = Run(config, resolve_device(config.device), planned.cues_dir)
-    needed = SEED_CLASSIFIERS if stage0_of(config).cues.saliency is None else SEED_CLASSIFIERS[:1]
-    weights = {net: train_classifier(config, net, run) for net in needed}
+    weights = {net: train_classifier(config, net, run) for net in needed_classifiers(stage0_of(config).cues)}
     made = distributed.from_first(
         make_cues(config, weights, run.folder / "stage0" / "cues", run.device)
         if distributed.is_first()

@@ -96,6 +96,10 @@ class Estimate:
             statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values)
         )
 
+    def shown(self, decimals: int) -> str:
+        """``58.43 ± 0.21``, or the mean alone."""
+        return f"{self.mean:.{decimals}f}" + ("" if self.sd is None else f" ± {self.sd:.{decimals}f}")
+
 
 def incomparable(entry: Entry) -> str | None:
     """Why a run's scores may not be set against the papers' number; None where they may.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
+
 from repro import distributed
 from repro.config import Stage0Config, Stage1Config, Stage2Config
 from repro.data import ItemSource, make_loader
@@ -62,8 +64,7 @@ class Batches:
         )
         return iter(loader)
 
-    def first(self) -> Batch:
-        """The first mini-batch whole, whatever the number of ranks."""
-        return next(
-            iter(make_loader(self.layer, self.batch_size, shuffle=self.shuffle, seed=self.seed, iterations=1))
-        )
+    def first(self, weights: torch.Tensor) -> torch.Tensor:
+        """The images of the first mini-batch, for `fill_by_first_batch`."""
+        loader = make_loader(self.layer, self.batch_size, self.shuffle, self.seed, iterations=1)
+        return next(iter(loader))["images"].to(weights).contiguous(memory_format=torch.channels_last)

@@ -17,7 +17,7 @@ made by hand, has N(0, 0.0013) and N(0, 0.044).
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -26,21 +26,21 @@ from torch import nn
 from repro.errors import InputError
 from repro.models import CaffeNet
 from repro.models.net import Inputs
-from repro.training.batches import Batches
 
 Measured = dict[str, dict[str, float]]
 
 
-def fill_by_first_batch(model: CaffeNet, missing: Collection[str], batches: Batches) -> Measured:
-    """Scale the ``missing`` layers on the training's own first mini-batch, whole, whatever the number of ranks.
+def fill_by_first_batch(
+    model: CaffeNet, missing: Collection[str], first: Callable[[torch.Tensor], Inputs]
+) -> Measured:
+    """Scale the ``missing`` layers on the training's own first mini-batch.
 
     The result is that of :func:`scale_to_unit_outputs`; empty where no layer is missing that the filler scales.
+    ``first`` gives the mini-batch whole, whatever the number of ranks, as the net takes it: on the device and in the
+    dtype of the tensor it is called with.
     """
     layers = needs_measuring(model, missing)
-    if not layers:
-        return {}
-    images = batches.first()["images"].to(next(model.parameters()))
-    return scale_to_unit_outputs(model, layers, images.contiguous(memory_format=torch.channels_last))
+    return scale_to_unit_outputs(model, layers, first(next(model.parameters()))) if layers else {}
 
 
 def needs_measuring(model: CaffeNet, missing: Collection[str]) -> list[str]:

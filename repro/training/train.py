@@ -88,7 +88,7 @@ def train(config: Config, stage: int, run: Run, lines: Lines[Any] | None = None)
             objective, watchers = _objective(section, batches, config.model.num_classes)
             to_device(net, config, run.device)
             if not snapshots(step.folder):
-                step.record |= _fill_new_layers(config, stage, section.init, net, missing, batches)
+                step.record |= fill_new_layers(config, stage, section.init, net, missing, batches)
             solver = build_solver(net, section.solver)
             if section.init.solverstate:
                 take_over(solver, section.init.solverstate)
@@ -257,7 +257,7 @@ def fill_from(net: CaffeNet, init: InitConfig, seed: int, files: Iterable[str]) 
     return missing
 
 
-def _fill_new_layers(
+def fill_new_layers(
     config: Config, stage: int, init: InitConfig, net: CaffeNet, missing: list[str], batches: Batches
 ) -> dict[str, Any]:
     """Scale the new layers on the first mini-batch where ``init.filler`` is ``lsuv``; gives what the record says of it.
@@ -286,12 +286,12 @@ def _fill_new_layers(
             stage,
         )
     if init.filler == "lsuv" and distributed.is_first():  # the others get its weights
-        return {"filler": fill_by_first_batch(net, missing, batches)}
+        return {"filler": fill_by_first_batch(net, missing, batches.first)}
     return {}
 
 
 def take_over(solver: CaffeSolver, path: str) -> None:
-    """Go on from a Caffe solver state. Raises InputError for one that does not fit, or holds NaN or infinity."""
+    """Resume from a Caffe solver state. Raises InputError for one that does not fit, or holds NaN or infinity."""
     state = read_solverstate(path)
     check_history(state, path)
     try:

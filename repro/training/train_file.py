@@ -36,7 +36,7 @@ from repro.training.csv_log import CsvLog
 from repro.training.hooks import stage_hooks
 from repro.training.lengthen import IS_TRAINED, lengthens
 from repro.training.loop import Hook, SolverLoop, Sums
-from repro.training.measured_filler import needs_measuring, scale_to_unit_outputs
+from repro.training.measured_filler import fill_by_first_batch
 from repro.training.objectives import Batch, NetObjective
 from repro.training.seed_quality import SeedQuality
 from repro.training.snapshots import snapshots
@@ -78,7 +78,7 @@ def train_file(files: SolverRun, run: Run) -> Path:
                 share_parameters(net, test.to(run.device, config.dtype))
             solver = build_solver(net, config.solver)
             if config.init.filler == "lsuv" and not snapshots(step.folder) and distributed.is_first():
-                step.record["filler"] = batches.measure(missing)
+                step.record["filler"] = fill_by_first_batch(net, missing, batches.first)
             if config.init.solverstate:
                 take_over(solver, config.init.solverstate)
             if tests:
@@ -122,7 +122,7 @@ class NetBatches:
             layer.number = number
             tops = layer.make(*(batch[name] for name in place.bottoms))
             batch.update(zip(place.tops, tops, strict=True))
-            batch.update(layer.extras())
+            batch.update(layer.extras)
         return batch
 
     @property
@@ -145,16 +145,11 @@ class NetBatches:
         workers = self.workers if workers is None else workers
         return iter(load_made(self.make, numbers, workers=workers, pin_memory=pin_memory))
 
-    def measure(self, missing: list[str]) -> Any:
-        """Scale the layers that no file fills on the first batch, whole, whatever the number of processes."""
-        layers = needs_measuring(self.net, missing)
-        if not layers:
-            return {}
+    def first(self, weights: torch.Tensor) -> Batch:
+        """The blobs of the first batch, for `fill_by_first_batch`."""
         for layer in self.layers:
             layer.share = slice(None)
-        weights = next(self.net.parameters())
-        batch = {name: blob.to(weights) for name, blob in self.make(0).items() if name in self.net.shapes}
-        return scale_to_unit_outputs(self.net, layers, batch)
+        return {name: blob.to(weights) for name, blob in self.make(0).items() if name in self.net.shapes}
 
 
 class Tests(Hook):
