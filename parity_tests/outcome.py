@@ -12,12 +12,12 @@ from PIL import Image
 from parity_tests.recorded_files import read_log
 from repro.config import load_config
 from repro.metrics import confusion_matrix, mean_iou
-from repro.report.parity_curves import Curve, Outcome, Repetition
+from repro.report.parity_curves import Curve, EndResult, Repetition
 
 ROWS = 4  # of the figure: the images with most foreground in the original's masks
 
 
-def compare_outcomes(shared: Path, run: Path, again: Path | None = None) -> Outcome:
+def compare_outcomes(shared: Path, run: Path, again: Path | None = None) -> EndResult:
     """``run`` has ``stage1/log.csv`` and ``masks/`` of the recording's 40 validation images; ``again`` has those of a
     training from weights whose last bits were drawn anew."""
     recorded = shared / "golden" / "outcome"
@@ -52,7 +52,7 @@ def compare_outcomes(shared: Path, run: Path, again: Path | None = None) -> Outc
             )
             for loss in ("Seed", "Constrain")
         ]
-    return Outcome(
+    return EndResult(
         experiment=f"{count} iterations of stage 1 at full width on 600 real images",
         curves=curves,
         equal=_equal(ours, originals),

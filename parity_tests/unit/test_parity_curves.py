@@ -11,7 +11,7 @@ from PIL import Image
 
 from repro.data import write_mask
 from repro.errors import InputError
-from repro.report.parity_curves import Curve, Outcome, Repetition, report_curves
+from repro.report.parity_curves import Curve, EndResult, Repetition, report_curves
 
 CURVE = Curve("a training", "loss-Seed", np.array([2.0, 1.0]), np.array([2.0, 1.01]))
 
@@ -32,7 +32,7 @@ def test_with_an_outcome(tmp_path):
     mask = np.zeros((10, 20), np.uint8)
     mask[:, 10:] = 1
     write_mask(tmp_path / "mask.png", mask)
-    outcome = Outcome(
+    outcome = EndResult(
         experiment="2 iterations",
         curves=[CURVE],
         equal=195,
@@ -63,7 +63,7 @@ def test_with_an_outcome(tmp_path):
 def test_with_a_training_from_other_last_bits(tmp_path):
     Image.new("RGB", (20, 10)).save(tmp_path / "image.png")
     write_mask(tmp_path / "mask.png", np.zeros((10, 20), np.uint8))
-    outcome = Outcome(
+    outcome = EndResult(
         experiment="2 iterations",
         curves=[replace(CURVE, again=np.array([2.0, 1.02]))],
         equal=195,

@@ -22,7 +22,7 @@ from repro.errors import InputError
 from repro.models.fillers import Scheme, fill_net
 from repro.models.net_builder import Builder
 from repro.models.net_layer import NetLayer
-from repro.models.net_run import Blobs, Plan, plan, run_layers
+from repro.models.net_run import Blobs, RunPlan, plan, run_layers
 from repro.models.net_state import PhaseName, filtered
 from repro.models.registry import DataLayer, Layer, meta
 from weights_conversion.caffe_pb2 import NetParameter
@@ -73,7 +73,7 @@ class CaffeNet(nn.Module):
         self.inputs: dict[str, tuple[int, ...]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.multipliers: dict[str, tuple[float, float]] = {}
-        self._plans: dict[Any, Plan] = {}
+        self._plans: dict[Any, RunPlan] = {}
         self._sizes: dict[Any, dict[str, tuple[int, ...]]] = {}
         self.overwritten: set[str] = set()
         Builder(self).build()
@@ -320,13 +320,13 @@ class CaffeNet(nn.Module):
         if not fits:
             raise InputError(f"{self.name}: {name}: expected the shape {built}, found {found}")
 
-    def _plan(self, given: frozenset[str], wanted: tuple[str, ...] | None) -> Plan:
+    def _plan(self, given: frozenset[str], wanted: tuple[str, ...] | None) -> RunPlan:
         """The layers to run, looked up or made."""
         if (given, wanted) not in self._plans:
             self._plans[given, wanted] = plan(self, given, wanted)
         return self._plans[given, wanted]
 
-    def _run(self, given: Blobs, plan: Plan) -> Blobs:
+    def _run(self, given: Blobs, plan: RunPlan) -> Blobs:
         """All blobs of the plan's layers, but for those that it frees."""
         if self.autocast is not None and given:
             device = next(iter(given.values())).device.type
@@ -364,7 +364,7 @@ class CaffeNet(nn.Module):
             self.multipliers[name] = (float(lr_mult), float(decay_mult))
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Parameters in Caffe's order with their multipliers, one group a parameter.
+        """Parameters in Caffe's order with their multipliers, one group per parameter.
 
         Blobs that are not learnt have 0/0, as Caffe's solver states count them too.
         """

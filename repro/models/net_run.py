@@ -19,14 +19,14 @@ Blobs = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """Which layers run for given and wanted blobs, and what may be freed after each."""
 
     layers: tuple[NetLayer, ...]
     frees: tuple[tuple[str, ...], ...]
 
 
-def plan(net: CaffeNet, given: frozenset[str], wanted: tuple[str, ...] | None) -> Plan:
+def plan(net: CaffeNet, given: frozenset[str], wanted: tuple[str, ...] | None) -> RunPlan:
     """The layers to run where ``given`` blobs are there and ``wanted`` ones are asked for (None: all)."""
     needed = set(wanted if wanted is not None else net.outputs)
     kept: list[NetLayer] = []
@@ -58,10 +58,10 @@ def plan(net: CaffeNet, given: frozenset[str], wanted: tuple[str, ...] | None) -
         for blob, index in (last | unread).items():
             if blob not in wanted:
                 frees[index] = (*frees[index], blob)
-    return Plan(tuple(kept), tuple(frees))
+    return RunPlan(tuple(kept), tuple(frees))
 
 
-def run_layers(net: CaffeNet, given: Blobs, plan: Plan, *, shapes_alone: bool = False) -> Blobs:
+def run_layers(net: CaffeNet, given: Blobs, plan: RunPlan, *, shapes_alone: bool = False) -> Blobs:
     """All blobs of the plan's layers, but for those that it frees; on the meta device for the shapes alone."""
     blobs, keeps_all, holder = dict(given), not any(plan.frees), Holder()
     for layer, frees in zip(plan.layers, plan.frees, strict=True):

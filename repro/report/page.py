@@ -37,7 +37,7 @@ _STEPS = 12  # at most, of growing seeds, the cues among them
 
 
 def write_pictures(album: Album, out_dir: Path) -> list[dict[str, Any]]:
-    """Copy the browser's images and masks, shrunk, to ``out_dir``; a dict an image for the template.
+    """Copy the browser's images and masks, shrunk, to ``out_dir``; one dict per image for the template.
 
     File names are numbers: those of the data set may hold anything. Masks are palette PNGs whose background is
     transparent, so that they can lie on the image.
@@ -66,7 +66,7 @@ def write_pictures(album: Album, out_dir: Path) -> list[dict[str, Any]]:
 
 
 def write_growing(images: Sequence[Growing], out_dir: Path) -> list[dict[str, Any]]:
-    """Copy the training images whose seeds grow, with seeds, mask and truth, to ``out_dir``; a dict an image."""
+    """Copy the training images whose seeds grow, with seeds, mask and truth, to ``out_dir``; one dict per image."""
     shown = []
     for number, one in enumerate(images):
         base = f"growth-{number}"
@@ -177,7 +177,7 @@ def render_index(folders: Sequence[dict[str, Any]]) -> str:
 def render_parity(
     sentence: str, curves: Sequence[Any], outcome: Any, sizes: Mapping[str, tuple[int, int]]
 ) -> str:
-    """The HTML of some `repro.report.parity_curves.Curve`, and of an ``Outcome`` there or None; ``sizes``: of the
+    """The HTML of some `repro.report.parity_curves.Curve`, and of an ``EndResult`` there or None; ``sizes``: of the
     figures, width and height in pixels."""
     return _template("parity.html.j2").render(sentence=sentence, curves=curves, outcome=outcome, sizes=sizes)
 

@@ -68,7 +68,7 @@ class Repetition:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class EndResult:
     """What the original and this project end with after the same training.
 
     ``equal`` of ``pixels`` mask pixels are the same. ``mean_iou``: by rule, the original's and ours, 0–1.
@@ -106,7 +106,7 @@ class Outcome:
         )
 
 
-def report_curves(curves: Sequence[Curve], out_dir: Path, outcome: Outcome | None = None) -> None:
+def report_curves(curves: Sequence[Curve], out_dir: Path, outcome: EndResult | None = None) -> None:
     """Write ``index.html``, ``curves.csv``, ``verdict.json`` and the figure ``curves``; of an outcome ``outcome.csv``,
     ``outcome.json`` and the figures ``outcome-curves`` and ``outcome``."""
     make_folder(out_dir)
