@@ -31,7 +31,7 @@ def confusion_matrix(gt: npt.ArrayLike, pred: npt.ArrayLike, num_classes: int) -
     """Count pixels by true and predicted class.
 
     Args:
-        gt: integer array of any shape, or a list of arrays whose shapes may differ (one an image). Values
+        gt: integer array of any shape, or a list of arrays whose shapes may differ (one per image). Values
             from ``num_classes`` up are void and not counted.
         pred: the same shape(s); values 0…C−1 wherever ``gt`` is counted, anything where it is not.
         num_classes: C, background included.

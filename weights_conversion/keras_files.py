@@ -1,7 +1,7 @@
 """VGG16 as Keras keeps it, in HDF5.
 
-Keras 1 and 2 (``vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5``): a group a layer, in it ``block1_conv1_W_1:0`` and
-``block1_conv1_b_1:0``, or ``block1_conv1/kernel:0`` and ``bias:0``; a whole model has them in ``model_weights``.
+Keras 1 and 2 (``vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5``): one group per layer, in it ``block1_conv1_W_1:0``
+and ``block1_conv1_b_1:0``, or ``block1_conv1/kernel:0`` and ``bias:0``; a whole model has them in ``model_weights``.
 Keras 3 (``.weights.h5``): ``layers/block1_conv1/vars/0`` (kernel) and ``1`` (bias); TensorFlow 2.12 to 2.15 says
 ``_layer_checkpoint_dependencies`` for ``layers``. In both, layers that nobody named are ``conv2d``, ``conv2d_1``, …, in
 the net's order, from whatever number. A model beside its optimizer has that one's values, too.

@@ -1,4 +1,4 @@
-"""Weights as NumPy's ``.npz``: an array a blob, under the names of our safetensors (``conv1_1.weight``), or those of
+"""Weights as NumPy's ``.npz``: one array per blob, under the names of our safetensors (``conv1_1.weight``), or those of
 Frossard's ``vgg16_weights.npz`` (``conv1_1_W``, ``conv1_1_b``).
 """
 

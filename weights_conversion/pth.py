@@ -20,7 +20,7 @@ from weights_conversion.errors import CaffeFileError, line_of, some
 from weights_conversion.wire import WireFile, open_wire
 
 _MOST_PICKLE, _MOST_OPCODES = 1 << 19, 100_000  # of structure: a ResNet-101's has 110 kB and 30,000
-_MOST_DIRECTORY = 1 << 20  # of the zip: 90 bytes a tensor
+_MOST_DIRECTORY = 1 << 20  # of the zip: 90 bytes per tensor
 _LEGACY_PICKLES = 5  # magic, protocol, system, content, storage keys; the values follow
 _ITEM_SIZES = {"Half": 2, "BFloat16": 2, "Float": 4, "Double": 8, "Long": 8, "Int": 4, "Byte": 1}
 _INTEGERS = {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"}

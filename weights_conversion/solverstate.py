@@ -21,7 +21,7 @@ _ITER, _LEARNED_NET, _HISTORY, _CURRENT_STEP = 1, 2, 3, 4
 class SolverState:
     """``iter``: iterations done. ``current_step``: how often the rate was stepped down (policies step, multistep).
 
-    ``history``: one float32 array a parameter, in the order of the net's parameters (layer by layer, weight before
+    ``history``: one float32 array per parameter, in the order of the net's parameters (layer by layer, weight before
     bias), in the file's shapes; SGD's holds the momentum *with* the learning rate in it. AdaDelta and Adam have two:
     first all of one kind (squared gradients; means), then all of the other (squared updates; squares).
     ``learned_net``: the path of the weights that belong to it, as Caffe wrote it.

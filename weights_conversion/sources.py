@@ -104,7 +104,7 @@ def _entry(content: dict[Any, Any], where: str) -> str | None:
     """The entry of a checkpoint that holds its weights; None where they are not in an entry."""
     sets = {key: value for key, value in content.items() if isinstance(key, str) and _is_state(value)}
     preferred = [key for key in (*_WRAPPERS, *sets) if key in sets]
-    if not preferred:  # whatever it holds is told of what is looked for first
+    if not preferred:  # the error is about the one that is looked for first
         return next((key for key in _WRAPPERS if isinstance(content.get(key), dict)), None)
     chosen = preferred[0]
     names = _names(sets[chosen])

@@ -92,6 +92,6 @@ class Timer:
 
 
 def matmul_rate(timer: Timer, dtype: torch.dtype, size: int) -> float:
-    """Floating-point operations a second of a square matrix product, the yardstick for the network."""
+    """Floating-point operations per second of a square matrix product, the yardstick for the network."""
     a, b = (torch.randn(size, size, device=timer.device).to(dtype) for _ in range(2))
     return 2 * size**3 / timer.row("matrix product", lambda: a @ b).seconds

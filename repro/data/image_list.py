@@ -136,7 +136,7 @@ def read_id_list(path: PathLike) -> list[str]:
 def read_pairs_list(path: PathLike) -> Lines[CueLine]:
     """Read a stage-1 list, ``image index`` a line, as ``ImageData`` does.
 
-    Blank lines are skipped; an image that stands there twice is drawn twice a pass.
+    Blank lines are skipped; an image that stands there twice is drawn twice per pass.
 
     Raises InputError naming file and line for anything but a name and a whole number of at least 0, and for a name
     with a part ``..``.

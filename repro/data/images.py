@@ -82,7 +82,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def png_header(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Bits a channel and colour type of a PNG file that `open_image` has read: Pillow does not tell the bits."""
+    """Bits per channel and colour type of a PNG file that `open_image` has read: Pillow does not tell the bits."""
     with open(path, "rb") as file:
         # signature, and the chunk IHDR: length, name, width, height, bits, colour type
         header = file.read(26)

@@ -73,7 +73,7 @@ class Agreement:
         return text
 
     def lines(self) -> list[str]:
-        """A line an image and the summary."""
+        """One line per image, and the summary."""
         width = max(len("image"), *(len(row.name) for row in self.images))
         lines = [f"{'image':<{width}}  {'size':>11}  {'largest difference':>18}  {'pixels that differ':>20}"]
         for row in self.images:

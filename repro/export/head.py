@@ -20,7 +20,7 @@ _ZOOM = "zoom_scores/along_columns"  # of each scale the node that takes the sco
 
 @dataclass(frozen=True)
 class Head:
-    """``model``: an ONNX model of one output a scale, ``names``, (N, C, h, w). ``pixel_bytes``: what a pixel of the
+    """``model``: an ONNX model with one output per scale, ``names``, (N, C, h, w). ``pixel_bytes``: what a pixel of the
     net's input takes in its first blob, the largest one of the papers' nets."""
 
     model: bytes
@@ -60,7 +60,7 @@ def _cut(graph: onnx.GraphProto, names: list[str]) -> None:
 
 
 def _pixel_bytes(graph: onnx.GraphProto) -> int:
-    """Bytes of the first convolution's result a pixel of its input: 4 a channel, fewer with a stride."""
+    """Bytes of the first convolution's result per pixel of its input: 4 per channel, fewer with a stride."""
     weights = {tensor.name: tensor.dims[0] for tensor in graph.initializer if len(tensor.dims) == 4}
     for node in graph.node:
         if node.op_type in ("Conv", "ConvInteger"):

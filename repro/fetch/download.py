@@ -37,7 +37,7 @@ _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})  # the server may answer
 class Patience:
     """How long a server may take; times in seconds.
 
-    A transfer stalls when nothing arrives for ``read``, or less than ``least_rate`` bytes a second over that time.
+    A transfer stalls when nothing arrives for ``read``, or less than ``least_rate`` bytes per second over that time.
     It is given up after ``attempts`` in a row that brought it no further than a stall does. Between them it waits
     ``first_wait``, twice as long each time, up to ``longest_wait``, or what the server's Retry-After asks for up to
     that.
@@ -82,7 +82,7 @@ def download(
         check: raises InputError for a file that is not the right one.
         hash_known: whether ``check`` compares a hash.
 
-    Raises InputError with one reason a URL: an answer other than the file (an error, a web page, an encoding that
+    Raises InputError with one reason per URL: an answer other than the file (an error, a web page, an encoding that
     was not asked for), too many redirects or one from https to http without a known hash, another size than
     expected or announced, attempts without progress, a refused check; and for a disk that has too little space.
     """

@@ -110,7 +110,7 @@ def sigmoid_cross_entropy_loss(
 
 
 def multinomial_logistic_loss(probs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """``MultinomialLogisticLoss``: -Σ log max(p[label], 1e-20) / N of probabilities (N, C, …), one label an image."""
+    """``MultinomialLogisticLoss``: -Σ log max(p[label], 1e-20) / N of probabilities (N, C, …), one label per image."""
     picked = probs.flatten(1).gather(1, labels.reshape(len(probs), 1).long())
     return -_SafeLog.apply(picked).sum() / len(probs)
 

@@ -81,7 +81,7 @@ def lowest_cells(saliency: torch.Tensor, *, share: float = BACKGROUND_SHARE) -> 
 
 
 def merge_cells(background: torch.Tensor, foreground: torch.Tensor, *, rule: MergeRule) -> torch.Tensor:
-    """One class a cell.
+    """One class per cell.
 
     Args:
         background: (N, H, W) bool.

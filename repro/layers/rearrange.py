@@ -101,7 +101,7 @@ def batch_reindex(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 
 def filter_batch(inputs: Sequence[torch.Tensor], selector: torch.Tensor) -> list[torch.Tensor]:
-    """``Filter``: the items of each input where ``selector``, one value an item, is not 0."""
+    """``Filter``: the items of each input where ``selector``, one value per item, is not 0."""
     kept = selector.flatten().nonzero().flatten()
     return [x.index_select(0, kept) for x in inputs]
 

@@ -96,7 +96,7 @@ def zoom_linear(array: ArrayT, factors: Sequence[float]) -> ArrayT:
 
     Args:
         array: floating NumPy array or torch tensor of any rank and device. Not differentiable.
-        factors: one positive factor an axis.
+        factors: one positive factor per axis.
     Returns: the same kind, dtype and device, resized; the last bit is SciPy's too.
     Raises: InputError for a non-float dtype, a wrong number of factors or an axis that would be empty.
     """

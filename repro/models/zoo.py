@@ -38,8 +38,8 @@ CLASSIFIERS = ("vgg16_cam", "vgg16_bg")
 ASPP_DILATIONS = (6, 12, 18, 24)
 LARGEFOV_DILATION = 12
 _FC_WIDTH = 1024
-_VGG = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))  # convolutions and outputs a stage
-# (number, blocks, outputs of the block, stride of its first block, dilation) a stage
+_VGG = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))  # convolutions and outputs per stage
+# (number, blocks, outputs of the block, stride of its first block, dilation) per stage
 _RESNET = ((2, 3, 256, 1, 1), (3, 4, 512, 2, 1), (4, 23, 1024, 1, 2), (5, 3, 2048, 1, 4))
 _LEARNT = ({"lr_mult": 1, "decay_mult": 1}, {"lr_mult": 2, "decay_mult": 0})
 _CLASSIFIER = ({"lr_mult": 10, "decay_mult": 1}, {"lr_mult": 20, "decay_mult": 0})

@@ -79,7 +79,7 @@ def commands(found: dict[str, Any]) -> list[str]:
 
 
 def summary(found: dict[str, Any]) -> list[dict[str, str]]:
-    """A row a step, for the page: what it ran on and what it took."""
+    """One row per step, for the page: what it ran on and what it took."""
     rows = []
     for run, details in found["runs"].items():
         for name, step in details["steps"].items():

@@ -153,7 +153,7 @@ def _steps(entry: Entry, manifest: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _whole(step: dict[str, Any], key: str) -> float | None:
-    """A figure of a step's last call; None where that call went on with what an earlier one had begun."""
+    """A figure of a step's last call; None where that call resumed what an earlier one had begun."""
     return None if step.get("resumed") else step.get(key)
 
 

@@ -95,8 +95,8 @@ class CaffeSolver(Optimizer):
 
     @property
     def history(self) -> list[Tensor]:
-        """Caffe's ``history_``: a tensor a parameter, in parameter order; where a type keeps two kinds, first all of
-        the first kind, then all of the second."""
+        """Caffe's ``history_``: one tensor per parameter, in parameter order; where a type keeps two kinds, first all
+        of the first kind, then all of the second."""
         return [self._history(parameter, kind) for kind in self.histories for parameter in self._parameters()]
 
     def load_history(self, history: Iterable[Any], iteration: int) -> None:

@@ -2,7 +2,7 @@
 
 The solver's fields become :class:`repro.config.SolverConfig`'s, its seed and its weights the run's. The net that it
 names is trained as it is (:mod:`repro.training.train_file`); settings under ``data`` replace what its data layers say.
-A field that would change a number and is not supported is refused; one of no effect here is told of.
+A field that would change a number and is not supported is refused; one that has no effect here is logged.
 
 Paths are Caffe's, from the working directory; where nothing is there, beside the solver file.
 """

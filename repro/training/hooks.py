@@ -196,7 +196,7 @@ class Snapshots(Hook):
         self.hooks = list(hooks)
 
     def prepare(self, loop: SolverLoop) -> None:
-        """Go on from the newest snapshot in the folder, if there is one."""
+        """Resume from the newest snapshot in the folder, if there is one."""
         if distributed.is_first():
             self.load_state_dict(resume(loop.folder, loop.net, loop.solver))
         loop.solver.iteration = distributed.from_first(loop.solver.iteration)

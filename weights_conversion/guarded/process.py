@@ -26,7 +26,7 @@ from weights_conversion.guarded.pickles import read_pickle
 
 # Beyond what the process has: 9 times the file, and this. Both together are 10 times the file and 200 MB.
 _MEMORY = 160 * MIB
-_SECONDS = 2  # of CPU, and one a megabyte of file
+_SECONDS = 2  # of CPU, and one more per megabyte of file
 _READERS = {"hdf5": read_hdf5, "pickle": read_pickle, "matlab": read_matlab}
 
 

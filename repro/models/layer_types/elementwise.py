@@ -15,7 +15,7 @@ from weights_conversion.caffe_pb2 import BiasChannelParameter, EltwiseParameter
 
 @register("Eltwise")
 class Eltwise(Layer):
-    """SUM with a coefficient a bottom, PROD or MAX, from left to right (``eltwise_layer.cpp``)."""
+    """SUM with a coefficient per bottom, PROD or MAX, from left to right (``eltwise_layer.cpp``)."""
 
     field = "eltwise_param"
     counts = (2, None)

@@ -110,7 +110,7 @@ def same_shape(layer: Layer, first: int, second: int) -> None:
 
 
 def labels_of(layer: Layer, labels: int, probs: int) -> None:
-    """Refuse labels that are not one number an image and class."""
+    """Refuse labels that are not one number per image and class."""
     expected = layer.shapes[probs][:2]
     if torch.Size(layer.shapes[labels]).numel() != torch.Size(expected).numel():
         found = f"{layer.bottoms[labels].name!r} of shape {layer.shapes[labels]}"

@@ -230,7 +230,7 @@ class Filter(Layer):
         items = self.shapes[-1][0]
         if np.prod(self.shapes[-1]) != items or any(shape[0] != items for shape in self.shapes):
             shapes = ", ".join(map(str, self.shapes))
-            self.fail("", f"bottoms of the shapes {shapes}, expected one selector an item")
+            self.fail("", f"bottoms of the shapes {shapes}, expected one selector per item")
 
     def infer(self, *bottoms: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """As if all were selected, as Caffe begins."""

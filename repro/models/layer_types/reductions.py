@@ -140,7 +140,7 @@ class SegAccuracy(Layer):
 
 
 def check_labels(layer: Layer, along: int) -> None:
-    """Refuse a layer whose second bottom does not hold one label a cell, classes being along that axis."""
+    """Refuse a layer whose second bottom does not hold one label per cell, classes being along that axis."""
     scores, labels = layer.shapes[:2]
     cells = torch.Size(scores[:along] + scores[along + 1 :]).numel()
     if torch.Size(labels).numel() != cells:
