@@ -201,17 +201,7 @@ class AnnotationLayerCOCO(_Items):
 
     top_counts: ClassVar[Count] = 3
     names = ("labels", "cues", "images")
-    known = (
-        "source",
-        "root",
-        "cues",
-        "truth_root",
-        "batch_size",
-        "mean",
-        "new_size",
-        "mirror",
-        "num_classes",
-    )
+    known = ("source", "root", "cues", "truth_root", *_OF_ITEMS, "new_size")
     keys: ClassVar[Mapping[str, str]] = keyed(
         *("cues", "batch_size", "mirror", "truth_root"), list="source", image_root="root"
     )
