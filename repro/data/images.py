@@ -198,7 +198,7 @@ def _is_one(power: float) -> bool:
 # --- from image to blob -------------------------------------------------------------------------------------
 
 
-def subtract_mean(image_bgr: np.ndarray, mean: Sequence[float] = MEAN_BGR) -> np.ndarray:
+def subtract_mean(image_bgr: np.ndarray, mean: Sequence[float] | np.ndarray = MEAN_BGR) -> np.ndarray:
     """(H, W, 3) BGR in 0–255 to the ``images`` blob's float32 (3, H, W): mean subtracted, nothing scaled."""
     blob = image_bgr.astype(np.float32) - np.asarray(mean, dtype=np.float32)
     return np.ascontiguousarray(blob.transpose(2, 0, 1))

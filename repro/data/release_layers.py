@@ -62,7 +62,7 @@ class _Settings(DataLayer):
             kind, words = _KINDS[name]
             if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
                 self._wrong(name, f"{value!r}, expected {words}")
-            if kind is int and value < 1:
+            if kind is int and self.given[name] < 1:
                 self._wrong(name, f"{value}, expected 1 or more")
         self.mirror = bool(self.given.get("mirror", False))
 
