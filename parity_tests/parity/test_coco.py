@@ -243,7 +243,7 @@ def test_a_file_of_own_classes_as_tools_write_it(tmp_path, capsys):
         ),
         (
             lambda c: c["categories"].append({"id": 1, "name": "dog"}),
-            "category 1 is .person. and .dog., each id once",
+            "category 1 is .person. and .dog.; expected each id once",
         ),
         (lambda c: c.update(annotations=[]), "no annotations: every mask would be background"),
         (lambda c: c.pop("annotations"), "no annotations: every mask would be background"),
