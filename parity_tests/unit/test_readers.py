@@ -165,7 +165,7 @@ def test_outlines_that_coco_must_not_see(tmp_path, segmentation):
     [
         ({"id": 2, "file_name": "a.png"}, "a.jpg and a.png would share"),
         ({"id": 2, "file_name": "other/a.jpg"}, "a.jpg and other/a.jpg would share"),
-        ({"id": 1, "file_name": "b.jpg"}, "image 1 again"),
+        ({"id": 1, "file_name": "b.jpg"}, "image 1 comes again"),
     ],
 )
 def test_two_images_of_one_name_or_id(tmp_path, second, said):
