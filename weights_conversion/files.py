@@ -52,6 +52,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         _record(target.parent)
         # the mode of an ordinary file: the kernel takes the umask off, which a thread must not touch to learn it
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        mode = temporary.stat().st_mode
     try:
         try:
             yield temporary
@@ -60,6 +61,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
                 raise OSError(number, os.strerror(number), str(target)) from error
             raise
         with errors_named(target):
+            if (
+                temporary.stat().st_mode != mode
+            ):  # safetensors puts a file of its own there, for its owner alone
+                temporary.chmod(mode)
             with temporary.open("rb") as written:
                 os.fsync(written.fileno())
             temporary.replace(target)

@@ -231,6 +231,10 @@ def test_lists_are_replaced_not_joined(tmp_path):
         ("base: mini\n", "name: expected"),
         ("name: a\nbase: mini\nstage1: {sovler: {}}\n", "unknown key 'stage1.sovler'"),
         ("name: a\nbase: mini\nstage1: 3\n", "stage1: "),
+        (
+            "name: a\nmodel: {name: vgg16_aspp}\nstage0: {solver: {base_lrr: 1e-3}}\n",
+            "unknown key 'stage0.solver.base_lrr'; did you mean 'base_lr'",
+        ),
     ],
 )
 def test_bases_that_cannot_be(tmp_path, text, message):

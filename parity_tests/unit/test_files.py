@@ -52,6 +52,16 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
     assert [entry.name for entry in path.parent.iterdir()] == ["a.txt"]
 
 
+def test_what_a_library_writes_has_the_mode_of_any_other_file(tmp_path):
+    with atomic_path(tmp_path / "a.safetensors") as temporary:
+        save_file({"a": torch.zeros(1)}, temporary)
+    with atomic_path(tmp_path / "b.txt") as temporary:
+        temporary.unlink()
+        os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY, 0o600))
+    (tmp_path / "plain").touch()
+    assert len({path.stat().st_mode for path in tmp_path.iterdir() if not path.name.startswith(".")}) == 1
+
+
 def test_no_file_takes_the_place_of_a_pipe_or_device(tmp_path):
     """As root, writing to /dev/null would otherwise remove it."""
     os.mkfifo(tmp_path / "pipe")

@@ -32,7 +32,8 @@ def validated(model: type[M], fields: dict[str, Any], where: str) -> M:
     try:
         return model.model_validate(fields)
     except ValidationError as error:
-        first = error.errors()[0]
+        # a key that is missing may be the one that is misspelt
+        first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise InputError(f"{where}: unknown key {key!r}{_similar(model, first['loc'])}") from None
