@@ -27,6 +27,7 @@ help:  ## This list
 setup: $(STAMP)  ## Make .venv and install everything at the versions of constraints.txt, checked by hash
 
 $(STAMP): pyproject.toml constraints.txt requirements/base.txt requirements/$(EXTRA).txt tools/find_python
+	@echo "setting up .venv: some minutes, about 3 GB (docs/install.md)"
 	@python=$$(tools/find_python) && \
 	{ [ -x $(BIN)/python ] || "$$python" -m venv .venv; }
 	@# all but torch by hash (tools/lock says why not that, and writes the lists), then torch and this package
