@@ -20,8 +20,9 @@ from repro.cli import run_command
 from repro.config import load_config
 from repro.data.mini import CLASSES as MINI_CLASSES
 from repro.errors import InputError
+from repro.metrics import summarize
 from repro.paper.experiments import experiments
-from repro.report import report_all, report_runs
+from repro.report import report_all, report_runs, score_figures
 from repro.report.verdict import expectations, judge
 from repro.run.plan import plan, plan_experiments, plan_rows, settings_sha256
 from repro.run.scores import Scores, read_scores
@@ -376,9 +377,23 @@ def test_every_family_gets_its_folder(tmp_path):
     assert {row["row"]: row["runs"] for row in rows_of(folders[0] / "tables/table2.csv")}["+BSL"] == "b"
     index = (tmp_path / "results/index.html").read_text(encoding="utf-8")
     assert re.findall(r'href="(\w+/index.html)"', index) == ["one/index.html", "two/index.html"]
-    assert index.count("Nothing to judge") == 1  # of the embedded set; the other has runs on the whole of val
+    assert index.count("No verdict") == 1  # of the embedded set; the other has runs on the whole of val
     with pytest.raises(InputError, match="no finished run in it"):
         report_all(runs / "unfinished", tmp_path / "results")
+
+
+def test_figures_show_the_classes_that_images_or_masks_show(tmp_path):
+    """Of VOC's 21 classes, a set of animals has a few."""
+    matrix = np.zeros((21, 21), np.int64)
+    matrix[np.ix_([0, 8, 12], [0, 8, 12])] = [[90, 5, 5], [10, 30, 0], [5, 0, 20]]
+    matrix[0, 3] = 1  # in a mask alone
+    folder, _ = write_run(tmp_path, "a", "+DSRG", scores=summarize(matrix, 10))
+    scores = Scores(read_scores([folder]))
+    assert scores.entries[0].seen == [0, 3, 8, 12]
+    names = ["background", "bird", "cat", "dog"]
+    for figures in (score_figures.classes, score_figures.confusion):
+        ((_, figure),) = figures(scores)
+        assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == names
 
 
 # --- the verdict ----------------------------------------------------------------------------------------------
@@ -413,13 +428,13 @@ def test_what_may_not_be_compared_is_no_pass(tmp_path):
         folder, _ = write_run(tmp_path, name, "+DSRG", mean=57.6, **more)
         verdict = judge(Scores(read_scores([folder])))
         assert [len(verdict.of(status)) for status in ("reproduced", "missed", "not comparable")] == [0, 0, 1]
-        assert verdict.sentence().startswith("Nothing to judge")
+        assert verdict.sentence().startswith("No verdict")
 
 
 def test_check_paper(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run_command(["check-paper"]) == 2
-    assert "Nothing to judge" in capsys.readouterr().err
+    assert "No verdict" in capsys.readouterr().err
     write_run(tmp_path / "results/runs", "a", "+DSRG", mean=57.3, family="paper")
     assert run_command(["check-paper"]) == 0
     assert (

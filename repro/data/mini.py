@@ -24,6 +24,7 @@ from __future__ import annotations
 import colorsys
 import hashlib
 import json
+import logging
 import os
 import pickle
 import re
@@ -43,6 +44,8 @@ from repro.constants import VOID
 from repro.data.voc import VocLayout, colour_palette
 from repro.errors import InputError
 from repro.files import write_json
+
+log = logging.getLogger(__name__)
 
 CLASSES = ("background", "fish", "mushroom", "house", "tree", "wheel", "bottle")
 GRID = 15  # cells a side of the score grid for the 113×113 input of profile mini
@@ -95,6 +98,7 @@ def build_mini(root: str | Path, *, seed: int = 0, train: int = 200, val: int = 
     if target.exists() and not (target / MARKER).is_file() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target}: expected a new or empty folder for the embedded set, or the set itself")
 
+    log.info("drawing the embedded set of %d images in %s, some seconds", train + val, target)
     target.parent.mkdir(parents=True, exist_ok=True)
     workshop = Path(tempfile.mkdtemp(dir=target.parent, prefix=".sec-dsrg-mini-"))
     try:

@@ -119,8 +119,8 @@ def render(
 ) -> str:
     """The page's HTML. Every text that comes from data is escaped."""
     names = album.classes if album else []
-    legend = [(name, _css(index)) for index, name in enumerate(names)]
-    seen = sorted({index for one in growing for index in one["classes"]})
+    seen = album.seen if album else []
+    grown = sorted({index for one in growing for index in one["classes"]})
     drawn = {drawing.name for drawing in drawings}
     panels = itertools.groupby(
         (drawing for drawing in drawings if drawing.name not in ("growth", "qualitative")),
@@ -147,11 +147,11 @@ def render(
         best_and_worst="qualitative" in drawn,
         methods=["ground truth", *(album.methods if album else [])],
         judge=album.method if album else "",
-        classes=[(index, name) for index, name in enumerate(names) if index],
-        all_classes=[*legend, ("void", _css(VOID))],
+        classes=[(index, names[index]) for index in seen if index],
+        all_classes=[*((names[index], _css(index)) for index in seen), ("void", _css(VOID))],
         pictures=pictures,
         growing=[{**one, "words": _words(names, one["classes"])} for one in growing],
-        growing_legend=[legend[index] for index in seen],
+        growing_legend=[(names[index], _css(index)) for index in grown],
         total=len(album.pictures) if album else 0,
         commands=commands(manifest),
         steps=steps_of(manifest),

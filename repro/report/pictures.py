@@ -50,11 +50,13 @@ class Growing:
 
 @dataclass(frozen=True)
 class Album:
-    """The pictures of a run's validation set. Their ``iou`` is that of the last of ``methods``."""
+    """The pictures of a run's validation set. Their ``iou`` is that of the last of ``methods``; ``seen`` are the
+    classes in images or masks."""
 
     config: Config
     experiment: Experiment
     methods: list[str]
+    seen: list[int]
     pictures: list[Picture]
 
     @property
@@ -119,7 +121,8 @@ def open_album(scores: Scores) -> Album | None:
         value = image_iou(truth, predicted, experiment.num_classes)
         present = [int(index) for index in np.unique(truth) if index < experiment.num_classes]
         pictures.append(Picture(name, experiment.image(name), experiment.truth(name), masks, value, present))
-    return Album(config, experiment, list(folders), pictures)
+    seen = sorted({index for entry in entries for index in entry.seen})
+    return Album(config, experiment, list(folders), seen, pictures)
 
 
 def growing(scores: Scores, album: Album) -> list[Growing]:

@@ -66,12 +66,12 @@ def classes(scores: Scores) -> Iterator[tuple[Drawing, Figure]]:
     if not entries:
         return
     entry = entries[-1]
-    names = entry["classes"]
-    ours = [100 * (value or 0) for value in entry["scores"]["per_class_iou"]]
+    names = [entry["classes"][index] for index in entry.seen]
+    ours = [100 * entry["scores"]["per_class_iou"][index] for index in entry.seen]
     answered = map(experiments().cell, reversed(entry["answers"]))
     cell = next((cell for cell in answered if cell.per_class), None)
     paper = cell.paper_per_class() if cell else {}
-    compared = list(paper) == names
+    compared = list(paper) == entry["classes"]
     figure = Figure(figsize=(max(6, 0.45 * len(names)), 4), layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(names))
@@ -84,13 +84,11 @@ def classes(scores: Scores) -> Iterator[tuple[Drawing, Figure]]:
     axes.set(ylabel="IoU, percent", ylim=(0, 100))
     axes.grid(axis="x", visible=False)
     axes.legend(fontsize=8)
-    occurring = [value is not None for value in entry["scores"]["per_class_iou"]]
-    bars = zip(ours, names, strict=True)
-    order = sorted(bar for bar, occurs in zip(bars, occurring, strict=True) if occurs)
+    order = sorted(zip(ours, names, strict=True))
     yield (
         Drawing(
             "per_class",
-            f"IoU of every class, {entry['method']}",
+            f"IoU of every class in images or masks, {entry['method']}",
             f"Bars of IoU by class for {entry['method']}{', beside the paper’s' if compared else ''}. "
             f"Lowest: {order[0][1]} {order[0][0]:.1f}; highest: {order[-1][1]} {order[-1][0]:.1f}.",
         ),
@@ -112,7 +110,8 @@ def confusion(scores: Scores) -> Iterator[tuple[Drawing, Figure]]:
 
 
 def _confusion_of(entry: Entry, name: str) -> tuple[Drawing, Figure]:
-    names, matrix = entry["classes"], np.array(entry["scores"]["matrix"], float)
+    names = [entry["classes"][index] for index in entry.seen]
+    matrix = np.array(entry["scores"]["matrix"], float)[np.ix_(entry.seen, entry.seen)]
     shares = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     size = max(5, 0.32 * len(names) + 2)
     figure = Figure(figsize=(size + 1, size), layout="constrained")

@@ -93,10 +93,9 @@ class Verdict:
         )
         rest = f" ({rest})" if rest else ""
         if not judged:
-            return (
-                f"Nothing to judge: of {len(self.judgements)} published values none has a run that may be compared "
-                f"with it{rest}."
-            )
+            if others := self.of("not comparable"):
+                return f"No verdict: none of these runs may be compared with the papers' ({others[0].why})."
+            return f"No verdict: none of {len(self.judgements)} published values has a run{rest}."
         if not missed:
             return (
                 f"Reproduced within tolerance: {judged} of {judged} published values that have a run{rest}."

@@ -71,6 +71,11 @@ class Entry:
     def __getitem__(self, key: str) -> Any:
         return self.fields[key]
 
+    @property
+    def seen(self) -> list[int]:
+        """The classes that the ground truth or the masks show, ascending."""
+        return [index for index, iou in enumerate(self["scores"]["per_class_iou"]) if iou is not None]
+
     def value(self, cell: Cell, rule: Rule | None = None) -> float | None:
         """What it has for a cell, percent, by the cell's rule or another; None where that epoch was not reached or its
         seeds not compared."""
