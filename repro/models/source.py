@@ -8,6 +8,7 @@ from where they are defined. So what a layer computes stands in one place for ne
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import keyword
 import re
@@ -245,11 +246,9 @@ class _Copied:
         """The statement that defines a module's name, behind those that it needs."""
         if name in self.statements or name in self._reading:
             return
-        text = Path(str(importlib.import_module(module_name).__file__)).read_text(encoding="utf-8")
-        for statement in ast.parse(text).body:
-            if name in _bound(statement):
-                break
-        else:
+        lines, defined = _module(module_name)
+        statement = defined.get(name)
+        if statement is None:
             return  # a builtin, or a name of the function's own
         if isinstance(statement, ast.Import):
             self.imports.add(ast.unparse(statement))
@@ -265,7 +264,18 @@ class _Copied:
             if isinstance(node, ast.Name):
                 self._copy(node.id, module_name)
         first = min([statement.lineno, *(d.lineno for d in getattr(statement, "decorator_list", []))])
-        self.statements[name] = "\n".join(text.splitlines()[first - 1 : statement.end_lineno])
+        self.statements[name] = "\n".join(lines[first - 1 : statement.end_lineno])
+
+
+@functools.cache
+def _module(name: str) -> tuple[list[str], dict[str, ast.stmt]]:
+    """The lines of a module, and the statement that first defines each of its names."""
+    text = Path(str(importlib.import_module(name).__file__)).read_text(encoding="utf-8")
+    defined: dict[str, ast.stmt] = {}
+    for statement in ast.parse(text).body:
+        for bound in _bound(statement):
+            defined.setdefault(bound, statement)
+    return text.splitlines(), defined
 
 
 def _bound(statement: ast.stmt) -> list[str]:
