@@ -38,6 +38,7 @@ class Graph:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self._owners: dict[int, str] = {}
+        self._emitted: set[str] = set()  # layers that have given a top
 
     def node(
         self,
@@ -57,7 +58,8 @@ class Graph:
     def emit(self, operator: str, inputs: Sequence[str], top: str, **others: Any) -> str:
         """The node that gives a layer's top; it has the layer's name, and for a second top the top's behind it.
         ``others`` as of `node`."""
-        again = any(node.name == self.layer for node in self.nodes)
+        again = self.layer in self._emitted
+        self._emitted.add(self.layer)
         name = f"{self.layer}/{top}" if again else self.layer
         return self.node(operator, *inputs, name=name, output=top, **others)
 
