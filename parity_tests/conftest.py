@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import subprocess
 import sys
@@ -27,6 +28,17 @@ SHARED = Path(os.environ.get("REPRO_SHARED", ROOT.parent / "shared"))  # images 
 WHOLE_MINI = dict(build_mini.__kwdefaults__)
 # an embedded set of any size has the same first images, and no test but a long one looks at more than these
 build_mini.__kwdefaults__.update(train=60, val=8)
+os.fsync = lambda handle: None  # ten thousand waits for the disk; no test lives through a power cut
+
+
+def pytest_collection():
+    """What is imported stays: without this and the next, the collector walks a million objects again and again."""
+    gc.disable()
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 @contextmanager

@@ -20,6 +20,8 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import parity_tests.conftest  # noqa: F401 - for what it does to the embedded set
 
@@ -73,6 +75,34 @@ def run_processes(
             process.kill()
             process.join()
     return [process.exitcode or 0 for process in started]
+
+
+def run_under_torchrun(
+    arguments: Sequence[str], log: Path, *, ranks: int, wound: tuple[str, int]
+) -> ChildFailedError:
+    """As `run_processes`, under the agent that torchrun is, which this process becomes; what it says in the end."""
+    config = LaunchConfig(
+        *(1, 1, ranks),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        start_method="forkserver",
+    )
+    handled = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    handlers = [signal.getsignal(number) for number in handled]
+    try:
+        elastic_launch(config, _run_as_rank)(list(arguments), str(log), wound)
+    except ChildFailedError as error:
+        return error
+    finally:
+        for number, handler in zip(handled, handlers, strict=True):
+            signal.signal(number, handler)
+    raise AssertionError("no rank failed")
+
+
+def _run_as_rank(arguments: list[str], log: str, wound: tuple[str, int]) -> None:
+    is_last = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
+    _run(arguments, {"OMP_NUM_THREADS": "1"}, log, wound if is_last else None)
 
 
 def start_process(
@@ -219,21 +249,25 @@ def _renaming(number: int) -> None:
     pathlib.Path.replace = replace  # type: ignore[method-assign, assignment]
 
 
-def _terminated(number: int) -> None:
-    """Get SIGTERM in the n-th update."""
-    from repro.training import loop
+def _at_update(what: signal.Signals) -> Callable[[int], None]:
+    """Get a signal in the n-th update."""
 
-    calls = 0
-    whole = loop.update
+    def wound(number: int) -> None:
+        from repro.training import loop
 
-    def update(*given: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == number:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return whole(*given)
+        calls = 0
+        whole = loop.update
 
-    loop.update = update
+        def update(*given: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == number:
+                os.kill(os.getpid(), what)
+            return whole(*given)
+
+        loop.update = update
+
+    return wound
 
 
 _WOUNDS: dict[str, Callable[[int], None]] = {
@@ -244,7 +278,8 @@ _WOUNDS: dict[str, Callable[[int], None]] = {
     "text": _half_text,
     "row": _half_row,
     "rename": _renaming,
-    "term": _terminated,
+    "term": _at_update(signal.SIGTERM),
+    "kill": _at_update(signal.SIGKILL),
 }
 
 

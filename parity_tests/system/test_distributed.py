@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from parity_tests.conftest import CAFFE_FILES, REPRODUCE_MINI, assert_close
-from parity_tests.processes import contents, rows, run_processes
+from parity_tests.processes import contents, rows, run_processes, run_under_torchrun
 from parity_tests.recorded_files import SMALL, write_both
 from parity_tests.tolerances import RANKS
 from repro import distributed
@@ -84,34 +81,16 @@ def test_two_processes_are_one(inputs, tmp_path, stage, more):
 
 
 def test_torchrun_and_a_rank_that_is_killed(inputs, tmp_path):
-    """The survivor leaves a snapshot and one clear line; the same command, or one process, resumes from it."""
+    """The survivor leaves a snapshot and one clear line; the same command, or one process, resumes from it. torchrun's
+    own command runs in ``test_clusters.py``."""
     call = [*arguments(inputs, 1), f"output={tmp_path}/run"]
-    killer = tmp_path / "killer.py"
-    killer.write_text(
-        "import os, signal, sys\n"
-        "from repro.cli import run_command\n"
-        "from repro.training import loop\n"
-        "whole, calls = loop.update, 0\n"
-        "def update(*given):\n"
-        "    global calls\n"
-        "    calls += 1\n"
-        "    if calls == 3 and os.environ['RANK'] == '1':\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return whole(*given)\n"
-        "loop.update = update\n"
-        "sys.exit(run_command(sys.argv[1:]))\n"
-    )
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
-    ended = subprocess.run(
-        [*torchrun, str(killer), *call], env=environment, capture_output=True, text=True, timeout=600
-    )
-    assert ended.returncode != 0
+    ended = run_under_torchrun(call, tmp_path / "log", ranks=2, wound=("kill", 3))
+    assert ended.failures
     folder = tmp_path / "run" / "stage1"
     assert (
         f"repro: {folder}: another of the 2 processes of this run has ended; the same command resumes from "
         f"iteration 2 ({folder}/iter_2.state)"
-    ) in ended.stderr
+    ) in (tmp_path / "log").read_text()
     assert run_processes(call, tmp_path / "log", ranks=2) == [0, 0], (tmp_path / "log").read_text()
     assert run_command([*call[:-1], f"output={tmp_path}/one"]) == 0
     compare(tmp_path / "one" / "stage1", folder)

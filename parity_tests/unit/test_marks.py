@@ -145,11 +145,8 @@ def test_a_setting_changes_what_its_mark_says(key, tmp_path):
     )
     assert told == (mark not in (Mark.NEUTRAL, Mark.REPETITION, Mark.INPUT)), key
 
-    kept = [
-        name
-        for name, settings in recorded_settings(after).items()
-        if settings == recorded_settings(before)[name]
-    ]
+    recorded = recorded_settings(before)
+    kept = [name for name, settings in recorded_settings(after).items() if settings == recorded[name]]
     section = key.partition(".")[0]
     if mark in (Mark.NEUTRAL, Mark.INPUT, Mark.EXTRA_INPUT) or (
         section == "dataset" and key != "dataset.classes"
