@@ -8,6 +8,8 @@ refused, and the full keys are named.
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -151,7 +153,7 @@ def _merged(base: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
 def _read_fields(profile: str, where: str) -> dict[str, Any]:
     names = profile_names()
     if profile in names:
-        text = profile_text(profile)
+        fields = copy.deepcopy(_packaged(profile))
     else:
         try:
             text = read_input(profile).decode("utf-8")
@@ -160,13 +162,19 @@ def _read_fields(profile: str, where: str) -> dict[str, Any]:
             raise InputError(
                 f"{where}: {reason}, nor one of the profiles {', '.join(names)}{hint(profile, names)}"
             ) from None
-    try:
-        fields = load_yaml(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{profile}: not YAML: {' '.join(str(error).split())}") from None
+        try:
+            fields = load_yaml(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"{profile}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(fields, dict):
         raise InputError(f"{profile}: expected a mapping of keys, found {type(fields).__name__}")
     return fields
+
+
+@functools.cache
+def _packaged(name: str) -> Any:
+    """A packaged profile's fields; a run reads its own a dozen times."""
+    return load_yaml(profile_text(name))
 
 
 def _value(model: type[Config | FileConfig], text: str, path: list[str]) -> Any:
