@@ -77,6 +77,15 @@ def test_images_of_many_sizes_do_not_pile_up(tmp_path, rng):
     assert len(engine.calls) == 20
 
 
+@pytest.mark.parametrize(("silence", "lines"), [(-1.0, ["2 of 5", "4 of 5", "5 of 5"]), (3600.0, [])])
+def test_without_a_terminal_a_line_tells_how_far_it_is(tmp_path, rng, caplog, monkeypatch, silence, lines):
+    caplog.set_level("INFO")
+    monkeypatch.setattr("repro.inference.batch_predict._SILENCE", silence)
+    images = save(tmp_path, [(4, 6)] * 5, rng)
+    predict_folder(Recorder(batch_size=2), images, tmp_path / "masks", described={}, title="masks")
+    assert caplog.messages == [f"masks: {line} images" for line in lines]
+
+
 def test_bad_images_are_listed_and_the_others_go_on(tmp_path, rng):
     images = save(tmp_path, [(4, 6)] * 3 + [(9, 6)], rng)
     images["1"].write_bytes(b"")

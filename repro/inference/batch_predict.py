@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +27,10 @@ from repro.data.image_survey import survey_images
 from repro.errors import InputError
 from repro.run_folder import check_no_others, check_settings, keep_settings
 
+log = logging.getLogger(__name__)
+
 _FILE_THREADS = 4  # decoding and PNG compression leave the interpreter's lock alone
+_SILENCE = 30.0  # seconds at most, or those of a batch, between two lines where no bar is shown
 _GROUPS_HELD = 8  # batches' worth of images that may wait for others of their size
 
 
@@ -99,6 +104,7 @@ def predict_folder(
         dynamic_ncols=True,
     )
     writes: deque[tuple[str, Future[None]]] = deque()
+    told = time.monotonic()
 
     def finish_write() -> None:
         name, write = writes.popleft()
@@ -124,7 +130,11 @@ def predict_folder(
                     writes.append((name, pool.submit(write_mask, out_dir / f"{name}.png", mask)))
                 while len(writes) > 2 * segmenter.batch_size:
                     finish_write()
-                bar.update(result.kept + result.written + len(writes) + len(result.failures) - bar.n)
+                done = result.kept + result.written + len(writes) + len(result.failures)
+                bar.update(done - bar.n)
+                if bar.disable and distributed.is_first() and time.monotonic() - told > _SILENCE:
+                    log.info("%s: %d of %d images", title, done, kept + len(missing))
+                    told = time.monotonic()
             while writes:
                 finish_write()
         except BaseException:
