@@ -229,7 +229,7 @@ def test_no_verb_shows_the_help(capsys, arguments):
 def test_reproduce_ends_with_the_rows_beside_the_papers(tmp_path, capsys, monkeypatch):
     rows = [("baseline", 52.5, 51.54, None), ("+Retrain", 59.0, 60.25, 1.5)]
     summary = {
-        "data": "40 generated images",
+        "data": "40 generated images of a set whose name is so long that no line of a terminal could hold it all",
         "rows": [{"row": row, "paper": paper, "ours": ours, "sd": sd} for row, paper, ours, sd in rows],
     }
     (tmp_path / "summary.json").write_text(json.dumps(summary))
@@ -237,11 +237,13 @@ def test_reproduce_ends_with_the_rows_beside_the_papers(tmp_path, capsys, monkey
     monkeypatch.setattr("repro.run.reproduce.reproduce", lambda runs: None)
     monkeypatch.setattr("repro.report.report_planned", lambda runs: [tmp_path])
     assert run_command(["reproduce", "--config", "mini"]) == 0
-    printed = [re.split(r"\s{2,}", line) for line in capsys.readouterr().out.splitlines()[-3:]]
+    printed = [re.split(r"\s{2,}", line) for line in capsys.readouterr().out.splitlines()[-5:]]
     assert printed == [
         ["mean IoU, percent", "baseline", "+Retrain"],
         ["paper, VOC 2012 val", "52.5", "59.0"],
-        ["40 generated images", "51.5", "60.2 ± 1.5"],
+        ["here", "51.5", "60.2 ± 1.5"],
+        ["here: 40 generated images of a set whose name is so long that no line of a"],
+        ["", "terminal could hold it all"],
     ]
     told = answer(capsys, "reproduce", "--config", "mini")
     assert told["results"] == [{"folder": str(tmp_path), **summary}]

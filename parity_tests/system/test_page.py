@@ -21,7 +21,7 @@ from repro.cli import run_command
 from repro.data import read_mask, write_mask
 from repro.metrics import confusion_matrix, per_class_iou
 from repro.report import pictures, report_runs, score_figures, write_index
-from repro.run.scores import Scores, read_scores
+from repro.run.scores import Entry, Scores, read_scores
 from weights_conversion.files import temporary_name
 
 SHORT = [
@@ -104,7 +104,6 @@ def test_everything_is_there(results):
         "curves_stage1",
         "curves_stage2",
         "supervision_quality",
-        "thresholds",
         "per_class",
         *("confusion_baseline", "confusion_bsl", "confusion_dsrg", "confusion_retrain"),
         "growth",
@@ -172,7 +171,8 @@ def test_a_class_that_does_not_occur_is_not_the_lowest(monkeypatch):
         "answers": [],
         "scores": {"per_class_iou": [0.8, None, 0.1]},
     }
-    monkeypatch.setattr(score_figures, "principal", lambda scores: [entry])
+    shown = [Entry(entry, Path(), "stage1")]
+    monkeypatch.setattr(score_figures, "principal", lambda scores: shown)
     (drawing, _figure), *rest = score_figures.classes(Scores([]))
     assert not rest
     assert drawing.alt.endswith("Lowest: bird 10.0; highest: background 80.0.")
@@ -204,7 +204,7 @@ def test_numbers_only(runs, tmp_path, blank_figures):
     out = report_runs(copies, tmp_path / "out")
     assert not (out / "images").exists()
     assert {path.stem for path in (out / "figures").iterdir()} == {
-        *("curves_stage1", "curves_stage2", "supervision_quality", "thresholds", "per_class"),
+        *("curves_stage1", "curves_stage2", "supervision_quality", "per_class"),
         *("confusion_baseline", "confusion_bsl", "confusion_dsrg", "confusion_retrain"),
     }
     assert '<section id="images">' not in (out / "index.html").read_text(encoding="utf-8")
@@ -277,7 +277,11 @@ def test_images_can_be_leafed_through(open_page):
     assert all(some in (item.get_attribute("data-classes") or "").split() for item in shown.all())
     assert page.locator("#count").inner_text() == f"{shown.count()} images"
     page.locator("#class").select_option("")
+    assert page.locator("#ordered").inner_text() == "from the worst to the best"
+    page.locator("#order").select_option("name")
+    assert page.locator("#ordered").inner_text() == "by name"
     page.locator("#order").select_option("best")
+    assert page.locator("#ordered").inner_text() == "from the best to the worst"
     scores = [float(item.get_attribute("data-iou") or 0) for item in items.all()]
     assert scores == sorted(scores, reverse=True)
     drawn = "image => image.complete && image.naturalWidth > 0"
@@ -437,12 +441,13 @@ def test_the_page_opens_with_the_picture_and_the_rows(results, open_page):
     for row, shown in zip(summary["rows"], page.locator("#summary tbody tr").all(), strict=True):
         assert row["seconds"] > 0
         assert not row["comparable"]
-        assert shown.inner_text().split("\t")[:3] == [row["row"], f"{row['paper']:.1f}", f"{row['ours']:.1f}"]
+        assert shown.inner_text().split("\t")[:3] == [row["row"], f"{row['ours']:.1f}", f"{row['paper']:.1f}"]
     retrain, dsrg = summary["rows"][3], summary["rows"][2]
     assert retrain["seconds"] > dsrg["seconds"] - 1, "what retraining learns from is part of its cost"
     assert not page.locator("#incomparable table").is_visible()
-    for heading in page.locator("#method h2, #summary h2, #images h2, #figures h2").all_inner_texts():
-        assert heading.endswith("(generated images)")
+    assert page.title() == page.locator("h1").inner_text() == "SEC and DSRG, reproduced: The embedded set"
+    for heading in page.locator("#method h2, #summary h2, #images h2, #figures h2, h3").all_inner_texts():
+        assert "(generated images)" in heading
     assert "From cues to masks (generated images)" in (results / "figures/growth.svg").read_text(
         encoding="utf-8"
     )
@@ -455,6 +460,13 @@ def test_a_phone_need_not_scroll_for_ever(open_page):
     page.evaluate("for (const image of document.images) image.loading = 'eager'")
     page.wait_for_function("[...document.images].every(image => image.complete)")
     assert page.evaluate("document.documentElement.scrollHeight") < 9000
+    page.locator("details").evaluate_all("all => { for (const one of all) one.open = true; }")
+    for table in page.locator(".scroll table").all():
+        titles = [title.split(" ↕")[0] for title in table.locator("thead th").all_inner_texts()]
+        for number in (titles.index(name) for name in ("ours", "paper", "published") if name in titles):
+            box = table.locator("thead th").nth(number).bounding_box()
+            assert box
+            assert box["x"] + box["width"] <= 390, titles
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -465,6 +477,7 @@ def test_the_index_shows_each_folder(chromium, results, tmp_path, scheme):
     page = chromium.new_page(color_scheme=scheme, viewport={"width": 360, "height": 800})
     page.goto((tmp_path / "index.html").as_uri())
     assert page.locator(".cards img").evaluate("image => image.src").endswith("mini/figures/growth.png")
+    assert page.locator(".cards h2").inner_text() == "The embedded set mini"
     assert page.locator(".cards tbody th").all_inner_texts() == ["baseline", "+BSL", "+DSRG", "+Retrain"]
     found = axe.run(page)
     assert found.violations_count == 0, found.generate_report()

@@ -134,7 +134,8 @@ def test_seeds_are_runs_of_their_own(arguments, tmp_path):
     assert one != two
 
 
-def test_every_row_and_seed_of_the_embedded_set_begins_with_the_same_weights(mini_root, tmp_path):
+def test_every_row_and_seed_of_the_embedded_set_begins_with_the_same_weights(mini_root, tmp_path, caplog):
+    caplog.set_level("INFO")
     (tmp_path / "mini").symlink_to(mini_root)  # the further images go beside it
     call = [
         *(
@@ -148,6 +149,23 @@ def test_every_row_and_seed_of_the_embedded_set_begins_with_the_same_weights(min
         *(*SHORT, "dataset.pretrain=5"),
     ]
     assert run_command([*call, "rows=[baseline, +BSL]"]) == 0
+    steps = [
+        ("pre-training on 5 further images, for all rows", "r-pretrained-vgg16_aspp"),
+        ("baseline, training of stage 1", "r-baseline/stage1"),
+        ("baseline, masks of the validation images and their score", "r-baseline/predictions/stage1"),
+        ("+BSL, training of stage 1", "r-bsl/stage1"),
+        ("+BSL, masks of the validation images and their score", "r-bsl/predictions/stage1"),
+    ]
+    announced = [
+        f"step {number} of 5: {title} ({tmp_path}/{folder})"
+        for number, (title, folder) in enumerate(steps, start=1)
+    ]
+    further = f"drawing the embedded set of 6 images in {tmp_path}/mini-pretraining"
+    assert [line for line in caplog.messages if line.startswith(("step ", further))] == [
+        *(announced[0], f"{further}, some seconds", *announced[1:]),
+    ]
+    assert len(set(caplog.messages)) == len(caplog.messages)
+    assert caplog.messages[-1] == f"drawing the page of {tmp_path}/r-tables"
     weights = tmp_path / "r-pretrained-vgg16_aspp/stage1/iter_2.safetensors"
     written = weights.stat().st_mtime_ns
     assert run_command([*call, "rows=[+DSRG]", "--seeds", "1"]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import re
@@ -106,7 +107,7 @@ def test_rows_on_the_whole_of_val(voc_runs, tmp_path):
     text = (out / "tables/table2.md").read_text(encoding="utf-8")
     assert "1449 images of voc2012-val, as the paper's numbers are" in text
     assert "not comparable" not in text
-    assert ["+Retrain", "59.0", "no run"] in [row[:3] for row in markdown_rows(out / "tables/table2.md")]
+    assert ["+Retrain", "no run", "59.0"] in [row[:3] for row in markdown_rows(out / "tables/table2.md")]
 
 
 def test_a_table_without_any_run_says_so(voc_runs, tmp_path):
@@ -221,23 +222,36 @@ def test_latex_compiles(voc_runs, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("dataset", "images", "measured"),
+    ("dataset", "images", "measured", "title"),
     [
-        ("mini", 40, "Measured on the embedded set: 40 generated images of 7 classes."),
         (
             "mini",
             40,
-            "were chosen so that the rows have the paper's order, on images and orders of training of seeds 10 to 12",
+            "Measured on the embedded set: 40 generated images of 7 classes.",
+            "mean IoU (generated images)",
         ),
-        ("voc2012-val", 80, "measured on 80 of the 1449 images of voc2012-val"),
+        (
+            "mini",
+            40,
+            "chosen towards the paper's order of the rows, on images and orders of training of seeds 10 to 12",
+            "mean IoU (generated images)",
+        ),
+        (
+            "voc2012-val",
+            80,
+            "measured on 80 of the 1449 images of voc2012-val",
+            "mean IoU on VOC 2012 val",
+        ),
+        ("voc2012-train", 80, "measured on 80 images of voc2012-train", "mean IoU on voc2012-train"),
     ],
 )
-def test_other_images_are_said_to_be_not_comparable(tmp_path, dataset, images, measured):
+def test_other_images_are_said_to_be_not_comparable(tmp_path, dataset, images, measured, title):
     folder, _ = write_run(tmp_path, "r", "+DSRG", dataset=dataset, images=images)
     out = report_runs([folder], tmp_path / "out")
     for name in ("table2.md", "table2_per_class.md"):
         head = (out / "tables" / name).read_text(encoding="utf-8").split("|")[0]
         assert measured in head, name
+        assert head.startswith(f"# What each part of DSRG adds, {title}"), name
         assert "**not comparable**" in head, name
     rows = {row["row"]: row for row in rows_of(out / "tables/table2.csv")}
     assert all(row["difference"] == "" for row in rows.values())
@@ -297,6 +311,53 @@ def test_the_time_of_a_resumed_step_is_not_known(tmp_path, resumed, seconds):
     assert summary["rows"][0]["seconds"] == seconds
     measured = json.loads((tmp_path / "out/manifest.json").read_text())["measured"]["r"]["stage1"]
     assert measured == {"seconds_last_call": 60.0, "resumed": resumed}
+
+
+@pytest.mark.parametrize(
+    ("weights", "seconds", "said"),
+    [
+        (b"its weights", 100.0, "needed, the pre-training that all rows share included, on"),
+        (b"other weights", 90.0, "needed, but for the pre-training that all rows share, of which no record"),
+    ],
+)
+def test_pretraining_is_part_of_manifest_and_cost(tmp_path, weights, seconds, said):
+    """Known by the hash of the weights that the run began with."""
+    sha256 = hashlib.sha256(b"its weights").hexdigest()
+    folder, _ = write_run(tmp_path, "r", "+DSRG", dataset="mini", images=40)
+    stage1 = {"seconds_last_call": 60.0, "settings": {"inputs_sha256": {"weights": sha256}}}
+    masks = {"seconds_last_call": 30.0}
+    (folder / "config.yaml").write_text("dataset: {pretrain: 600}")
+    (folder / "manifest.json").write_text(
+        json.dumps({"steps": {"stage1": stage1, "predictions/stage1": masks}})
+    )
+    before = tmp_path / "r-pretrained-net"
+    (before / "stage1").mkdir(parents=True)
+    (before / "stage1/iter_9.safetensors").write_bytes(weights)
+    (before / "config.yaml").write_text("seed: 0")
+    (before / "manifest.json").write_text(
+        json.dumps({"steps": {"stage1": {"seconds_last_call": 10.0, "command": ["repro", "first"]}}})
+    )
+    out = report_runs([folder], tmp_path / "out")
+    assert json.loads((out / "summary.json").read_text())["rows"][0]["seconds"] == seconds
+    found = json.loads((out / "manifest.json").read_text())
+    is_recorded = weights == b"its weights"
+    assert (before.name in found["runs"]) == (before.name in found["measured"]) == is_recorded
+    wanted = {"run": before.name, "file": "stage1/iter_9.safetensors", "sha256": sha256}
+    assert found["runs"]["r"].get("inputs") == ({"weights": wanted} if is_recorded else None)
+    for name in ("README.md", "index.html"):
+        page = (out / name).read_text(encoding="utf-8")
+        assert said in page
+        assert ("repro first" in page) == is_recorded
+
+
+def test_a_device_under_two_names_is_one(tmp_path):
+    folder, _ = write_run(tmp_path, "r", "+DSRG")
+    names = ["AMD EPYC", "AMD EPYC (AVX2)", "AMD EPYC 7B13 (AVX2)", "AMD EPYC (AVX512)"]
+    steps = {f"{number}": {"device_name": name} for number, name in enumerate(names)}
+    (folder / "config.yaml").write_text("a: 1")
+    (folder / "manifest.json").write_text(json.dumps({"steps": steps}))
+    summary = json.loads((report_runs([folder], tmp_path / "out") / "summary.json").read_text())
+    assert summary["devices"] == names[1:]
 
 
 @pytest.mark.parametrize(

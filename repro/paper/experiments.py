@@ -95,10 +95,12 @@ class PaperTable(Section):
 
     ``family`` is the results folder of its runs. One that is not ``paper`` holds runs on a data set that the papers
     did not use: their own profiles alone make them, and the published numbers stand beside them, never judged.
-    ``rule`` averages its mean IoU (``repro/metrics.py``).
+    ``rule`` averages its mean IoU (``repro/metrics.py``). ``data`` is what the published numbers were measured on,
+    where the title does not say it.
     """
 
     title: str
+    data: str | None = None
     source: str
     family: str = PAPER
     rule: Rule = "voc"
@@ -108,12 +110,17 @@ class PaperTable(Section):
 
 
 class Experiments(Section):
+    """``families``: the title of each results folder's page."""
+
     runs: dict[str, RunSpec]
+    families: dict[str, str]
     experiments: dict[str, PaperTable]
 
     @model_validator(mode="after")
     def _cells_fit(self) -> Self:
         for experiment, table in self.experiments.items():
+            if table.family not in self.families:
+                raise ValueError(f"{experiment}: its family {table.family} has no title in families")
             for cell in table.cells:
                 cell._name, cell._rule = f"{experiment}/{cell.row}/{cell.column}", table.rule
                 if cell.run is not None and cell.run not in self.runs:

@@ -98,16 +98,18 @@ def write_index(results_dir: Path) -> None:
         folder = path.parent
         if (folder / "index.html").is_file():
             try:
-                summary = folder / "summary.json"
+                verdict, file = read_json(path, "a verdict"), folder / "summary.json"
+                summary = read_json(file, "a summary") if file.is_file() else None
                 folders.append(
                     {
                         "name": folder.name,
-                        "verdict": str(read_json(path, "a verdict")["verdict"]),
-                        "summary": read_json(summary, "a summary") if summary.is_file() else None,
+                        "title": str((summary or verdict).get("title", folder.name)),
+                        "verdict": str(verdict["verdict"]),
+                        "summary": summary,
                         "thumbnail": next((f for f in _THUMBNAILS if (folder / f).is_file()), ""),
                     }
                 )
-            except (InputError, KeyError, TypeError) as error:
+            except (InputError, KeyError, TypeError, AttributeError) as error:
                 log.warning("%s: no verdict (%s), so not in %s", path, error, index)
     write_text(index, render_index(folders))
 
@@ -126,6 +128,7 @@ def judge_runs(runs: Iterable[Path] | None, runs_dir: Path) -> Verdict:
 
 
 def _build(entries: list[Entry], out_dir: Path) -> Path:
+    log.info("drawing the page of %s", out_dir)
     scores = Scores(entries)
     tables, verdict, provenance = all_tables(scores), judge(scores), manifest(scores)
     before = _files_of_ours(out_dir)
@@ -143,18 +146,16 @@ def _build(entries: list[Entry], out_dir: Path) -> Path:
         drawings = draw_figures(scores, album, fresh / "figures")
         pictures = write_pictures(album, fresh / "images") if album else []
         seeds = write_growing(growing(scores, album), fresh / "images") if album else []
-        family = entries[0]["family"]
         write_text(
             fresh / "index.html",
-            render(family, tables, verdict, summary, drawings, album, pictures, seeds, provenance),
+            render(tables, verdict, summary, drawings, album, pictures, seeds, provenance),
         )
-        write_text(fresh / "README.md", _readme(family, tables, verdict, summary, drawings, provenance))
+        write_text(fresh / "README.md", _readme(tables, verdict, summary, drawings, provenance))
         _move_into(fresh, out_dir, provenance, before)
     return out_dir
 
 
 def _readme(
-    family: str,
     tables: Sequence[Table],
     verdict: Verdict,
     summary: Summary,
@@ -163,7 +164,7 @@ def _readme(
 ) -> str:
     """The folder for readers of the repository: Markdown, with the figures as pictures."""
     figures = {drawing.name: f"![{drawing.alt}](figures/{drawing.name}.png)\n" for drawing in drawings}
-    parts = [f"# SEC and DSRG, reproduced: {formats.markdown_text(family)}\n"]
+    parts = [f"# SEC and DSRG, reproduced: {formats.markdown_text(summary.title)}\n"]
     parts.append(
         f"{formats.markdown_text(summary.data[:1].upper() + summary.data[1:])}. Mean IoU in percent.\n"
     )

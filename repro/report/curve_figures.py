@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from matplotlib.axis import YAxis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from repro.paper.experiments import numbers
 from repro.report.drawing import COLOURS, OURS, PAPER, STYLES, Drawing
@@ -38,11 +40,10 @@ def curves(scores: Scores, stage: str) -> Iterator[tuple[Drawing, Figure]]:
         )
     if any(row["loss"] > 0 for rows in logs.values() for row in rows):
         loss.set_yscale("log")
-        loss.yaxis.set_major_formatter("{x:g}")
-        loss.yaxis.set_minor_formatter("{x:g}")
+        _label_apart(loss.yaxis)
     loss.set(xlabel="iteration", ylabel="loss (faint: unsmoothed; line: mean of 20)")
     rate.set(xlabel="iteration", ylabel="base learning rate")
-    loss.legend(fontsize=8)
+    figure.legend(*loss.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     number = stage.removeprefix("stage")
     ends = ", ".join(
         f"{name} ends at {_running_mean(np.array([r['loss'] for r in rows]), 20)[-1]:.3g}"
@@ -83,7 +84,7 @@ def supervision(scores: Scores) -> Iterator[tuple[Drawing, Figure]]:
             values = [point[quality] for point in points.values()]
             axes.plot(list(points), values, "s", color=PAPER, markerfacecolor=filled, label=label)
         axes.set(xlabel="epoch", title={"iou": "IoU"}.get(quality, quality), ylim=(0, 100))
-    axes.legend(fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     yield (
         Drawing(
             "supervision_quality",
@@ -93,6 +94,16 @@ def supervision(scores: Scores) -> Iterator[tuple[Drawing, Figure]]:
         ),
         figure,
     )
+
+
+def _label_apart(axis: YAxis) -> None:
+    """Ticks of a logarithmic axis whose labels do not touch, however little or much it spans."""
+    low, high = axis.get_view_interval()
+    decades = np.log10(high / low)
+    every = LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,), numticks=8)
+    axis.set_major_locator(MaxNLocator(6) if decades < 1 else every)
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:g}")
 
 
 def _is_the_papers(scores: Scores) -> bool:

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from repro.report.curve_figures import curves, supervision
 from repro.report.drawing import Drawing
 from repro.report.image_figures import growth, qualitative
-from repro.report.page_summary import is_generated
 from repro.report.pictures import Album
 from repro.report.score_figures import classes, confusion, thresholds
 from repro.run.scores import Scores
@@ -34,7 +33,7 @@ SETTINGS: dict[Any, Any] = {
 def draw_all(scores: Scores, album: Album | None, out_dir: Path) -> list[Drawing]:
     """Write ``<out_dir>/<name>.png`` and ``.svg`` of every figure that the runs hold data for."""
     drawings = []
-    generated = " (generated images)" if is_generated(scores) else ""
+    generated = " (generated images)" if scores.generated else ""
     with matplotlib.rc_context(SETTINGS):
         for drawn, figure in _figures(scores, album):
             drawing = replace(drawn, title=drawn.title + generated, size=pixels(figure))

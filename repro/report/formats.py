@@ -11,7 +11,7 @@ from typing import Any
 from repro.errors import printable
 from repro.measure import shown_energy, shown_size, shown_time
 from repro.report.page_summary import Summary
-from repro.report.tables import Column, Table
+from repro.report.tables import PAPER_HERE, Column, Table
 from repro.run.scores import Estimate
 
 _LATEX = {
@@ -146,20 +146,39 @@ def costs(summary: Summary) -> list[tuple[str, list[str]]]:
     return columns
 
 
+def summary_note(summary: Summary) -> str:
+    """What stands below the summary's table: what its costs are of, and its ±."""
+    words = []
+    if costs(summary):
+        shared = {
+            None: "",
+            True: ", the pre-training that all rows share included",
+            False: ", but for the pre-training that all rows share, of which no record is left",
+        }[summary.pretraining]
+        devices = ", ".join(summary.devices) or "an unnamed device"
+        words.append(f"Costs are of one seed: everything that the row's masks needed{shared}, on {devices}.")
+        if any(row.joules is None for row in summary.rows):
+            words.append("This machine does not tell its energy.")
+    if any(row.ours.sd is not None for row in summary.rows):
+        words.append("± is the standard deviation over the seeds.")
+    return " ".join(words)
+
+
 def summary_markdown(summary: Summary) -> str:
     """The summary as a table."""
     extra = costs(summary)
     here = any(row.paper_here is not None for row in summary.rows)
-    header = ["method", "paper", *(["paper, the classes here"] if here else []), "ours", "seeds"]
+    header = ["method", "ours", "paper", *([PAPER_HERE] if here else []), "seeds"]
     body = []
     for index, row in enumerate(summary.rows):
         paper = [
             f"{row.paper:.1f}",
             *(["–" if row.paper_here is None else f"{row.paper_here:.1f}"] if here else []),
         ]
-        cells = [row.name, *paper, row.ours.shown(1), str(len(row.seeds))]
+        cells = [row.name, row.ours.shown(1), *paper, str(len(row.seeds))]
         body.append([*cells, *(values[index] for _, values in extra)])
-    return _markdown([*header, *(title for title, _ in extra)], body) + "\n"
+    table = _markdown([*header, *(title for title, _ in extra)], body)
+    return f"{table}\n\n{markdown_text(summary_note(summary))}\n"
 
 
 def _ours_and_paper(table: Table, row: dict[str, Any]) -> str:

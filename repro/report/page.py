@@ -25,7 +25,7 @@ from repro.report.manifest import commands
 from repro.report.manifest import summary as steps_of
 from repro.report.page_summary import Summary
 from repro.report.pictures import Album, Growing, labelled, shrunk
-from repro.report.tables import Column, Table
+from repro.report.tables import PAPER_HERE, Column, Table
 from repro.report.verdict import Verdict
 from repro.run.scores import Estimate
 from weights_conversion.files import atomic_path
@@ -107,7 +107,6 @@ def _write_mask(path: Path, target: Path, alpha: bytes | None = None) -> None:
 
 
 def render(
-    family: str,
     tables: Sequence[Table],
     verdict: Verdict,
     summary: Summary,
@@ -128,13 +127,13 @@ def render(
     )
     with_run = [judgement for judgement in verdict.judgements if judgement.ours is not None]
     return _template("page.html.j2").render(
-        family=family,
         suffix=" (generated images)" if summary.generated else "",
         summary=summary,
         rows=summary.rows,
         here=any(row.paper_here is not None for row in summary.rows),
         costs=formats.costs(summary),
-        energy=all(row.joules is not None for row in summary.rows),
+        paper_here=PAPER_HERE,
+        note=formats.summary_note(summary),
         verdict=verdict,
         judged=[judgement for judgement in with_run if judgement.status != "not comparable"],
         incomparable=[judgement for judgement in with_run if judgement.status == "not comparable"],
@@ -169,8 +168,8 @@ def _words(names: Sequence[str], classes: Sequence[int]) -> str:
 
 
 def render_index(folders: Sequence[dict[str, Any]]) -> str:
-    """The HTML that leads to each results folder: of each its ``name``, ``verdict``, ``thumbnail`` or "", and what its
-    ``summary.json`` holds or None."""
+    """The HTML that leads to each results folder: of each its ``name``, ``title``, ``verdict``, ``thumbnail`` or "",
+    and what its ``summary.json`` holds or None."""
     return _template("index.html.j2").render(folders=folders)
 
 

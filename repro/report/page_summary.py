@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,12 +43,15 @@ class SummaryRow:
 
 @dataclass(frozen=True)
 class Summary:
-    """``rows`` in the tables' order; ``data`` says what was measured, ``devices`` on what it was trained."""
+    """``rows`` in the tables' order; ``data`` says what was measured, ``devices`` on what it was trained, ``title``
+    what all of it is, and ``pretraining`` whether the rows' costs hold the one that they share; None without any."""
 
     rows: list[SummaryRow]
     data: str
     generated: bool
     devices: list[str]
+    title: str
+    pretraining: bool | None = None
 
     def as_json(self) -> dict[str, Any]:
         """What the index of all results and the README's table are made of."""
@@ -65,7 +70,13 @@ class Summary:
             }
             for row in self.rows
         ]
-        return {"data": self.data, "generated": self.generated, "devices": self.devices, "rows": rows}
+        return {
+            "title": self.title,
+            "data": self.data,
+            "generated": self.generated,
+            "devices": self.devices,
+            "rows": rows,
+        }
 
 
 def closing_lines(summary: dict[str, Any]) -> list[str]:
@@ -75,7 +86,8 @@ def closing_lines(summary: dict[str, Any]) -> list[str]:
     >>> print(*closing_lines({"data": "40 images", "rows": [row]}), sep="\\n")
     mean IoU, percent    +DSRG
     paper, VOC 2012 val   57.6
-    40 images             55.1
+    here                  55.1
+    here: 40 images
     """
     rows = summary["rows"]
     if not rows:
@@ -84,10 +96,10 @@ def closing_lines(summary: dict[str, Any]) -> list[str]:
     table = [
         ["mean IoU, percent", *(row["row"] for row in rows)],
         ["paper, VOC 2012 val", *(f"{row['paper']:.1f}" for row in rows)],
-        [summary["data"], *ours],
+        ["here", *ours],
     ]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return [
+    lines = [
         "  ".join(
             [
                 cells[0].ljust(widths[0]),
@@ -96,6 +108,7 @@ def closing_lines(summary: dict[str, Any]) -> list[str]:
         )
         for cells in table
     ]
+    return [*lines, *textwrap.wrap(f"here: {summary['data']}", 80, subsequent_indent="  ")]
 
 
 def headline(scores: Scores) -> list[tuple[Cell, list[Entry]]]:
@@ -104,21 +117,21 @@ def headline(scores: Scores) -> list[tuple[Cell, list[Entry]]]:
     return [(cell, runs) for cell in cells if (runs := scores.of(cell))]
 
 
-def is_generated(scores: Scores) -> bool:
-    """Whether the images are drawn by this project, not photographs."""
-    return any(entry["dataset"] == "mini" for entry in scores.entries)
-
-
 def summarise(scores: Scores, manifest: dict[str, Any]) -> Summary:
     """The summary of some runs; ``manifest`` as :func:`repro.report.manifest.manifest` gives it."""
-    rows, devices = [], []
+    rows, devices, pretrained = [], [], []
     for cell, runs in headline(scores):
         ours = scores.estimate(cell)
         assert ours is not None
         steps = [_steps(entry, manifest) for entry in runs]
         for entry in runs:
-            for step in manifest["runs"].get(entry.folder.name, {}).get("steps", {}).values():
-                devices.append(str(step.get("device_name") or step.get("device", "")))
+            recorded = manifest["runs"].get(entry.folder.name, {})
+            inputs = recorded.get("inputs", {})
+            for run in (entry.folder.name, *(each["run"] for each in inputs.values())):
+                for step in manifest["runs"].get(run, {}).get("steps", {}).values():
+                    devices.append(str(step.get("device_name") or step.get("device", "")))
+            if _setting(recorded, "dataset", "pretrain") is not None:
+                pretrained.append("weights" in inputs)
         rows.append(
             SummaryRow(
                 name=cell.row,
@@ -141,15 +154,37 @@ def summarise(scores: Scores, manifest: dict[str, Any]) -> Summary:
             )
         )
     return Summary(
-        rows, _measured_on(scores, manifest), is_generated(scores), list(dict.fromkeys(filter(None, devices)))
+        rows=rows,
+        data=_measured_on(scores, manifest),
+        generated=scores.generated,
+        devices=_different(devices),
+        title=_title(scores),
+        pretraining=all(pretrained) if pretrained else None,
     )
+
+
+def _title(scores: Scores) -> str:
+    if scores.generated:
+        return "The embedded set"
+    name = scores.entries[0]["family"] if scores.entries else ""
+    return experiments().families.get(name, name)
+
+
+def _different(devices: Sequence[str]) -> list[str]:
+    """Each device once; older runs have a CPU's name without its vector instructions."""
+    names = dict.fromkeys(filter(None, devices))
+    return [name for name in names if not any(other.startswith(f"{name} (") for other in names)]
 
 
 def _steps(entry: Entry, manifest: dict[str, Any]) -> list[dict[str, Any]]:
     """What was measured of the steps behind a run's masks."""
     left_out = {"growth", "predictions/stage1"} if entry.stage == "stage2" else {"growth", *_LATER}
-    measured = manifest["measured"].get(entry.folder.name, {})
-    return [step for name, step in measured.items() if name not in left_out]
+    measured, run = manifest["measured"], entry.folder.name
+    steps = [step for name, step in measured.get(run, {}).items() if name not in left_out]
+    for made in manifest["runs"].get(run, {}).get("inputs", {}).values():
+        stage = made["file"].partition("/")[0]
+        steps += [step for name, step in measured[made["run"]].items() if name.partition("/")[0] == stage]
+    return steps
 
 
 def _whole(step: dict[str, Any], key: str) -> float | None:
@@ -172,22 +207,27 @@ def _measured_on(scores: Scores, manifest: dict[str, Any]) -> str:
     if not entries:
         return "no run"
     first = entries[0]
-    if is_generated(scores):
+    if scores.generated:
         return (
             f"{first['images']} generated images of the embedded set ({len(first['classes'])} classes, "
             f"{first['train_images']} images to train on), no photographs"
         )
-    size = _size(manifest["runs"].get(first.folder.name, {}).get("config"))
+    size = _size(manifest["runs"].get(first.folder.name, {}))
     return f"{first['images']} images of {first['dataset']}, trained on {first['train_images']}{size}"
 
 
-def _size(config: Any) -> str:
-    """The size of the images that a run's stage 1 trains on, where it is another than the papers'."""
+def _setting(recorded: Any, *keys: str) -> Any:
+    """Of a run in the manifest; None where it has none, as one of another version."""
     try:
-        size = config["stage1"]["data"]["new_height"], config["stage1"]["data"]["new_width"]
-    except (KeyError, TypeError):  # a run without stage 1, or of another version
-        return ""
-    if size == (_PAPERS_SIDE, _PAPERS_SIDE):
+        return functools.reduce(lambda section, key: section[key], ("config", *keys), recorded)
+    except (KeyError, TypeError):
+        return None
+
+
+def _size(recorded: Any) -> str:
+    """The size of the images that a run's stage 1 trains on, where it is another than the papers'."""
+    size = tuple(_setting(recorded, "stage1", "data", key) for key in ("new_height", "new_width"))
+    if None in size or size == (_PAPERS_SIDE, _PAPERS_SIDE):
         return ""
     half = "half size, " if size == (_PAPERS_SIDE // 2 + 1,) * 2 else ""
     return f" at {half}{size[0]}x{size[1]} (the papers: {_PAPERS_SIDE}x{_PAPERS_SIDE})"

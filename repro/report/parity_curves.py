@@ -129,7 +129,7 @@ def report_curves(curves: Sequence[Curve], out_dir: Path, outcome: EndResult | N
         f"{sum(len(curve.ours) for curve in curves)} recorded losses of the original code are followed, the furthest "
         f"by {100 * widest.apart:.2g} % ({widest.loss} of {widest.experiment})."
     )
-    write_json(out_dir / "verdict.json", {"verdict": sentence})
+    write_json(out_dir / "verdict.json", {"title": "Losses beside the original's", "verdict": sentence})
     write_text(out_dir / "index.html", render_parity(sentence, curves, outcome, sizes))
 
 

@@ -3,43 +3,45 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from repro.paper.experiments import experiments
+from repro.paper.experiments import Cell, experiments
 from repro.report.drawing import OURS, PAPER, Drawing
 from repro.report.pictures import principal
 from repro.run.scores import Entry, Scores
 
 
 def thresholds(scores: Scores) -> Iterator[tuple[Drawing, Figure]]:
-    tables = [(name, experiments().experiments[name]) for name in ("table4", "table4-paper-rule")]
-    if not any(scores.of(cell) for _, table in tables for cell in table.cells):
+    """The paper's grid, and beside it ours by each rule that at least two cells have a run of."""
+    found = experiments().experiments
+    grids = {
+        title: [cell for cell in found[name].cells if "∞" not in cell.row + cell.column]
+        for title, name in (("ours, released rule", "table4"), ("ours, paper's rule", "table4-paper-rule"))
+    }
+    panels: list[tuple[str, list[tuple[Cell, float]]]] = [
+        (title, [(cell, each.mean) for cell in cells if (each := scores.estimate(cell))])
+        for title, cells in grids.items()
+    ]
+    panels = [(title, ours) for title, ours in panels if len(ours) > 1]
+    if not panels:
         return
-    cells = [cell for cell in tables[0][1].cells if "∞" not in cell.row + cell.column]
+    cells = grids["ours, released rule"]
     rows, columns = (list(dict.fromkeys(getattr(cell, key) for cell in cells)) for key in ("row", "column"))
-    panels: list[tuple[str, Callable[[Any], float | None]]] = [("paper", lambda cell: cell.paper)]
-
-    def ours(cell: Any) -> float | None:
-        estimate = scores.estimate(cell)
-        return None if estimate is None else estimate.mean
-
-    panels += [(f"ours, {rule}", ours) for rule in ("released rule", "paper's rule")]
-    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    panels.insert(0, ("paper", [(cell, cell.paper) for cell in cells]))
+    figure = Figure(figsize=(4 * len(panels), 3.4), layout="constrained")
     best = []
-    for index, (axes, (title, value)) in enumerate(zip(figure.subplots(1, 3), panels, strict=True)):
-        table = tables[max(0, index - 1)][1]
+    for axes, (title, values) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         grid = np.full((len(rows), len(columns)), np.nan)
-        for cell in table.cells:
-            if cell.row in rows and cell.column in columns and (number := value(cell)) is not None:
-                grid[rows.index(cell.row), columns.index(cell.column)] = number
+        for cell, number in values:
+            grid[rows.index(cell.row), columns.index(cell.column)] = number
         axes.grid(False)
         axes.set_facecolor("#dddddd")
         image = axes.imshow(grid, cmap="cividis", aspect="auto")
-        middle = np.nanmean(grid) if np.isfinite(grid).any() else 0
+        middle = np.nanmean(grid)
         for (y, x), number in np.ndenumerate(grid):
             text = "no run" if np.isnan(number) else f"{number:.2f}"
             colour = "black" if np.isnan(number) or number > middle else "white"
@@ -47,10 +49,9 @@ def thresholds(scores: Scores) -> Iterator[tuple[Drawing, Figure]]:
         axes.set_xticks(range(len(columns)), [column.partition("= ")[2] for column in columns])
         axes.set_yticks(range(len(rows)), [row.partition("= ")[2] for row in rows])
         axes.set(title=title, xlabel="θ_f (foreground)", ylabel="θ_b (background)")
-        if np.isfinite(grid).any():
-            y, x = np.unravel_index(np.nanargmax(grid), grid.shape)
-            best.append(f"{title}: best {grid[y, x]:.2f} at {rows[y]}, {columns[x]}")
-            figure.colorbar(image, ax=axes, label="mean IoU, percent")
+        y, x = np.unravel_index(np.nanargmax(grid), grid.shape)
+        best.append(f"{title}: best {grid[y, x]:.2f} at {rows[y]}, {columns[x]}")
+        figure.colorbar(image, ax=axes, label="mean IoU, percent")
     yield (
         Drawing(
             "thresholds",
@@ -83,7 +84,7 @@ def classes(scores: Scores) -> Iterator[tuple[Drawing, Figure]]:
     axes.set_xticks(places, names, rotation=60, ha="right")
     axes.set(ylabel="IoU, percent", ylim=(0, 100))
     axes.grid(axis="x", visible=False)
-    axes.legend(fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     order = sorted(zip(ours, names, strict=True))
     yield (
         Drawing(

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from repro.metrics import Rule
 from repro.paper.experiments import Cell, PaperTable
-from repro.run.scores import ORIGINAL, TRAINED, Entry, Estimate, Scores, incomparable
+from repro.run.scores import ORIGINAL, PAPERS_IMAGES, TRAINED, Entry, Estimate, Scores, incomparable
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Table:
 
 
 NO_RUN = "no run"
+PAPER_HERE = "paper, the classes here"  # the column's title
 
 
 def all_tables(scores: Scores) -> list[Table]:
@@ -67,10 +68,10 @@ def _cells_table(name: str, paper: PaperTable, scores: Scores) -> Table:
     columns = [
         Column("row", "method" if paper.layout == "list" and not cells_of_epochs else "", "text"),
         *([Column("column", "", "text")] if several_columns else []),
-        Column("paper", "paper", "number"),
-        Column("original", "original weights", "estimate"),
-        Column("paper_present", "paper, the classes here", "number"),
         Column("ours", "ours", "estimate"),
+        Column("paper", "paper", "number"),
+        Column("paper_present", PAPER_HERE, "number"),
+        Column("original", "original weights", "estimate"),
         *(Column(f"ours_{rule}", f"ours, {rule} mean", "estimate") for rule in others),
         Column("difference", "difference", "signed"),
         Column("accuracy", "pixel accuracy", "estimate"),
@@ -109,7 +110,7 @@ def _cells_table(name: str, paper: PaperTable, scores: Scores) -> Table:
         notes.append("No original weights were evaluated here.")
     return Table(
         name=name,
-        title=paper.title,
+        title=_title(paper, scores),
         notes=notes,
         columns=[column for column in columns if column.key not in empty - {"difference"}],
         rows=rows,
@@ -132,11 +133,11 @@ def _per_class_table(name: str, paper: PaperTable, scores: Scores) -> Table | No
         label = cell.row if cell.column == "val" else f"{cell.row}, {cell.column}"
         paper_values = cell.paper_per_class() if named else {}
         runs = {origin: scores.of(cell, origin) for origin in (TRAINED, ORIGINAL)}
+        columns.append(Column(f"{cell.name}:ours", f"{label}: ours", "estimate"))
         if paper_values:
             columns.append(Column(f"{cell.name}:paper", f"{label}: paper", "number"))
         if runs[ORIGINAL]:
             columns.append(Column(f"{cell.name}:original", f"{label}: original weights", "estimate"))
-        columns.append(Column(f"{cell.name}:ours", f"{label}: ours", "estimate"))
         compared = bool(paper_values) and bool(runs[TRAINED]) and not any(map(incomparable, runs[TRAINED]))
         if compared:
             columns.append(Column(f"{cell.name}:difference", f"{label}: difference", "signed"))
@@ -153,11 +154,20 @@ def _per_class_table(name: str, paper: PaperTable, scores: Scores) -> Table | No
         return None
     return Table(
         name=f"{name}_per_class",
-        title=f"{paper.title}: every class",
+        title=f"{_title(paper, scores)}: every class",
         notes=[f"Paper: {paper.source}. Percent.", *_notes(entries, paper)],
         columns=columns,
         rows=rows,
     )
+
+
+def _title(paper: PaperTable, scores: Scores) -> str:
+    """The table's title with the images that our numbers are of."""
+    if scores.generated:
+        return f"{paper.title} (generated images)"
+    others = [entry["dataset"] for entry in _entries(paper, scores) if entry["dataset"] not in PAPERS_IMAGES]
+    data = others[0] if others else paper.data
+    return f"{paper.title} on {data}" if paper.data else paper.title
 
 
 def _class_estimate(runs: Sequence[Entry], cell: Cell, index: int | None) -> Estimate | None:
@@ -228,7 +238,7 @@ def _notes(entries: Sequence[Entry], paper: PaperTable, others: Sequence[Rule] =
         )
         notes.append(f"Stage 1 began with {begun}, not with ImageNet's VGG16 as in the paper.")
         notes.append(
-            "Images and schedule were chosen so that the rows have the paper's order, on images and orders of training "
+            "Images and schedule were chosen towards the paper's order of the rows, on images and orders of training "
             "of seeds 10 to 12: the set shows how the method works, its scores prove nothing (docs/results.md)."
         )
     changes = sorted({f"{key}={value}" for entry in entries for key, value in entry["changed"].items()})

@@ -129,11 +129,11 @@ class Verdict:
 
 
 def _table(judgements: Sequence[Judgement]) -> str:
-    lines = ["| what | published | tolerance | ours | difference | |", "| - | - | - | - | - | - |"]
+    lines = ["| what | ours | published | difference | tolerance | |", "| - | - | - | - | - | - |"]
     for judgement in judgements:
         assert judgement.ours is not None
-        cells = [judgement.cell.replace("/", ", "), f"{judgement.value:g}", judgement.shown_tolerance()]
-        cells += [f"{judgement.ours.mean:.2f}", judgement.shown_difference(), judgement.status]
+        cells = [judgement.cell.replace("/", ", "), f"{judgement.ours.mean:.2f}", f"{judgement.value:g}"]
+        cells += [judgement.shown_difference(), judgement.shown_tolerance(), judgement.status]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -106,13 +106,16 @@ class Estimate:
         return f"{self.mean:.{decimals}f}" + ("" if self.sd is None else f" ± {self.sd:.{decimals}f}")
 
 
+# data set -> number of images, of those that the papers' numbers were measured on
+PAPERS_IMAGES = {"voc2012-val": 1449, "coco-val2014": 40504}
+
+
 def incomparable(entry: Entry) -> str | None:
     """Why a run's scores may not be set against the papers' number; None where they may.
 
     The papers' numbers are of the whole validation sets, from ImageNet's weights, with the papers' settings.
     """
-    whole = {"voc2012-val": 1449, "coco-val2014": 40504}
-    expected = whole.get(entry["dataset"])
+    expected = PAPERS_IMAGES.get(entry["dataset"])
     if expected is None:
         return f"measured on {entry['images']} images of {entry['dataset']}"
     if entry["images"] != expected:
@@ -159,6 +162,11 @@ class Scores:
                             f"{entry['run']}: {key} differs from {first['run']}'s; "
                             "tables set runs on the same images side by side"
                         )
+
+    @property
+    def generated(self) -> bool:
+        """Whether the images are drawn by this project, not photographs."""
+        return any(entry["dataset"] == "mini" for entry in self.entries)
 
     @property
     def tables(self) -> dict[str, PaperTable]:
