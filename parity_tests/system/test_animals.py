@@ -110,7 +110,7 @@ def test_the_headline_is_the_mean_over_the_classes_that_occur(entry, tmp_path, n
     assert shown["paper_here"] == pytest.approx(np.mean(here), abs=1e-3)
     assert shown["ours"] == pytest.approx(100 * means["present"], abs=1e-3)
     assert not shown["comparable"]
-    assert "| method | paper | paper, the classes here | ours |" in (out / "README.md").read_text(
+    assert "| method | ours | paper | paper, the classes here |" in (out / "README.md").read_text(
         encoding="utf-8"
     )
     text = (out / "tables/animals.md").read_text(encoding="utf-8")

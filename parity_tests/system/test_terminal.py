@@ -219,7 +219,7 @@ def test_hidden_runs_are_no_runs(tmp_path, no_figures):
     write_run(tmp_path / "runs", ".b", "baseline")
     (tmp_path / "runs" / "a" / "._scores_stage1.json").write_text("\0\5\x16\7")
     table = (build.report_all(tmp_path / "runs", tmp_path)[0] / "tables/table2.md").read_text()
-    assert "| baseline | 52.5 | no run |" in table
+    assert "| baseline | no run | 52.5 |" in table
 
 
 # --- long names ---------------------------------------------------------------------------------------------

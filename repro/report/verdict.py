@@ -19,6 +19,7 @@ from pydantic import Field
 from repro.config import Section, load_yaml, validated
 from repro.errors import InputError
 from repro.paper.experiments import Cell, experiments
+from repro.report.formats import markdown_text
 from repro.run.scores import Estimate, Scores, incomparable
 
 Status = Literal["reproduced", "missed", "not comparable", "not run", "cannot be run"]
@@ -108,7 +109,7 @@ class Verdict:
 
     def markdown(self) -> str:
         """The sentence, a table of every cell that was judged, and folded, one of those that are not comparable."""
-        lines = ["## Verdict", f"**{self.sentence()}**"]
+        lines = ["## Verdict", f"**{markdown_text(self.sentence())}**"]
         with_run = [judgement for judgement in self.judgements if judgement.ours is not None]
         folded = [judgement for judgement in with_run if judgement.status == "not comparable"]
         if judged := [judgement for judgement in with_run if judgement not in folded]:
