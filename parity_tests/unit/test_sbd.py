@@ -129,8 +129,8 @@ HEADER = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM"
         (b"not a mat file" * 100, "no MATLAB 5 file"),
         (b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + b"\x89HDF\r\n\x1a\n", "a MATLAB 7.3 file"),
         (HEADER, "no SBD mask"),
-        (HEADER + element(15, zlib.compress(bytes(80 << 20))), "unpacks to more than the 67108864 bytes"),
-        (HEADER + element(15, zlib.compress(bytes(40 << 20))) * 2, "unpacks to more than"),
+        (HEADER + element(15, zlib.compress(bytes(80 << 20), 1)), "unpacks to more than the 67108864 bytes"),
+        (HEADER + element(15, zlib.compress(bytes(40 << 20), 1)) * 2, "unpacks to more than"),
         (HEADER + struct.pack("<II", 14, 1 << 31), "ends in the middle"),
         (HEADER + element(15, b"damaged" * 10), "no SBD mask"),
         # an array that claims 60000 × 60000 values and brings none

@@ -7,6 +7,7 @@ there, unfolded.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -181,6 +182,7 @@ def render_parity(
     return _template("parity.html.j2").render(sentence=sentence, curves=curves, outcome=outcome, sizes=sizes)
 
 
+@functools.cache
 def _template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("repro.report", "."),
