@@ -7,6 +7,7 @@ is as small as in ``conftest.py``.
 from __future__ import annotations
 
 import csv
+import functools
 import multiprocessing
 import os
 import pathlib
@@ -149,13 +150,18 @@ def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@functools.cache
+def _is_ours(filename: str) -> bool:
+    return any(name in filename for name in _PACKAGES)
+
+
 def _at_call(number: int) -> None:
     """Die at the n-th call of a function of the package."""
     seen = 0
 
     def count(frame: Any, event: str, argument: Any) -> None:
         nonlocal seen
-        if event == "call" and any(name in frame.f_code.co_filename for name in _PACKAGES):
+        if event == "call" and _is_ours(frame.f_code.co_filename):
             seen += 1
             if seen == number:
                 _die()
@@ -171,7 +177,7 @@ def _counting(number: int) -> None:
 
     def count(frame: Any, event: str, argument: Any) -> None:
         nonlocal calls
-        calls += event == "call" and any(name in frame.f_code.co_filename for name in _PACKAGES)
+        calls += event == "call" and _is_ours(frame.f_code.co_filename)
 
     sys.setprofile(count)
     multiprocessing.util.Finalize(None, lambda: print(f"calls: {calls}", flush=True), exitpriority=1)
