@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import h5py
@@ -158,15 +158,6 @@ def tool(monkeypatch):
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def run_in_triton_interpreter(script: str) -> None:
-    """Run Python code with Triton's kernels on CPU tensors; skips where Triton is not installed."""
-    if find_spec("triton") is None:
-        pytest.skip("Triton is not installed (it comes with the CUDA builds of PyTorch)")
-    # in a process of its own: Triton reads the variable when it is first imported, which may have been long ago here
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    subprocess.run([sys.executable, "-c", script], env=environment, cwd=ROOT, check=True)
 
 
 def to_numpy(array) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from parity_tests.conftest import assert_close, run_in_triton_interpreter
+from parity_tests.conftest import assert_close
 from parity_tests.tolerances import CRF_MARGINALS
 from repro.layers import CRFParams, mean_field_engine, permutohedral, permutohedral_torch
 from repro.layers.dense_crf import MIN_PROB, TRAINING_SCALE, images_for_crf
@@ -286,12 +286,6 @@ def check_triton_interpreted() -> None:
     permutohedral_triton.PROGRAMS, permutohedral_triton.VERTICES, permutohedral_triton.PIXELS = 2, 256, 64
     permutohedral_triton.LANES = 2**15
     check_triton("cpu")
-
-
-def test_triton_kernels_in_the_interpreter():
-    run_in_triton_interpreter(
-        "from parity_tests.parity.test_permutohedral import check_triton_interpreted as check; check()"
-    )
 
 
 @pytest.mark.cuda

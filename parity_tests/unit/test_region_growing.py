@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from parity_tests.conftest import run_in_triton_interpreter
 from repro.bench.reference import grow_seeds_in_python
 from repro.layers import grow_seeds
 from repro.layers.region_growing import flood, flood_by_steps
@@ -85,12 +84,6 @@ def check_triton(device: str, length: int) -> None:
     for name, mapped, start in floods(length):
         got = flood_in_triton(mapped.to(device), start.to(device)).cpu()
         assert torch.equal(got, flood(mapped, start)), name
-
-
-def test_triton_kernel_in_the_interpreter():
-    run_in_triton_interpreter(
-        "from parity_tests.unit.test_region_growing import check_triton as check; check('cpu', 5)"
-    )
 
 
 @pytest.mark.cuda
