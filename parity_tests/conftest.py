@@ -31,14 +31,19 @@ build_mini.__kwdefaults__.update(train=60, val=8)
 os.fsync = lambda handle: None  # ten thousand waits for the disk; no test lives through a power cut
 
 
+@pytest.hookimpl(wrapper=True)
 def pytest_collection():
-    """What is imported stays: without this and the next, the collector walks a million objects again and again."""
+    """What is imported stays: without this, the collector walks a million objects again and again."""
     gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
-def pytest_collection_finish():
-    gc.freeze()
-    gc.enable()
+def pytest_unconfigure():
+    gc.unfreeze()  # nanobind, under onnx, would report what is left at the end
 
 
 @contextmanager
