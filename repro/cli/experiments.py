@@ -160,7 +160,12 @@ def evaluate(
     scores = evaluate_folder(pred, truth, names, len(named))
     lines = [f"{'images':<28}{scores['images']}"]
     lines += [
-        f"{f'mean IoU, rule {rule}':<28}{100 * value:.2f}" for rule, value in scores["mean_iou"].items()
+        f"{f'mean IoU, rule {rule}':<28}{100 * scores['mean_iou'][rule]:.2f}{note}"
+        for rule, note in (
+            ("voc", ""),
+            ("present", ""),
+            ("released", "  (counts only classes with a correct pixel)"),
+        )
     ]
     lines.append(f"{'pixel accuracy':<28}{100 * scores['pixel_accuracy']:.2f}")
     for name, value in zip(named, scores["per_class_iou"], strict=True):
