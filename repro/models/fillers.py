@@ -38,7 +38,7 @@ def fill_(blob: torch.Tensor, filler: FillerParameter, generator: torch.Generato
     if filler.type == "constant":
         blob.fill_(filler.value)
     elif filler.type == "gaussian":
-        blob.normal_(filler.mean, filler.std, generator=generator)
+        _normal_(blob, filler.mean, filler.std, generator)
         if filler.sparse >= 0:
             # each input counts for `sparse` outputs on average
             keep = min(1.0, filler.sparse / blob.shape[0])
@@ -55,7 +55,7 @@ def fill_(blob: torch.Tensor, filler: FillerParameter, generator: torch.Generato
             bound = math.sqrt(3.0 / fan)
             blob.uniform_(-bound, bound, generator=generator)
         else:
-            blob.normal_(0.0, math.sqrt(2.0 / fan), generator=generator)
+            _normal_(blob, 0.0, math.sqrt(2.0 / fan), generator)
     elif filler.type == "bilinear":
         if blob.ndim != 4 or blob.shape[2] != blob.shape[3]:
             raise ValueError(f"bilinear fills blobs of 4 axes with square kernels, not {tuple(blob.shape)}")
@@ -101,7 +101,7 @@ def fill_weight_(
         return
     else:
         std = GAUSSIAN_STD if scheme == "gaussian" else (2.0 / weight[0].numel()) ** 0.5
-    weight.normal_(0.0, std, generator=generator)
+    _normal_(weight, 0.0, std, generator)
 
 
 def _looks_linear_(weight: torch.Tensor, generator: torch.Generator | None, *, reads_image: bool) -> None:
@@ -119,6 +119,12 @@ def _looks_linear_(weight: torch.Tensor, generator: torch.Generator | None, *, r
     filters[:, :, height // 2, width // 2] += torch.linalg.qr(square)[0][:half, :sources]
     paired = filters if reads_image else torch.cat([filters, -filters], dim=1)[:, :inputs]
     weight.copy_(_LOOKS_LINEAR_GAIN * torch.cat([paired, -paired])[:outputs])
+
+
+def _normal_(blob: torch.Tensor, mean: float, std: float, generator: torch.Generator | None) -> None:
+    """One without values, of a net that is only measured, gets none: PyTorch would import its compiler for that."""
+    if not blob.is_meta:
+        blob.normal_(mean, std, generator=generator)
 
 
 def fill_net(net: CaffeNet, scheme: Scheme, generator: torch.Generator | None) -> None:
