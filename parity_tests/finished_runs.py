@@ -45,7 +45,7 @@ def write_run(
     entry = {
         "run": run,
         "family": family,
-        "base": {"profile": "p", "sha256": "0"},
+        "base": {"profile": "dsrg_vgg16_voc", "sha256": "0"},
         "origin": "trained here",
         "answers": [ROWS[method]],
         "dataset": dataset,

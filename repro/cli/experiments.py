@@ -160,12 +160,9 @@ def evaluate(
     scores = evaluate_folder(pred, truth, names, len(named))
     lines = [f"{'images':<28}{scores['images']}"]
     lines += [
-        f"{f'mean IoU, rule {rule}':<28}{100 * scores['mean_iou'][rule]:.2f}{note}"
-        for rule, note in (
-            ("voc", ""),
-            ("present", ""),
-            ("released", "  (counts only classes with a correct pixel)"),
-        )
+        f"{f'mean IoU, rule {rule}':<28}{100 * scores['mean_iou'][rule]:.2f}"
+        + ("  (counts only classes with a correct pixel)" if rule == "released" else "")
+        for rule in sorted(scores["mean_iou"], key="voc".__ne__)  # the field's first
     ]
     lines.append(f"{'pixel accuracy':<28}{100 * scores['pixel_accuracy']:.2f}")
     for name, value in zip(named, scores["per_class_iou"], strict=True):

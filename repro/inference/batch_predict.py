@@ -30,7 +30,7 @@ from repro.run_folder import check_no_others, check_settings, keep_settings
 log = logging.getLogger(__name__)
 
 _FILE_THREADS = 4  # decoding and PNG compression leave the interpreter's lock alone
-_SILENCE = 30.0  # seconds at most, or those of a batch, between two lines where no bar is shown
+_SILENCE = 30.0  # seconds at least between two lines where no bar is shown
 _GROUPS_HELD = 8  # batches' worth of images that may wait for others of their size
 
 

@@ -130,7 +130,8 @@ def summarise(scores: Scores, manifest: dict[str, Any]) -> Summary:
             for run in (entry.folder.name, *(each["run"] for each in inputs.values())):
                 for step in manifest["runs"].get(run, {}).get("steps", {}).values():
                     devices.append(str(step.get("device_name") or step.get("device", "")))
-            if _setting(recorded, "dataset", "pretrain") is not None:
+            own_weights = _setting(recorded, "stage1", "init", "weights")
+            if _setting(recorded, "dataset", "pretrain") is not None and own_weights is None:
                 pretrained.append("weights" in inputs)
         rows.append(
             SummaryRow(
@@ -171,9 +172,9 @@ def _title(scores: Scores) -> str:
 
 
 def _different(devices: Sequence[str]) -> list[str]:
-    """Each device once; older runs have a CPU's name without its vector instructions."""
+    """Each device once; older runs have a CPU's name without its vector instructions, which one other name tells."""
     names = dict.fromkeys(filter(None, devices))
-    return [name for name in names if not any(other.startswith(f"{name} (") for other in names)]
+    return [name for name in names if sum(other.startswith(f"{name} (") for other in names) != 1]
 
 
 def _steps(entry: Entry, manifest: dict[str, Any]) -> list[dict[str, Any]]:

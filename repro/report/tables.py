@@ -238,8 +238,8 @@ def _notes(entries: Sequence[Entry], paper: PaperTable, others: Sequence[Rule] =
         )
         notes.append(f"Stage 1 began with {begun}, not with ImageNet's VGG16 as in the paper.")
         notes.append(
-            "Images and schedule were chosen towards the paper's order of the rows, on images and orders of training "
-            "of seeds 10 to 12: the set shows how the method works, its scores prove nothing (docs/results.md)."
+            "Images and schedule were chosen towards the paper's order of the rows, on other seeds than these: the set "
+            "shows how the method works, its scores prove nothing (docs/results.md)."
         )
     changes = sorted({f"{key}={value}" for entry in entries for key, value in entry["changed"].items()})
     if changes:

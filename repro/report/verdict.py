@@ -95,7 +95,8 @@ class Verdict:
         rest = f" ({rest})" if rest else ""
         if not judged:
             if others := self.of("not comparable"):
-                return f"No verdict: none of these runs may be compared with the papers' ({others[0].why})."
+                reasons = "; ".join(dict.fromkeys(judgement.why for judgement in others))
+                return f"No verdict: none of these runs may be compared with the papers' ({reasons})."
             return f"No verdict: none of {len(self.judgements)} published values has a run{rest}."
         if not missed:
             return (

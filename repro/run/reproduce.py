@@ -78,11 +78,12 @@ def reproduce(runs: Sequence[PlannedRun]) -> None:
 
 @contextlib.contextmanager
 def _each_line_once() -> Iterator[None]:
-    """What the steps of several runs have in common, such as the masks that they read, is logged once."""
+    """What the steps of several runs have in common, such as the masks that they read, is logged once; warnings are
+    not left out."""
     said: dict[str, logging.LogRecord] = {}
 
     def is_new(record: logging.LogRecord) -> bool:
-        return said.setdefault(record.getMessage(), record) is record
+        return record.levelno > logging.INFO or said.setdefault(record.getMessage(), record) is record
 
     handlers = list(logging.getLogger().handlers)
     for handler in handlers:
@@ -283,7 +284,7 @@ class _Steps:
                     step.folder,
                     described=described,
                     labels=labels,
-                    title=name,
+                    title=f"{self.run.folder.name}/{name}",
                 )
                 if result.failures:
                     raise InputError(
