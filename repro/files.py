@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from repro.errors import InputError, damaged
-from weights_conversion.files import TEMPORARY, atomic_path, check_plain, temporary_name
+from weights_conversion.files import TEMPORARY, atomic_path, check_plain, errors_named, temporary_name
 
 log = logging.getLogger(__name__)
 LOCK_NAME = ".sec-dsrg-lock"
@@ -36,7 +36,8 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
             with suppress(OSError), _flock(left):
                 shutil.rmtree(left)
     folder = parent / temporary_name()
-    folder.mkdir()
+    with errors_named(parent):
+        folder.mkdir()
     with _flock(folder):
         try:
             yield folder

@@ -32,7 +32,13 @@ from repro.errors import InputError
 from repro.files import LOCK_NAME, lock_folder, now, read_json, write_json
 from repro.measure import Measurement
 from repro.precision import has_bfloat16
-from weights_conversion.files import clear_leftovers, make_folder, record_temporaries, write_text
+from weights_conversion.files import (
+    clear_leftovers,
+    errors_named,
+    make_folder,
+    record_temporaries,
+    write_text,
+)
 
 log = logging.getLogger(__name__)
 
@@ -286,7 +292,8 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> bool:
 def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Write what made a folder's files into its ``settings.json``, unless that is there."""
     if not (folder / "settings.json").exists():
-        write_json(folder / "settings.json", settings)
+        with errors_named(folder):  # the name that the user knows
+            write_json(folder / "settings.json", settings)
 
 
 def check_no_others(folder: Path, *files: str) -> None:

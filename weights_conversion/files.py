@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 from weights_conversion.errors import InputError
 
@@ -106,7 +107,8 @@ def write_new_or_same(target: Path, write: Callable[[Path], list[Path]]) -> list
     if not target.exists():
         return write(target)
     folder = target.parent / temporary_name()
-    folder.mkdir()
+    with errors_named(target):
+        folder.mkdir()
     try:
         with errors_named(target):
             written = write(folder / target.name)
@@ -189,16 +191,31 @@ def _record(folder: Path) -> None:
 
 
 def check_plain(path: str | os.PathLike[str]) -> None:
-    """Raise InputError for a pipe, a socket or a device: opening one may wait for ever, and it is read once alone.
+    """Raise InputError for a folder, and for a pipe, a socket or a device: opening one may wait for ever, and it is
+    read once alone.
 
-    Of what is not there, and of a folder, the reader tells.
+    Of what is not there the reader tells.
     """
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError):  # a zero byte in it
         return
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+    if stat.S_ISDIR(mode):
+        raise InputError(f"{os.fspath(path)}: a folder, a file expected")
+    if not stat.S_ISREG(mode):
         raise InputError(f"{os.fspath(path)}: a pipe or a device, a plain file expected")
+
+
+def no_such(expected: Literal["file", "folder"], path: str | os.PathLike[str]) -> str:
+    """The end of a message about a path that is no file, or no folder: nothing is there, or something else.
+
+    >>> no_such("folder", "/nowhere"), no_such("file", "/")
+    ('no such folder: /nowhere', 'a folder, a file expected: /')
+    """
+    if not os.path.exists(path):
+        return f"no such {expected}: {os.fspath(path)}"
+    there = "a folder" if os.path.isdir(path) else "a file" if os.path.isfile(path) else "a pipe or a device"
+    return f"{there}, a {expected} expected: {os.fspath(path)}"
 
 
 # How a GraphDef begins (a node with name and operation), a MetaGraphDef (a list of operations) and a SavedModel or a
@@ -281,8 +298,14 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its parents, so that they survive a power cut. One that is there is fine."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    """Make a folder and its parents, so that they survive a power cut. One that is there is fine.
+
+    Raises OSError, which says where a file is in the place of one of them.
+    """
+    places = [folder, *folder.parents]
+    if file := next((path for path in places if path.exists() and not path.is_dir()), None):
+        raise NotADirectoryError(errno.ENOTDIR, f"expected a folder, {file} is a file", str(folder))
+    missing = [path for path in places if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
         _sync_folder(path.parent)

@@ -6,6 +6,7 @@ of its own. So this follows protobuf's text format specification, and leaves the
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import NamedTuple, NoReturn, TypeAlias
 
 from weights_conversion.errors import CaffeFileError
 from weights_conversion.files import read_input
+from weights_conversion.kinds import file_kind
 
 _MAX_BYTES = 4 << 20  # the largest published nets have some 100 kB
 _MAX_VALUES = 50_000  # and 13,000 values; a file of nothing but "a{}" ends in an error within a second
@@ -64,6 +66,11 @@ def read_prototxt(path: str | os.PathLike[str], variables: Mapping[str, str] | N
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        if os.path.isfile(path) and not utf16 and (kind := file_kind(path)) != "prototxt":
+            raise CaffeFileError(
+                f"{os.fspath(path)}: a file of the kind {kind}, a prototxt expected in its place"
+            ) from error
         line = raw.count(b"\n", 0, error.start) + 1
         column = error.start - raw.rfind(b"\n", 0, error.start)
         place = f"line {line}, column {column}"

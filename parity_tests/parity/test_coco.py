@@ -221,6 +221,14 @@ def test_a_file_of_own_classes_as_tools_write_it(tmp_path, capsys):
     own = ["--config", str(tmp_path / "mine.yaml")]
     assert run_command([*call, *own]) == 2
     assert "masks" in capsys.readouterr().err
+    among = tmp_path / "images"
+    among.mkdir()
+    (among / "a.jpg").touch()
+    assert run_command([*call[:-1], str(among)]) == 2
+    assert "images: holds the image a.jpg, another folder" in capsys.readouterr().err
+    assert [path.name for path in among.iterdir()] == ["a.jpg"]
+    assert run_command([*call[:-1], str(tmp_path / "a.json" / "masks")]) == 2
+    assert f"masks: expected a folder, {tmp_path / 'a.json'} is a file" in capsys.readouterr().err
     assert run_command([*call[:-1], str(tmp_path / "own"), *own]) == 0
     mask = read_mask(tmp_path / "own" / "a.png", 3)
     assert np.unique(mask, return_counts=True)[1].tolist() == [48, 16, 8]

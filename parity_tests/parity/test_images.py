@@ -392,7 +392,7 @@ def bad_colour_depth(path):
         (bad_text, "not an image of a known format"),
         (bad_truncated, "damaged"),
         (bad_png, "damaged"),
-        (bad_folder, "no such image file"),
+        (bad_folder, "a folder, a file expected"),
         (bad_depth, "mode 'I;16'"),
         (bad_colour_depth, "a PNG of 16 bits"),
         (bad_format, "not an image of a known format"),

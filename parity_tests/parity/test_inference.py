@@ -126,12 +126,14 @@ def test_probabilities_that_are_no_numbers_make_no_mask():
 
 def test_files_of_others_are_no_masks(model, tmp_path):
     """Photographs or ground truth in the folder were counted as masks that are there already."""
-    photo = tmp_path / "a.png"
-    Image.new("RGB", (8, 8)).save(photo)
+    photo, mine = tmp_path / "a.jpg", tmp_path / "mine"
+    mine.mkdir()
+    for path in photo, mine / "a.png":
+        Image.new("RGB", (8, 8)).save(path)
     segmenter = TorchSegmenter(model, PredictConfig(protocol="sec", crf=False))
     with pytest.raises(InputError, match=r"a\.png exists and no settings\.json"):
-        predict_folder(segmenter, {"a": photo}, tmp_path, described={"weights": "a"})
-    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+        predict_folder(segmenter, {"a": photo}, mine, described={"weights": "a"})
+    assert [path.name for path in mine.iterdir()] == ["a.png"]
 
 
 @pytest.mark.parametrize(

@@ -296,6 +296,7 @@ def test_the_recorded_networks(capfd, tmp_path):
     ("arguments", "reason"),
     [
         (["none.prototxt"], "none.prototxt: No such file or directory"),
+        ([*reversed(files("resnet101_aspp"))], "of the kind caffemodel, a prototxt expected in its place"),
         ([CAFFE_FILES / "vgg16_aspp_deploy.prototxt", "none.caffemodel"], "none.caffemodel"),
         (
             [CAFFE_FILES / "vgg16_aspp_deploy.prototxt", files("resnet101_aspp")[1]],

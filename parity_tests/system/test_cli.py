@@ -225,7 +225,16 @@ def test_bad_training_data(inputs, capsys, spoil):
             "history holds 4 arrays, the model has 50",
         ),
         (["device=cuda:9"], "device cuda:9: this machine has"),
+        (["data.cues=/"], "stage1.data.cues: a folder, a file expected: /$"),
+        (["init.weights=/"], "stage1.init.weights: a folder, a file expected: /$"),
+        (["data.image_root=/dev/null"], "stage1.data.image_root: a pipe or a device, a folder expected"),
+        ([f"data.image_root={__file__}"], "stage1.data.image_root: a file, a folder expected"),
         (["output=/proc/nowhere"], "output /proc/nowhere: cannot be written"),
+        (
+            [f"output={__file__}"],
+            "test_cli.py: cannot be written .expected a folder, .*test_cli.py is a file.$",
+        ),
+        ([f"output={__file__}/run"], "run: cannot be written .expected a folder, .*test_cli.py is a file.$"),
     ],
     ids=lambda value: value[0][:24] if isinstance(value, list) else "",
 )
@@ -309,6 +318,23 @@ def test_predict_refuses(tmp_path, capsys):
     assert "no such file or folder" in refused(capsys, *base, *weights, "--images", tmp_path / "nowhere")
     assert "no image" in refused(capsys, *base, *weights, "--images", tmp_path)
     (tmp_path / "a.jpg").write_bytes(b"")
+    folder = ["--weights", tmp_path, "--images", tmp_path]
+    assert f"{tmp_path}: a folder, a file expected" in refused(capsys, *base, *folder)
+    for engine in "torch", "onnx":
+        for images in tmp_path, tmp_path / "a.jpg":
+            # said before the weights are read, which are none here
+            among = [
+                "--weights",
+                tmp_path / "a.jpg",
+                "--images",
+                images,
+                "--out",
+                tmp_path,
+                "--engine",
+                engine,
+            ]
+            assert "the images are in this folder" in refused(capsys, *base, *among)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]
     assert "a.jpg: the image file is empty" in refused(capsys, *base, *weights, "--images", tmp_path)
     largefov = ["--weights", CAFFE_FILES / "vgg16_largefov.caffemodel"]
     assert "has no weights for fc6_1, " in refused(capsys, *base, *largefov, "--images", tmp_path)

@@ -66,6 +66,26 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path, rng):
     assert (tmp_path / "masks").read_text() == "kept"
 
 
+@pytest.mark.parametrize("form", ["itself", "link", "dots"])
+def test_masks_do_not_go_among_the_images(tmp_path, form):
+    """The next call would take them for images."""
+    photos, link = tmp_path / "photos", tmp_path / "link"
+    photos.mkdir()
+    link.symlink_to(photos)
+    Image.new("RGB", (4, 4)).save(photos / "a.jpg")
+    out = {"itself": photos, "link": link, "dots": photos / ".." / "photos"}[form]
+    with pytest.raises(InputError, match="the images are in this folder"):
+        predict_folder(Recorder(batch_size=1), {"a": photos / "a.jpg"}, out, described={})
+    assert [path.name for path in photos.iterdir()] == ["a.jpg"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, rng):
+    images, out = save(tmp_path, [(4, 6)], rng), tmp_path / "0.png" / "masks"
+    with pytest.raises(OSError, match=r"expected a folder, .*0\.png is a file") as caught:
+        predict_folder(Recorder(batch_size=1), images, out, described={})
+    assert caught.value.filename == str(out)
+
+
 def test_images_of_many_sizes_do_not_pile_up(tmp_path, rng):
     images = save(tmp_path, [(4, 4 + index) for index in range(20)], rng)
     engine = Recorder(batch_size=2)

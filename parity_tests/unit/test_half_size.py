@@ -82,3 +82,9 @@ def test_a_folder_that_is_there_stays(voc, tmp_path, capsys):
     assert halve(voc, tmp_path / "half") == 2
     assert "half: exists already, a new folder expected" in capsys.readouterr().err
     assert not list((tmp_path / "half").iterdir())
+
+
+def test_a_file_above_the_folder_is_named(voc, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert halve(voc, tmp_path / "file" / "half") == 2
+    assert f"{tmp_path}/file: expected a folder, {tmp_path}/file is a file" in capsys.readouterr().err

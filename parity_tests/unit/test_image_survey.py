@@ -12,7 +12,7 @@ from PIL import Image
 
 from parity_tests.small_voc import write_voc
 from repro.cli import run_command
-from repro.data import find_images, image_survey, read_image_rgb
+from repro.data import find_images, image_survey, read_image_rgb, write_mask
 from repro.data.image_survey import is_turned, survey_images
 from repro.data.images import image_size
 from repro.errors import InputError
@@ -110,6 +110,16 @@ def test_a_line_tells_how_many(tmp_path, caplog):
     ]
     assert len(caplog.records) == 1
     assert survey_images(paths[:1]) == survey_images([]) == []
+
+
+def test_masks_among_the_images_are_told(tmp_path):
+    paths = [save(tmp_path / "a.jpg"), save(tmp_path / "b.png"), tmp_path / "c.png", tmp_path / "d.gif"]
+    write_mask(paths[2], np.eye(4, dtype=np.uint8))
+    Image.new("P", (4, 4)).save(paths[3])
+    (line,) = survey_images(paths)
+    assert line == (
+        f"1 of 4 images are PNGs with a palette, as masks are; they are read as photographs; the first: {paths[2]}"
+    )
 
 
 def test_of_a_large_set_a_part_is_looked_at(tmp_path, monkeypatch):

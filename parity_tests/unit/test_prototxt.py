@@ -9,6 +9,7 @@ import pytest
 from google.protobuf import descriptor_pb2, text_format
 
 from parity_tests.conftest import CAFFE_FILES
+from repro.errors import InputError
 from weights_conversion import CaffeFileError, caffe_pb2, read_prototxt
 from weights_conversion.prototxt import Identifier, Message
 
@@ -232,9 +233,12 @@ def test_no_fields(tmp_path, text):
 def test_files_of_another_kind(tmp_path):
     with pytest.raises(CaffeFileError, match="No such file"):
         read_prototxt(tmp_path / "missing.prototxt")
-    with pytest.raises(CaffeFileError, match="Is a directory"):
+    with pytest.raises(InputError, match="a folder, a file expected"):
         read_prototxt(tmp_path)
-    with pytest.raises(CaffeFileError, match=r"line \d+, column \d+"):
+    (tmp_path / "utf16.prototxt").write_text('name: "a"', encoding="utf-16")
+    with pytest.raises(CaffeFileError, match="line 1, column 1: not UTF-8"):
+        read_prototxt(tmp_path / "utf16.prototxt")
+    with pytest.raises(CaffeFileError, match="of the kind caffemodel, a prototxt expected in its place"):
         read_prototxt(CAFFE_FILES / "toy_iter_6.caffemodel")
     with pytest.raises(CaffeFileError, match="more than"):
         read(tmp_path, "a: 1\n" * 4_000_000)

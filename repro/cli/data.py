@@ -12,7 +12,7 @@ import typer
 
 from repro.cli.shared import Answer, ConfigOption, FirstClass, InputList, OptionalConfig, app, verb
 from repro.constants import CLASS_NAMES, VOID
-from repro.errors import printable
+from repro.errors import InputError, printable
 from repro.files import write_report
 from weights_conversion.files import check_target, file_sha256
 
@@ -300,7 +300,12 @@ def data_coco_masks(
     instances = CocoInstances(annotations, classes)
     made_of = {"annotations_sha256": file_sha256(annotations), **({"classes": classes} if config else {})}
     check_settings(out, made_of)
-    check_no_others(out, *(f"{Path(name).stem}.png" for name, *_ in instances.images.values()))
+    names = [Path(name) for name, *_ in instances.images.values()]
+    check_no_others(out, *(f"{name.stem}.png" for name in names))
+    if image := next(
+        (name.name for name in names if name.suffix != ".png" and (out / name.name).exists()), None
+    ):
+        raise InputError(f"{out}: holds the image {image}, another folder for the masks expected")
     keep_settings(out, made_of)
     for _ in tqdm(instances.write_masks(out), total=len(instances.images), unit="image", disable=None):
         pass

@@ -105,9 +105,10 @@ def _predict_onnx(
     batch_size: int | None,
 ) -> Answer:
     from repro.export.engine import open_segmenter
-    from repro.inference.batch_predict import predict_folder
+    from repro.inference.batch_predict import check_masks_folder, predict_folder
     from repro.run_folder import resolve_device
 
+    check_masks_folder(out, found)  # before the weights are read
     segmenter, described, loss = open_segmenter(
         settings,
         weights,
@@ -189,10 +190,11 @@ def _predict(
     script: PredictConfig,
     labels: Callable[[str], Sequence[int]] | None = None,
 ) -> Answer:
-    from repro.inference.batch_predict import predict_folder
+    from repro.inference.batch_predict import check_masks_folder, predict_folder
     from repro.inference.predict import TorchSegmenter, describe, load_model
     from repro.run_folder import resolve_device
 
+    check_masks_folder(out, images)  # before the weights are read
     model = load_model(settings, weights, resolve_device(settings.device))
     described = describe(settings, weights, script)
     return answer_masks(

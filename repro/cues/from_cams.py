@@ -35,7 +35,7 @@ from repro.layers import foreground_cells, lowest_cells, merge_cells
 from repro.layers.resize import zoom_to
 from repro.run_folder import check_no_others, check_settings
 from weights_conversion import guard
-from weights_conversion.files import write_text
+from weights_conversion.files import errors_named, write_text
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +136,8 @@ def cues_from_cams(
     }
     described |= {"classes": config.dataset.classes, **shaping(settings, Mark.EXTRA_INPUT)}
     check_settings(out, described)
-    write_json(out / "settings.json", described)
+    with errors_named(out):  # the name that the user knows
+        write_json(out / "settings.json", described)
     write_cues(made.cues, entries, grid, chosen)
     write_text(made.input_list, "".join(list_line(name, number) for number, name in enumerate(chosen)))
     return made

@@ -57,7 +57,7 @@ from repro.metrics import seed_matrix, seed_metrics
 from repro.models import CaffeNet
 from repro.precision import LAYOUT
 from repro.run_folder import check_no_others, check_settings, keep_settings
-from weights_conversion.files import atomic_path, file_sha256, write_text
+from weights_conversion.files import atomic_path, file_sha256, no_such, write_text
 
 _FILE_THREADS = 4
 
@@ -281,7 +281,7 @@ def score_grid(config: Config) -> tuple[int, int]:
 def _saliency_files(settings: CuesConfig, labelled: LabelledSet) -> dict[str, Path]:
     folder = Path(str(settings.saliency))
     if not folder.is_dir():
-        raise InputError(f"stage0.cues.saliency: no such folder: {folder}")
+        raise InputError(f"stage0.cues.saliency: {no_such('folder', folder)}")
     found = {
         path.stem: path
         for path in sorted(folder.iterdir())
@@ -301,7 +301,7 @@ def _cue_settings(
 ) -> dict[str, Any]:
     """The settings that decide the cues of an image."""
     for net, path in nets.items():
-        if not path.is_file():
+        if not path.exists():
             raise InputError(
                 f"{path}: no such weights of vgg16_{net}; repro seeds train --net vgg16_{net} makes them"
             )

@@ -30,7 +30,7 @@ from repro.training.measured_filler import fill_by_first_batch
 from repro.training.objectives import classifier_objective
 from repro.training.seed_quality import HeldOutPrecision
 from repro.training.snapshots import snapshots
-from weights_conversion.files import file_sha256
+from weights_conversion.files import file_sha256, no_such
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def train_classifier(config: Config, net: str, run: Run) -> Path:
     if section.solver.max_iter < 1:
         raise InputError("stage0.solver.max_iter: expected at least 1 iteration")
     if section.init.weights and not Path(section.init.weights).is_file():
-        raise InputError(f"stage0.init.weights: no such file: {section.init.weights}")
+        raise InputError(f"stage0.init.weights: {no_such('file', section.init.weights)}")
     survey_images(list(labelled.images.values()))
     training, held_out = _split(labelled, section.data.held_out, config.seed)
     check_every_class_occurs(

@@ -20,6 +20,7 @@ from repro.data.mask_set import check_masks
 from repro.data.mini import build_mini
 from repro.data.voc import CUE_NAMES, INPUT_LIST_NAMES, check_unpacked, data_folder, found_beside
 from repro.errors import InputError
+from weights_conversion.files import no_such
 
 log = logging.getLogger(__name__)
 
@@ -311,7 +312,7 @@ def _found(given: str | None, key: str, names: tuple[str, ...], root: Path) -> P
     """The file given, or the first of ``names`` in ``root`` or beside ``VOCdevkit``."""
     if given is not None:
         if not Path(given).is_file():
-            raise InputError(f"dataset.{key}: no such file: {given}")
+            raise InputError(f"dataset.{key}: {no_such('file', given)}")
         return Path(given)
     if found := found_beside(root, names):
         return found

@@ -20,6 +20,7 @@ from repro.data.images import read_image_rgb
 from repro.data.voc import CUE_NAMES, INPUT_LIST_NAMES, VocLayout, found_beside, read_mask, write_mask
 from repro.errors import InputError
 from repro.files import temporary_folder
+from weights_conversion.files import make_folder
 
 _QUALITY = 95  # of the JPEGs
 
@@ -50,7 +51,7 @@ def halve_voc(
     if target.exists():
         raise InputError(f"{target}: exists already, a new folder expected")
     names = list(dict.fromkeys(name for each in image_sets for name in read_id_list(source.image_set(each))))
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     with temporary_folder(target.parent) as folder:
         half = VocLayout(folder / target.name)
         half.root.mkdir()

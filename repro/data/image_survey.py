@@ -20,17 +20,26 @@ def is_turned(path: str | os.PathLike[str]) -> bool:
 
 
 def survey_images(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
-    """Log, and return, a line each for images that carry an EXIF orientation and for those of several frames.
+    """Log, and return, a line each for images that carry an EXIF orientation, for those of several frames and for PNGs
+    with a palette.
 
     Pixels are taken as they are stored, because masks and cues carry no orientation (OpenCV before 3.1 and Pillow
-    read so, too); of an animation the first frame is taken. Files that are no images are left to their readers.
+    read so, too); of an animation the first frame is taken; a PNG with a palette, as masks have one, is read as an
+    image of its colours. Files that are no images are left to their readers.
     """
     chosen = paths[:: -(-len(paths) // LOOKED_AT)] if paths else []
     found = [(path, *_unused(path)) for path in chosen]
     lines = []
     for what, those in (
-        ("carry an EXIF orientation, which is not applied", [path for path, turned, _ in found if turned]),
-        ("have several frames, of which the first is taken", [path for path, _, frames in found if frames]),
+        ("carry an EXIF orientation, which is not applied", [path for path, turned, *_ in found if turned]),
+        (
+            "have several frames, of which the first is taken",
+            [path for path, _, frames, _ in found if frames],
+        ),
+        (
+            "are PNGs with a palette, as masks are; they are read as photographs",
+            [path for path, *_, mask in found if mask],
+        ),
     ):
         if those:
             looked_at = "" if len(chosen) == len(paths) else f" looked at ({len(paths)} in all)"
@@ -41,14 +50,15 @@ def survey_images(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
     return lines
 
 
-def _unused(path: str | os.PathLike[str]) -> tuple[bool, bool]:
-    """Whether there are an orientation and further frames."""
+def _unused(path: str | os.PathLike[str]) -> tuple[bool, bool, bool]:
+    """Whether there are an orientation, further frames, and a PNG's palette."""
     if not os.path.isfile(path):
-        return False, False  # opening a pipe would wait for its writer
+        return False, False, False  # opening a pipe would wait for its writer
     try:
         with open_header(os.fspath(path)) as image:
             # Pillow turns TIFFs itself, and has their size after that
             turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) not in (0, 1)
-            return turned, bool(getattr(image, "is_animated", False))
+            frames = bool(getattr(image, "is_animated", False))
+            return turned, frames, image.format == "PNG" and image.mode == "P"
     except Exception:  # a damaged file raises whatever its decoder does; who reads it says so
-        return False, False
+        return False, False, False

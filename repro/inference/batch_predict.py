@@ -48,6 +48,17 @@ class Segmenter(Protocol):
         """
 
 
+def check_masks_folder(out_dir: Path, images: Mapping[str, Path]) -> None:
+    """Raise InputError where masks of ``images`` (id -> path) would not stand alone: the images' own folder, whose next
+    reader would take them for images; files under their names that are not known to be masks (no ``settings.json``:
+    photographs, ground truth); a file in the folder's place."""
+    if out_dir.exists() and not out_dir.is_dir():
+        raise InputError(f"{out_dir}: a file, a folder for the masks expected")
+    if os.path.realpath(out_dir) in map(os.path.realpath, {path.parent for path in images.values()}):
+        raise InputError(f"{out_dir}: the images are in this folder, another one for the masks expected")
+    check_no_others(out_dir, *(f"{name}.png" for name in images))
+
+
 @dataclass
 class FolderResult:
     """``written`` masks are new, ``kept`` were there; ``failures`` maps an id to the one line that says why."""
@@ -79,17 +90,14 @@ def predict_folder(
         title: of the progress bar.
 
     Raises:
-        InputError: a folder of masks made with other settings, or of files under the masks' names that are not known
-            to be such (no ``settings.json``): photographs, ground truth; a file in its place. An image that cannot be
-            read or segmented is no error here: the others are segmented, and the result names it.
+        InputError: a folder of masks made with other settings; as `check_masks_folder`. An image that cannot be read
+            or segmented is no error here: the others are segmented, and the result names it.
     """
-    if out_dir.exists() and not out_dir.is_dir():
-        raise InputError(f"{out_dir}: a file, a folder for the masks expected")
+    check_masks_folder(out_dir, images)
     if distributed.is_first():
         survey_images(list(images.values()))
     described = json.loads(json.dumps(described))
     check_settings(out_dir, described)
-    check_no_others(out_dir, *(f"{name}.png" for name in images))
     absent = [name for name in images if not os.path.exists(out_dir / f"{name}.png")]
     absent = distributed.from_first(absent)  # another rank may be writing already
     kept = len(images) - len(absent)

@@ -28,6 +28,7 @@ from repro.models.loss_tails import ROWS
 from repro.paper.experiments import PAPER, Cell, RunSpec, experiments
 from repro.profiles import profile_names
 from repro.run.scores import ORIGINAL, TRAINED
+from weights_conversion.files import no_such
 
 SCORES = ("stage1", "stage2")
 
@@ -166,7 +167,7 @@ def plan_originals(base: Config, originals: Sequence[str]) -> list[PlannedRun]:
         if row not in ROWS or not file:
             raise InputError(f"--original {text}: expected ROW=FILE, ROW one of {', '.join(ROWS)}")
         if not Path(file).is_file():
-            raise InputError(f"--original {row}: no such file: {file}")
+            raise InputError(f"--original {row}: {no_such('file', file)}")
         config = with_changes(base, _losses(row), row)
         score = "stage2" if row == "+Retrain" else "stage1"
         planned = variants.planned(config, None, {score: row})

@@ -38,7 +38,7 @@ from repro.training.seed_quality import SeedQuality
 from repro.training.snapshots import snapshots
 from weights_conversion import read_solverstate
 from weights_conversion.conversion import check_history
-from weights_conversion.files import check_plain, file_sha256
+from weights_conversion.files import check_plain, file_sha256, no_such
 
 log = logging.getLogger(__name__)
 # by backbone: what the papers start from
@@ -71,8 +71,6 @@ def train(config: Config, stage: int, run: Run, lines: Lines[Any] | None = None)
     if section.solver.max_iter < 1:
         raise InputError(f"stage{stage}.solver.max_iter: expected at least 1 iteration")
     files = _files(section, stage, needs_list=lines is None)
-    for path in files.values():
-        check_plain(path)
     content = Path(files["list"]).read_bytes() if lines is None else lines.text().encode()
     if lines is None and _reads_pairs(section):
         lines = read_label_list(files["list"])
@@ -114,9 +112,9 @@ def _files(section: Stage1Config | Stage2Config, stage: int, *, needs_list: bool
     for key, path in files.items():
         section_name = "init" if key in ("weights", "solverstate") else "data"
         is_folder = key.endswith("_root") or (key == "cues" and _cues_are_pngs(section))
-        expected = "folder" if is_folder else "file"
-        if not (Path(path).is_dir() if expected == "folder" else Path(path).is_file()):
-            raise InputError(f"stage{stage}.{section_name}.{key}: no such {expected}: {path}")
+        if not (Path(path).is_dir() if is_folder else Path(path).is_file()):
+            reason = no_such("folder" if is_folder else "file", path)
+            raise InputError(f"stage{stage}.{section_name}.{key}: {reason}")
     return files
 
 

@@ -41,7 +41,7 @@ from repro.training.objectives import Batch, NetObjective
 from repro.training.seed_quality import SeedQuality
 from repro.training.snapshots import snapshots
 from repro.training.train import fill_from, labels_sha256, take_over
-from weights_conversion.files import check_plain, file_sha256
+from weights_conversion.files import check_plain, file_sha256, no_such
 
 log = logging.getLogger(__name__)
 
@@ -229,7 +229,7 @@ def _check_files(files: SolverRun) -> None:
             )
     for path in [*_weights(files), files.config.init.solverstate or ""]:
         if path and not Path(path).is_file():
-            raise InputError(f"{files.config.caffe_solver}: init: no such file: {path}")
+            raise InputError(f"{files.config.caffe_solver}: init: {no_such('file', path)}")
 
 
 def _weights(files: SolverRun) -> list[str]:
