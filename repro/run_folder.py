@@ -97,6 +97,11 @@ class Run:
         self.folder = folder or config.run_dir
         self._provenance: dict[str, Any] | None = None  # of this call, once it has begun
 
+    @property
+    def begun(self) -> bool:
+        """Whether this call, of several ranks the first's, had a step to do."""
+        return self._provenance is not None
+
     def begin(self) -> None:
         """Make the folder, lock it, write ``config.yaml`` and start the manifest.
 

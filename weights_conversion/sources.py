@@ -75,6 +75,10 @@ def read_pth_layers(path: str | os.PathLike[str]) -> ForeignLayers:
     """
     content, where = read_pth(path), os.fspath(path)
     changes = []
+    if isinstance(content, dict) and content.keys() >= {"iteration", "history", "weights_sha256"}:
+        weights = Path(path).with_suffix(".safetensors")
+        there = f"{weights} has them" if weights.exists() else "its .safetensors, not there, has them"
+        raise CaffeFileError(f"{where}: the state of a training snapshot, without weights; {there}")
     if isinstance(content, dict) and (entry := _entry(content, where)) is not None:
         content = content[entry]
         changes.append(f"taken from the checkpoint's entry {entry!r}")

@@ -211,6 +211,19 @@ def test_inspect_as_json(capsys):
     assert 2 * content["multiply_adds"] == counter.get_total_flops()
 
 
+@pytest.mark.parametrize(
+    ("rule", "phase"),
+    [("", None), ("include { phase: TRAIN }", "train"), ("include { phase: TEST }", "train")],
+)
+def test_inspect_names_a_phase_where_the_net_depends_on_it(tmp_path, rule, phase):
+    (tmp_path / "n.prototxt").write_text(
+        'layer { name: "d" type: "DummyData" top: "d" dummy_data_param { shape { dim: 1 } } }'
+        f'layer {{ name: "r" type: "ReLU" bottom: "d" top: "d" {rule} }}'
+    )
+    path = tmp_path / "n.prototxt"
+    assert summarise(read_prototxt(path), path=str(path)).as_json()["phase"] == phase
+
+
 def test_inspect_a_net_of_one_phase(capsys, tmp_path):
     both = (
         'layer { name: "d" type: "Input" top: "d" input_param { shape { dim: 1 } } include { phase: TEST } }'

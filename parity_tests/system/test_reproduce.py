@@ -171,6 +171,7 @@ def test_every_row_and_seed_of_the_embedded_set_begins_with_the_same_weights(min
     written = weights.stat().st_mtime_ns
     assert run_command([*call, "rows=[+DSRG]", "--seeds", "1"]) == 0
     assert weights.stat().st_mtime_ns == written
+    assert "is trained" not in caplog.text  # the steps are announced
     for name in ("r-baseline", "r-bsl", "r-seed1"):
         step = json.loads((tmp_path / name / "manifest.json").read_text())["steps"]["stage1"]
         assert step["settings"]["inputs_sha256"]["weights"] == file_sha256(weights)

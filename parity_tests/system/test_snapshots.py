@@ -234,6 +234,29 @@ def test_what_cannot_be_lengthened(inputs, tmp_path, capfd, more, message):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize("policy", ["poly", "inv"])
+def test_a_finished_run_says_that_it_can_be_lengthened_only_where_it_can(inputs, tmp_path, caplog, policy):
+    """Under poly every rate depends on max_iter."""
+    caplog.set_level(logging.INFO)
+    call = arguments(inputs, tmp_path, 1, f"solver.lr_policy={policy}", "solver.gamma=1", "solver.power=0.9")
+    for _ in range(2):
+        assert run_command([*call, "solver.max_iter=2"]) == 0
+    (said,) = [line for line in caplog.messages if "is trained, all 2 iterations" in line]
+    assert said.endswith("; a larger solver.max_iter lengthens it") == (policy == "inv")
+    assert run_command([*call, "solver.max_iter=3"]) == (0 if policy == "inv" else 2)
+
+
+def test_the_state_of_a_snapshot_is_no_weights(inputs, whole, tmp_path, capfd):
+    state = min(whole[1].glob("iter_*.state"))
+    weights = state.with_suffix(".safetensors")
+    alone = tmp_path / state.name
+    shutil.copy(state, alone)
+    for given, there in ((state, f"{weights} has them"), (alone, "its .safetensors, not there, has them")):
+        assert run_command(arguments(inputs, tmp_path / "run", 1, f"init.weights={given}")) == 2
+        line = capfd.readouterr().err.splitlines()[-1]
+        assert f"{given}: the state of a training snapshot, without weights; {there}" in line
+
+
 def test_progress_is_a_line_now_and_then_without_a_terminal(inputs, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     assert run_command(arguments(inputs, tmp_path, 2, "solver.max_iter=5", "solver.display=2")) == 0

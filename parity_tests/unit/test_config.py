@@ -213,6 +213,44 @@ def test_null_takes_a_section_of_the_base_away(tmp_path):
     assert load_config(child).stage2 is None
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "data.lst=a.txt",
+            "data.lst=a.txt on the command line: unknown key 'stage1.data.lst'; did you mean 'list'?",
+        ),
+        ("devcie=cpu", "devcie=cpu on the command line: unknown key 'devcie'; did you mean 'device'?"),
+        ("stag1.data.list=a", "stag1.data.list=a on the command line: unknown key 'stag1'"),
+        ("solver.max_iter=ten", "solver.max_iter=ten on the command line: stage1.solver.max_iter: "),
+        ("stage1.data={lst: a}", "stage1.data={lst: a} on the command line: unknown key 'stage1.data.lst'"),
+        ("rows=[SECC]", "rows=[SECC] on the command line: rows.0: "),
+        ("solver.lr_policy=step", "FILE and the command line: stage1.solver: lr_policy step needs"),
+        ("model.name=vgg16", "FILE and the command line: model.name 'vgg16'"),
+    ],
+)
+def test_an_error_is_blamed_on_the_command_line_where_it_was_typed(tmp_path, override, message):
+    mine = written(tmp_path, "mine", "name: mine\nbase: mini\n")
+    with pytest.raises(InputError) as caught:
+        load_config(mine, ["output=b", override, "seed=1"], stages=("stage1",))
+    assert str(caught.value).startswith(message.replace("FILE", mine))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stage1: {data: {lst: a.txt}}", "unknown key 'stage1.data.lst'"),
+        ("stag1: {}", "unknown key 'stag1'"),
+        ("model: {num_classes: 3}", "model.num_classes is 3"),
+    ],
+)
+def test_and_on_the_file_where_that_has_it(tmp_path, text, message):
+    mine = written(tmp_path, "mine", f"name: mine\nbase: mini\n{text}\n")
+    with pytest.raises(InputError) as caught:
+        load_config(mine, ["stage1.data.list=b.txt", "output=b"])
+    assert str(caught.value).startswith(f"{mine}: {message}")
+
+
 def test_lists_are_replaced_not_joined(tmp_path):
     child = written(tmp_path, "mine", "name: mine\nbase: mini\nrows: [+DSRG]\n")
     assert load_config(child).rows == ["+DSRG"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +20,8 @@ from weights_conversion.files import check_target, write_text
 
 if TYPE_CHECKING:
     from repro.inference.explain import Score
+
+log = logging.getLogger(__name__)
 
 
 @verb(
@@ -66,6 +69,7 @@ def train(
     from repro.config import config_from, read_profile
     from repro.run_folder import Run, resolve_device
     from repro.training.caffe_solver import load_run, load_solver
+    from repro.training.lengthen import trained
     from repro.training.train import train as train_stage
     from repro.training.train_file import train_file
 
@@ -85,13 +89,18 @@ def train(
         if stage not in (None, files.stage):
             found = f"is of stage {files.stage}" if files.stage else "is of no stage"
             raise InputError(f"{files.config.caffe_solver}: its net {found}, not of --stage {stage}")
-        weights = train_file(files, Run(files.config, resolve_device(files.config.device)))
+        run = Run(files.config, resolve_device(files.config.device))
+        weights, solver_config = train_file(files, run), files.config.solver
     else:
         stage = stage or 1
         settings = config_from(fields, overrides, str(config), stages=(f"stage{stage}",))
-        weights = train_stage(settings, stage, Run(settings, resolve_device(settings.device)))
-    log = weights.parent / "log.csv"
-    return Answer({"weights": weights, "log": log}, [weights, log])
+        run = Run(settings, resolve_device(settings.device))
+        weights = train_stage(settings, stage, run)
+        solver_config = getattr(settings, f"stage{stage}").solver
+    if not run.begun:
+        log.info("%s", trained(weights.parent, solver_config))
+    rows = weights.parent / "log.csv"
+    return Answer({"weights": weights, "log": rows}, [weights, rows])
 
 
 def _pair(text: str) -> tuple[str, str]:

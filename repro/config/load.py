@@ -19,7 +19,7 @@ import yaml
 
 from repro.config.marks import Mark, shaping
 from repro.config.schema import Config, FileConfig
-from repro.config.validation import field_type, validated
+from repro.config.validation import Typed, field_type, validated
 from repro.errors import InputError, hint
 from repro.profiles import profile_names, profile_text
 from repro.yaml12 import load_yaml
@@ -51,20 +51,25 @@ def config_from(
     *,
     stages: Iterable[str] = (),
 ) -> Config:
-    """Apply overrides to the fields of a config, which it changes, and validate them; ``where`` is named in errors."""
-    _override(Config, fields, overrides, list(stages))
-    return validated(Config, fields, where)
+    """Apply overrides to the fields of a config, which it changes, and validate them.
+
+    An error names ``where`` or the override that it is about.
+    """
+    typed = _override(Config, fields, overrides, list(stages))
+    return validated(Config, fields, where, typed)
 
 
 def file_config(fields: dict[str, Any], overrides: Sequence[str], where: str) -> FileConfig:
     """As :func:`config_from`, of a net from Caffe's files."""
-    _override(FileConfig, fields, overrides, [])
-    return validated(FileConfig, fields, where)
+    typed = _override(FileConfig, fields, overrides, [])
+    return validated(FileConfig, fields, where, typed)
 
 
 def _override(
     model: type[Config | FileConfig], fields: dict[str, Any], overrides: Sequence[str], stages: list[str]
-) -> None:
+) -> Typed:
+    """Set what the overrides say; returns the keys that are theirs, and not the file's, with their texts."""
+    typed = []
     # which stages run is known first
     for override in sorted(overrides, key=lambda text: not text.startswith("dataset.make_cues=")):
         key, separator, text = override.partition("=")
@@ -73,7 +78,8 @@ def _override(
         # Caffe's files are one training: their keys have no stages
         targets = [key.split(".")] if model is FileConfig else _targets(key, fields, stages)
         for path in targets:
-            _set(fields, path, _value(model, text, path))
+            typed.append((_set(fields, path, _value(model, text, path)), override))
+    return typed
 
 
 def with_changes(config: Config, changes: Mapping[str, Any], where: str) -> Config:
@@ -212,12 +218,15 @@ def _targets(key: str, fields: dict[str, Any], stages: list[str]) -> list[list[s
     return [[stage, *path] for stage in meant]
 
 
-def _set(fields: dict[str, Any], path: list[str], value: Any) -> None:
-    node = fields
-    for part in path[:-1]:
+def _set(fields: dict[str, Any], path: list[str], value: Any) -> tuple[str, ...]:
+    """Returns the path as far as the first section that was not there, or whole."""
+    node, own = fields, len(path)
+    for depth, part in enumerate(path[:-1], start=1):
         if node.get(part) is None:
             node[part] = {}
+            own = min(own, depth)
         node = node[part]
         if not isinstance(node, dict):
             raise InputError(f"override {'.'.join(path)}: {part} is a value, not a section")
     node[path[-1]] = value
+    return tuple(path[:own])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import reprlib
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -13,15 +13,17 @@ from pydantic import BaseModel, ValidationError
 from repro.errors import InputError, hint, meant
 
 M = TypeVar("M", bound=BaseModel)
+Typed = Sequence[tuple[tuple[str, ...], str]]  # keys given on the command line, in order, with what was typed
 
 _SHORT = reprlib.Repr()  # a value in a message, whatever its size
 _SHORT.maxstring = _SHORT.maxother = 80
 _SHORT.maxlist = _SHORT.maxdict = _SHORT.maxtuple = 12
 
 
-def validated(model: type[M], fields: dict[str, Any], where: str) -> M:
+def validated(model: type[M], fields: dict[str, Any], where: str, typed: Typed = ()) -> M:
     """Validate ``fields``; the first trouble becomes a one-line :class:`InputError`.
 
+    It names ``where``, or what was ``typed`` where the trouble is with that.
     A zero byte in a text is trouble, too: most texts name files, and no file's name has one.
     """
     for key, text in _texts(fields):
@@ -35,6 +37,7 @@ def validated(model: type[M], fields: dict[str, Any], where: str) -> M:
         # a key that is missing may be the one that is misspelt
         first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
         key = ".".join(str(part) for part in first["loc"])
+        where = _blamed(first["loc"], first["msg"], where, typed)
         if first["type"] == "extra_forbidden":
             raise InputError(f"{where}: unknown key {key!r}{_similar(model, first['loc'])}") from None
         given = "nothing" if first["input"] is None else _SHORT.repr(first["input"])
@@ -43,6 +46,15 @@ def validated(model: type[M], fields: dict[str, Any], where: str) -> M:
         if first["type"] == "literal_error":
             message = meant(first["input"], re.findall(r"'([^']*)'", first["ctx"]["expected"]))
         raise InputError(f"{where}: {f'{key}: ' if key else ''}{message}{found}") from None
+
+
+def _blamed(loc: tuple[int | str, ...], message: str, where: str, typed: Typed) -> str:
+    """Where the trouble at ``loc`` comes from; that of a section may be with any key that the message names."""
+    for path, text in reversed(typed):
+        if loc[: len(path)] == path:
+            return f"{text} on the command line"
+    below = (".".join(path[len(loc) :]) for path, _ in typed if path[: len(loc)] == loc)
+    return f"{where} and the command line" if any(key in message for key in below) else where
 
 
 def _texts(node: Any, key: str = "") -> Iterator[tuple[str, str]]:

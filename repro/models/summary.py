@@ -41,10 +41,13 @@ class LayerSummary:
 
 @dataclass(frozen=True)
 class NetSummary:
-    """A net in one phase; totals are over the layers that are known. A parameter that layers share counts once."""
+    """A net in one phase; None where both have all its layers, as those of a deploy net.
+
+    Totals are over the layers that are known. A parameter that layers share counts once.
+    """
 
     name: str
-    phase: str
+    phase: str | None
     layers: list[LayerSummary]
     left_out: int
     parameters: int
@@ -72,7 +75,7 @@ class NetSummary:
         yield f"{len({top for layer in self.layers for top in layer.tops})} blobs"
         partly = " in the layers that are known" if any(layer.note for layer in self.layers) else ""
         yield f"{self.parameters} parameters, {self.multiply_adds} multiply-adds{partly}"
-        if self.left_out:
+        if self.left_out and self.phase:
             yield f"{self.left_out} layers do not run in phase {self.phase.upper()}"
         yield from unknown_lines(self.unknown)
 
@@ -99,8 +102,14 @@ def summarise(content: Message, *, path: str = "") -> NetSummary:
     except InputError as error:
         raise InputError(f"{path}: {error}" if path else str(error)) from None
     left_out = len(whole.layer) - len(running.layer)
+    in_both = all(len(filtered(whole, each).layer) == len(whole.layer) for each in ("train", "test"))
     return NetSummary(
-        whole.name or Path(path).name, phase, walk.found, left_out, sum(walk.counted.values()), unknown
+        name=whole.name or Path(path).name,
+        phase=None if in_both else phase,
+        layers=walk.found,
+        left_out=left_out,
+        parameters=sum(walk.counted.values()),
+        unknown=unknown,
     )
 
 

@@ -8,9 +8,11 @@ import math
 import os
 import time
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from tqdm import tqdm
+from tqdm.utils import disp_len
 
 from repro import distributed
 from repro.errors import InputError, StoppedError
@@ -134,18 +136,32 @@ class LogRows(Hook):
             self.file.close()
 
 
+class FigureBar(tqdm):
+    """A bar beside which stand as many of the figures, from the first, as the terminal has room for."""
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        told = dict(super().format_dict)
+        if told["ncols"] and told["postfix"]:
+            figures = told["postfix"].split(", ")
+            while figures and disp_len(self.format_meter(**{**told, "ncols": None})) > told["ncols"]:
+                figures.pop()
+                told["postfix"] = ", ".join(figures)
+        return told
+
+
 class Progress(Hook):
     """A bar on a terminal, elsewhere a line every hundredth of the run.
 
     The metrics beside it are those of the log, the loss is smoothed as Caffe's is.
     """
 
-    bar: tqdm | None = None
+    bar: FigureBar | None = None
 
     def before_training(self, loop: SolverLoop) -> None:
         total, display = loop.solver.config.max_iter, max(loop.solver.config.display, 1)
         self.name = "/".join(loop.folder.resolve().parts[-2:])  # the run and its stage
-        self.bar = tqdm(
+        self.bar = FigureBar(
             total=total,
             initial=loop.solver.iteration,
             desc=self.name,

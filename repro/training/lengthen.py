@@ -17,7 +17,6 @@ from repro.errors import InputError
 from repro.solver import learning_rate
 from repro.training.snapshots import snapshots
 
-IS_TRAINED = "%s: is trained, all %d iterations; a larger solver.max_iter lengthens it"
 _SCHEDULE = ("max_iter", "base_lr", "lr_policy", "gamma", "power", "stepsize", "stepvalue")
 
 
@@ -39,15 +38,31 @@ def lengthens(folder: Path, before: dict[str, Any], now: dict[str, Any], place: 
     if not isinstance(old.get("max_iter"), int) or old["max_iter"] >= new["max_iter"]:
         return False
     earlier, later = SolverConfig.of(old), SolverConfig.of(new)
-    for iteration in range(max(snapshots(folder), default=0)):
-        rates = learning_rate(earlier, iteration), learning_rate(later, iteration)
-        if rates[0] != rates[1]:
-            raise InputError(
-                f"{folder}: iteration {iteration} was trained with lr {rates[0]:g}, with these settings it is "
-                f"{rates[1]:g}; a run can be lengthened where the rates of what is done stay, "
-                "init.solverstate=FILE resumes in another folder with any"
-            )
+    iteration = _first_changed(earlier, later, max(snapshots(folder), default=0))
+    if iteration is not None:
+        raise InputError(
+            f"{folder}: iteration {iteration} was trained with lr {learning_rate(earlier, iteration):g}, with these "
+            f"settings it is {learning_rate(later, iteration):g}; a run can be lengthened where the rates of what is "
+            "done stay, init.solverstate=FILE resumes in another folder with any"
+        )
     return True
+
+
+def trained(folder: Path, solver: SolverConfig) -> str:
+    """What is said of a finished run; that ``max_iter`` lengthens it only where no rate depends on that.
+
+    >>> trained(Path("a/stage1"), SolverConfig.of({"max_iter": 30, "lr_policy": "poly", "power": 0.9}))
+    'a/stage1: is trained, all 30 iterations'
+    """
+    longer = solver.model_copy(update={"max_iter": 2 * solver.max_iter})
+    stay = _first_changed(solver, longer, solver.max_iter) is None
+    more = "; a larger solver.max_iter lengthens it" if stay else ""
+    return f"{folder}: is trained, all {solver.max_iter} iterations{more}"
+
+
+def _first_changed(earlier: SolverConfig, later: SolverConfig, done: int) -> int | None:
+    """The first of the iterations done that would have another rate."""
+    return next((i for i in range(done) if learning_rate(earlier, i) != learning_rate(later, i)), None)
 
 
 def _without_solver(settings: dict[str, Any], place: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:

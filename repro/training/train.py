@@ -30,7 +30,7 @@ from repro.solver import CaffeSolver, build_solver
 from repro.training.batches import Batches
 from repro.training.collapse import SEED_TERMS, CollapseWatch
 from repro.training.hooks import stage_hooks
-from repro.training.lengthen import IS_TRAINED, lengthens
+from repro.training.lengthen import lengthens
 from repro.training.loop import Hook, SolverLoop
 from repro.training.measured_filler import fill_by_first_batch, needs_measuring
 from repro.training.objectives import Objective, stage1_objective, stage2_objective
@@ -77,9 +77,7 @@ def train(config: Config, stage: int, run: Run, lines: Lines[Any] | None = None)
     hashes = _hashes(section, files, lines, content)
     settings = stage_settings(config, stage, section, hashes)
     with run.step(f"stage{stage}", settings, partial(lengthens, place=(f"stage{stage}", "solver"))) as step:
-        if step.done:
-            log.info(IS_TRAINED, step.folder, section.solver.max_iter)
-        else:
+        if not step.done:
             net, missing = _initial_net(config, section)
             dataset = _dataset(section, stage, files, lines, config.model.num_classes, net)
             batches = Batches.of(dataset, section, config.seed)

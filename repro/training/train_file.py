@@ -34,7 +34,7 @@ from repro.training.caffe_solver import SolverRun
 from repro.training.collapse import CollapseWatch
 from repro.training.csv_log import CsvLog
 from repro.training.hooks import stage_hooks
-from repro.training.lengthen import IS_TRAINED, lengthens
+from repro.training.lengthen import lengthens
 from repro.training.loop import Hook, SolverLoop, Sums
 from repro.training.measured_filler import fill_by_first_batch
 from repro.training.objectives import Batch, NetObjective
@@ -59,9 +59,7 @@ def train_file(files: SolverRun, run: Run) -> Path:
     batches = NetBatches(net, config.seed, config.solver.iter_size, config.data.workers)
     _check_files(files)
     with run.step(files.step, _settings(files), partial(lengthens, place=("solver",))) as step:
-        if step.done:
-            log.info(IS_TRAINED, step.folder, config.solver.max_iter)
-        else:
+        if not step.done:
             batches.check()
             for note in files.notes:
                 log.info("%s", note)
