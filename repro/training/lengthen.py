@@ -51,7 +51,8 @@ def lengthens(folder: Path, before: dict[str, Any], now: dict[str, Any], place: 
 def trained(folder: Path, solver: SolverConfig) -> str:
     """What is said of a finished run; that ``max_iter`` lengthens it only where no rate depends on that.
 
-    >>> trained(Path("a/stage1"), SolverConfig.of({"max_iter": 30, "lr_policy": "poly", "power": 0.9}))
+    >>> solver = SolverConfig.of({"base_lr": 0.1, "max_iter": 30, "lr_policy": "poly", "power": 0.9})
+    >>> trained(Path("a/stage1"), solver)
     'a/stage1: is trained, all 30 iterations'
     """
     longer = solver.model_copy(update={"max_iter": 2 * solver.max_iter})
