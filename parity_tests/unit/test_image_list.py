@@ -134,7 +134,7 @@ def test_names_that_look_like_something_else_in_double_quotes(list_of, name):
 def test_missing_lists(tmp_path, read):
     with pytest.raises(InputError, match="no such list"):
         read(tmp_path / "absent.txt")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="a folder, a file expected"):
         read(tmp_path)
 
 

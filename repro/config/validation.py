@@ -52,7 +52,7 @@ def _blamed(loc: tuple[int | str, ...], message: str, where: str, typed: Typed) 
     """Where the trouble at ``loc`` comes from; that of a section may be with any key that the message names."""
     for path, text in reversed(typed):
         if loc[: len(path)] == path:
-            return f"{text} on the command line"
+            return f"{text if len(text) <= 120 else text[:80] + '…'} on the command line"
     below = (".".join(path[len(loc) :]) for path, _ in typed if path[: len(loc)] == loc)
     return f"{where} and the command line" if any(key in message for key in below) else where
 
