@@ -297,8 +297,13 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> bool:
 def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Write what made a folder's files into its ``settings.json``, unless that is there."""
     if not (folder / "settings.json").exists():
-        with errors_named(folder):  # the name that the user knows
-            write_json(folder / "settings.json", settings)
+        write_settings(folder, settings)
+
+
+def write_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Write a folder's ``settings.json``; an error names the folder, which is what the user knows."""
+    with errors_named(folder):
+        write_json(folder / "settings.json", settings)
 
 
 def check_no_others(folder: Path, *files: str) -> None:

@@ -30,12 +30,11 @@ from repro.data.experiment import stage0_of
 from repro.data.image_list import image_name, list_line
 from repro.data.numbered_labels import first_index
 from repro.errors import InputError
-from repro.files import write_json
 from repro.layers import foreground_cells, lowest_cells, merge_cells
 from repro.layers.resize import zoom_to
-from repro.run_folder import check_no_others, check_settings
+from repro.run_folder import check_no_others, check_settings, write_settings
 from weights_conversion import guard
-from weights_conversion.files import errors_named, write_text
+from weights_conversion.files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -136,8 +135,7 @@ def cues_from_cams(
     }
     described |= {"classes": config.dataset.classes, **shaping(settings, Mark.EXTRA_INPUT)}
     check_settings(out, described)
-    with errors_named(out):  # the name that the user knows
-        write_json(out / "settings.json", described)
+    write_settings(out, described)
     write_cues(made.cues, entries, grid, chosen)
     write_text(made.input_list, "".join(list_line(name, number) for number, name in enumerate(chosen)))
     return made
