@@ -19,11 +19,24 @@ import torch
 
 from repro.data.mini import build_mini
 
+
+def onnxruntime_providers() -> list[str]:
+    try:
+        import onnxruntime
+    except ImportError:
+        return []
+    return onnxruntime.get_available_providers()
+
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 GOLDEN = HERE / "golden"
 CAFFE_FILES = GOLDEN / "caffe_files"
 REPRODUCE_MINI = ("reproduce", "--config", "mini", "device=cpu", "dataset.pretrain=null")
+NEEDS_CUDA_PROVIDER = pytest.mark.skipif(
+    not torch.cuda.is_available() or "CUDAExecutionProvider" not in onnxruntime_providers(),
+    reason="needs a CUDA device and onnxruntime-gpu",
+)
 SHARED = Path(os.environ.get("REPRO_SHARED", ROOT.parent / "shared"))  # images and weights of others
 WHOLE_MINI = dict(build_mini.__kwdefaults__)
 # an embedded set of any size has the same first images, and no test but a long one looks at more than these

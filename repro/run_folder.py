@@ -58,9 +58,10 @@ def resolve_device(name: str) -> torch.device:
         if device.index is not None:
             raise InputError(f"device {name}: {distributed.size()} processes need one each; pass device=cuda")
         device = torch.device("cuda", distributed.local_rank())
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device {device}: this machine has {torch.cuda.device_count()} CUDA devices")
     if device.type == "cuda":
+        device = torch.device("cuda", device.index or 0)  # PyTorch sets no device that has no number
+        if device.index >= torch.cuda.device_count():
+            raise InputError(f"device {device}: this machine has {torch.cuda.device_count()} CUDA devices")
         torch.cuda.set_device(device)  # what NCCL and plain "cuda" mean from here on
     return device
 

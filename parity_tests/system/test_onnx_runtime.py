@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from parity_tests.conftest import CAFFE_FILES, ROOT, assert_close
+from parity_tests.conftest import CAFFE_FILES, NEEDS_CUDA_PROVIDER, ROOT, assert_close
 from parity_tests.tolerances import MASK_PIXELS, ONNX_PROBS
 from repro.cli import run_command
 from repro.config import PredictConfig
@@ -146,7 +146,7 @@ def test_a_folder_gives_pytorchs_masks(golden, model, exported, photos, tmp_path
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@NEEDS_CUDA_PROVIDER
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_masks_on_cuda(golden, model, exported, protocol):
     segmenter = OnnxSegmenter(exported(protocol), providers_for(torch.device("cuda", 0)))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from parity_tests.conftest import CAFFE_FILES, ROOT, assert_close
+from parity_tests.conftest import CAFFE_FILES, NEEDS_CUDA_PROVIDER, ROOT, assert_close
 from parity_tests.tolerances import MASK_PIXELS, ONNX_PROBS, ONNX_SCORES_REL
 from repro.data import CLASS_NAMES, zoom_linear
 from repro.errors import InputError
@@ -167,7 +167,7 @@ def test_full_width(tmp_path, rng, name):
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@NEEDS_CUDA_PROVIDER
 @pytest.mark.parametrize("name", ["vgg16_aspp", "vgg16_largefov", "resnet101_aspp"])
 def test_scores_on_cuda_without_tf32(tmp_path, rng, name):
     model = net(name)
