@@ -6,6 +6,7 @@ skip, but never in CI.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -438,9 +439,25 @@ def test_seeds_grow_by_the_slider(open_page):
 def test_a_confusion_matrix_of_each_row(open_page):
     page = open_page()
     shown = page.locator(".group figure").filter(visible=True)
-    assert shown.locator("img").get_attribute("src") == "figures/confusion_retrain.png"
+    assert shown.locator("img").get_attribute("src") == "figures/confusion_retrain.svg"
     page.locator(".group select").select_option("baseline")
-    assert shown.locator("img").get_attribute("src") == "figures/confusion_baseline.png"
+    assert shown.locator("img").get_attribute("src") == "figures/confusion_baseline.svg"
+
+
+@pytest.mark.parametrize(("scheme", "ground"), [("light", (255, 255, 255)), ("dark", (21, 23, 26))])
+def test_figures_stand_on_the_ground_of_the_page(open_page, scheme, ground):
+    page = open_page(color_scheme=scheme)
+    figures = page.locator("figure.drawing img").filter(visible=True)
+    assert figures.count() == 5
+    for figure in figures.all():
+        figure.evaluate("image => { image.loading = 'eager'; return image.decode(); }")
+        with Image.open(io.BytesIO(figure.screenshot())) as shown:
+            pixels = np.asarray(shown.convert("RGB")).astype(int)
+        assert (abs(pixels - ground).max(axis=2) <= 1).mean() > 0.3
+        assert abs(pixels[:20] - ground).max() > 150, "the title"
+        # numbers in light cells are black in both
+        if scheme == "dark" and "confusion" not in str(figure.get_attribute("src")):
+            assert pixels.max(axis=2).min() >= max(ground) - 1, "a black line"
 
 
 def test_the_page_opens_with_the_picture_and_the_rows(results, open_page):
@@ -489,7 +506,7 @@ def test_the_index_shows_each_folder(chromium, results, tmp_path, scheme):
     write_index(tmp_path)
     page = chromium.new_page(color_scheme=scheme, viewport={"width": 360, "height": 800})
     page.goto((tmp_path / "index.html").as_uri())
-    assert page.locator(".cards img").evaluate("image => image.src").endswith("mini/figures/growth.png")
+    assert page.locator(".cards img").evaluate("image => image.src").endswith("mini/figures/growth.svg")
     assert page.locator(".cards h2").inner_text() == "The embedded set mini"
     assert page.locator(".cards tbody th").all_inner_texts() == ["baseline", "+BSL", "+DSRG", "+Retrain"]
     found = axe.run(page)

@@ -61,3 +61,14 @@ def test_the_grid_of_thresholds_needs_two_numbers_of_a_rule(tmp_path):
     figure = drawn(score_figures.thresholds(cells(*released)))
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
     assert titles == ["paper", "ours, released rule"]
+
+
+@pytest.mark.parametrize("figures", [score_figures.confusion, score_figures.thresholds])
+def test_numbers_in_light_cells_stay_dark_on_a_dark_page(tmp_path, figures):
+    """A figure's black text turns light there."""
+    released = [f"table4/θ_b = 0.99/θ_f = {value}" for value in ("0.85", "0.90")]
+    for name, answer in zip("ab", released, strict=True):
+        write_run(tmp_path, name, "+DSRG", answers=[answer])
+    scores = Scores(read_scores([tmp_path / "a", tmp_path / "b"]))
+    texts = [text for axes in drawn(figures(scores)).axes for text in axes.texts]
+    assert {matplotlib.colors.to_hex(text.get_color()) for text in texts} == {"#ffffff", "#010101"}

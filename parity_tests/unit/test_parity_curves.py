@@ -51,13 +51,13 @@ def test_with_an_outcome(tmp_path):
     )
     page = (tmp_path / "page" / "index.html").read_text()
     assert "97.50 % of 200 mask pixels" in page
-    for link in ("figures/outcome.png", "figures/outcome-curves.svg", "outcome.csv"):
+    for link in ("figures/outcome.svg", "figures/outcome-curves.svg", "outcome.csv"):
         assert f'"{link}"' in page
         assert (tmp_path / "page" / link).is_file()
     for name in ("curves", "outcome", "outcome-curves"):
         with Image.open(tmp_path / f"page/figures/{name}.png") as drawn:
             wide, high = drawn.size
-        assert f'src="figures/{name}.png" width="{wide}" height="{high}"' in page
+        assert f'src="figures/{name}.svg" width="{wide}" height="{high}"' in page
 
 
 def test_with_a_training_from_other_last_bits(tmp_path):

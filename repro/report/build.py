@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 _INDEX_TITLE = "<title>SEC and DSRG, reproduced</title>"  # by which a page of ours is known
 _THUMBNAILS = tuple(  # the first that is there
-    f"figures/{name}.png" for name in ("growth", "qualitative", "curves", "per_class")
+    f"figures/{name}.svg" for name in ("growth", "qualitative", "curves", "per_class")
 )
 
 

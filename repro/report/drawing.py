@@ -12,6 +12,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 STYLES = ("-", "--", "-.", ":")
 PAPER = "#D55E00"
 OURS = "#0072B2"
+ON_LIGHT = "#010101"  # text over a light colour: a figure's own black turns light on a dark page
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,17 @@ SETTINGS: dict[Any, Any] = {
     "grid.alpha": 0.3,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "axes.facecolor": "none",
+    "legend.frameon": False,
     "savefig.dpi": 110,
 }
+# on a dark page, with that page's colours (style.css.j2): the ground, text, and lines that are black
+_DARK = """
+@media (prefers-color-scheme: dark) {
+  [id^="text_"] { fill: #e8e9eb }
+  #patch_1 path { fill: #15171a !important }
+  [style*="stroke: #000000"] { stroke: #e8e9eb !important }
+}"""
 
 
 def draw_all(scores: Scores, album: Album | None, out_dir: Path) -> list[Drawing]:
@@ -50,10 +59,13 @@ def pixels(figure: Figure) -> tuple[int, int]:
 
 
 def save(figure: Figure, base: Path) -> None:
-    """Write ``<base>.png`` and ``.svg``, without what differs from call to call."""
+    """Write ``<base>.png`` and ``.svg``, without what differs from call to call; on a dark page the SVG is dark."""
     for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
         with atomic_path(base.with_name(f"{base.name}.{suffix}")) as temporary:
             figure.savefig(temporary, format=suffix, metadata=metadata)
+            if suffix == "svg":
+                drawn = temporary.read_text(encoding="utf-8")
+                temporary.write_text(drawn.replace("</style>", f"{_DARK}</style>", 1), encoding="utf-8")
         figure.set_layout_engine("none")  # laid out once: it is half of the drawing's time
 
 

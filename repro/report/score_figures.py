@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from repro.paper.experiments import Cell, experiments
-from repro.report.drawing import OURS, PAPER, Drawing
+from repro.report.drawing import ON_LIGHT, OURS, PAPER, Drawing
 from repro.report.pictures import principal
 from repro.run.scores import Entry, Scores
 
@@ -44,7 +44,7 @@ def thresholds(scores: Scores) -> Iterator[tuple[Drawing, Figure]]:
         middle = np.nanmean(grid)
         for (y, x), number in np.ndenumerate(grid):
             text = "no run" if np.isnan(number) else f"{number:.2f}"
-            colour = "black" if np.isnan(number) or number > middle else "white"
+            colour = ON_LIGHT if np.isnan(number) or number > middle else "white"
             axes.text(x, y, text, ha="center", va="center", color=colour, fontsize=8)
         axes.set_xticks(range(len(columns)), [column.partition("= ")[2] for column in columns])
         axes.set_yticks(range(len(rows)), [row.partition("= ")[2] for row in rows])
@@ -122,7 +122,7 @@ def _confusion_of(entry: Entry, name: str) -> tuple[Drawing, Figure]:
     if len(names) <= 21:
         for (y, x), share in np.ndenumerate(shares):
             if share >= 0.5:
-                colour, size = "black" if share > 50 else "white", 6 if len(names) > 10 else 8
+                colour, size = ON_LIGHT if share > 50 else "white", 6 if len(names) > 10 else 8
                 axes.text(x, y, f"{share:.0f}", ha="center", va="center", fontsize=size, color=colour)
     axes.set_xticks(range(len(names)), names, rotation=90)
     axes.set_yticks(range(len(names)), names)
