@@ -310,7 +310,7 @@ def test_real_images(voc_sample, tmp_path):
     assert scores["dataset"] == "voc2012-val"
     assert np.asarray(scores["scores"]["matrix"]).sum() > 100_000
     assert (
-        "measured on 1 of the 1449 images of voc2012-val"
+        "measured on 1 of the 1449 images of VOC 2012 val"
         in (tmp_path / "voc-tables" / "tables" / "table2.md").read_text()
     )
 

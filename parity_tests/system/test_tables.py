@@ -105,7 +105,7 @@ def test_rows_on_the_whole_of_val(voc_runs, tmp_path):
     )
 
     text = (out / "tables/table2.md").read_text(encoding="utf-8")
-    assert "1449 images of voc2012-val, as the paper's numbers are" in text
+    assert "1449 images of VOC 2012 val, as the paper's numbers are" in text
     assert "not comparable" not in text
     assert ["+Retrain", "no run", "59.0"] in [row[:3] for row in markdown_rows(out / "tables/table2.md")]
 
@@ -239,10 +239,17 @@ def test_latex_compiles(voc_runs, tmp_path):
         (
             "voc2012-val",
             80,
-            "measured on 80 of the 1449 images of voc2012-val",
+            "measured on 80 of the 1449 images of VOC 2012 val",
             "mean IoU on VOC 2012 val",
         ),
-        ("voc2012-train", 80, "measured on 80 images of voc2012-train", "mean IoU on voc2012-train"),
+        (
+            "mini",
+            40,
+            "measured on 40 images of the embedded set.",
+            "mean IoU (generated images)",
+        ),
+        ("coco-own", 80, "measured on 80 images of COCO own", "mean IoU on COCO own"),
+        ("voc2012-train", 80, "measured on 80 images of VOC 2012 train", "mean IoU on VOC 2012 train"),
     ],
 )
 def test_other_images_are_said_to_be_not_comparable(tmp_path, dataset, images, measured, title):
@@ -369,13 +376,13 @@ def test_a_device_under_two_names_is_one(tmp_path, names, left_out):
 @pytest.mark.parametrize(
     ("size", "said"),
     [
-        ([321, 321], "1449 images of voc2012-val, trained on 10582"),
+        ([321, 321], "1449 images of VOC 2012 val, trained on 10582"),
         (
             [161, 161],
-            "1449 images of voc2012-val, trained on 10582 at half size, 161x161 (the papers: 321x321)",
+            "1449 images of VOC 2012 val, trained on 10582 at half size, 161x161 (the papers: 321x321)",
         ),
-        ([225, 321], "1449 images of voc2012-val, trained on 10582 at 225x321 (the papers: 321x321)"),
-        (None, "1449 images of voc2012-val, trained on 10582"),
+        ([225, 321], "1449 images of VOC 2012 val, trained on 10582 at 225x321 (the papers: 321x321)"),
+        (None, "1449 images of VOC 2012 val, trained on 10582"),
     ],
 )
 def test_the_head_says_how_large_the_images_are(tmp_path, size, said):

@@ -214,7 +214,7 @@ def _measured_on(scores: Scores, manifest: dict[str, Any]) -> str:
             f"{first['train_images']} images to train on), no photographs"
         )
     size = _size(manifest["runs"].get(first.folder.name, {}))
-    return f"{first['images']} images of {first['dataset']}, trained on {first['train_images']}{size}"
+    return f"{first['images']} images of {first.data}, trained on {first['train_images']}{size}"
 
 
 def _setting(recorded: Any, *keys: str) -> Any:

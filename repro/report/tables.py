@@ -165,7 +165,7 @@ def _title(paper: PaperTable, scores: Scores) -> str:
     """The table's title with the images that our numbers are of."""
     if scores.generated:
         return f"{paper.title} (generated images)"
-    others = [entry["dataset"] for entry in _entries(paper, scores) if entry["dataset"] not in PAPERS_IMAGES]
+    others = [entry.data for entry in _entries(paper, scores) if entry["dataset"] not in PAPERS_IMAGES]
     data = others[0] if others else paper.data
     return f"{paper.title} on {data}" if paper.data else paper.title
 
@@ -220,7 +220,7 @@ def _notes(entries: Sequence[Entry], paper: PaperTable, others: Sequence[Rule] =
     where = (
         f"the embedded set: {first['images']} generated images of {len(first['classes'])} classes"
         if first["dataset"] == "mini"
-        else f"{first['images']} images of {first['dataset']}"
+        else f"{first['images']} images of {first.data}"
     )
     reasons = sorted({reason for entry in entries if (reason := incomparable(entry))})
     if reasons:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,6 +78,13 @@ class Entry:
         """The classes that the ground truth or the masks show, ascending."""
         return [index for index, iou in enumerate(self["scores"]["per_class_iou"]) if iou is not None]
 
+    @property
+    def data(self) -> str:
+        """The validation set in words."""
+        if self["dataset"] == "mini":
+            return "the embedded set"
+        return re.sub("^voc2012-", "VOC 2012 ", re.sub("^coco-", "COCO ", self["dataset"]))
+
     def value(self, cell: Cell, rule: Rule | None = None) -> float | None:
         """What it has for a cell, percent, by the cell's rule or another; None where that epoch was not reached or its
         seeds not compared."""
@@ -118,9 +126,9 @@ def incomparable(entry: Entry) -> str | None:
     """
     expected = PAPERS_IMAGES.get(entry["dataset"])
     if expected is None:
-        return f"measured on {entry['images']} images of {entry['dataset']}"
+        return f"measured on {entry['images']} images of {entry.data}"
     if entry["images"] != expected:
-        return f"measured on {entry['images']} of the {expected} images of {entry['dataset']}"
+        return f"measured on {entry['images']} of the {expected} images of {entry.data}"
     profile = entry["base"]["profile"]
     if profile not in profile_names():
         return f"of {profile}, which is no profile of the papers' settings"
