@@ -23,10 +23,11 @@ from repro.data.mini import CLASSES as MINI_CLASSES
 from repro.errors import InputError
 from repro.metrics import summarize
 from repro.paper.experiments import experiments
+from repro.profiles import profile_names, profile_text
 from repro.report import report_all, report_runs, score_figures
 from repro.report.verdict import expectations, judge
-from repro.run.plan import plan, plan_experiments, plan_rows, settings_sha256
-from repro.run.scores import Scores, read_scores
+from repro.run.plan import PlannedRun, plan, plan_experiments, plan_rows, settings_sha256
+from repro.run.scores import Entry, Scores, incomparable, read_scores
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -504,6 +505,48 @@ def test_what_may_not_be_compared_is_no_pass(tmp_path):
         verdict = judge(Scores(read_scores([folder])))
         assert [len(verdict.of(status)) for status in ("reproduced", "missed", "not comparable")] == [0, 0, 1]
         assert verdict.sentence().startswith("No verdict")
+
+
+def judgement_of(profile: str) -> str | None:
+    """Of a run of this profile on the whole of VOC's validation set, which changed nothing."""
+    base = plan(profile, ["stage1.init.weights=w"])[0].identity()
+    return incomparable(
+        Entry({**base, "dataset": "voc2012-val", "images": 1449, "train_images": 9}, Path(), "")
+    )
+
+
+def test_the_profiles_that_are_set_against_the_papers():
+    assert [name for name in profile_names() if judgement_of(name) is None] == [
+        *(
+            "dsrg_resnet101_voc",
+            "dsrg_vgg16_coco",
+            "dsrg_vgg16_voc",
+            "dsrg_vgg16_voc_released",
+            "sec_vgg16_voc",
+        ),
+    ]
+
+
+def test_a_profile_put_beside_the_papers_is_none_of_theirs(tmp_path, monkeypatch):
+    for name in profile_names():
+        (tmp_path / f"{name}.yaml").write_text(profile_text(name))
+    changed = "{name: short, base: dsrg_vgg16_voc, stage1: {solver: {max_iter: 4000}}}"
+    (tmp_path / "short.yaml").write_text(changed)
+    monkeypatch.setattr("repro.profiles.resources.files", lambda _: tmp_path)
+    assert judgement_of("dsrg_vgg16_voc") is None
+    assert judgement_of("short") == "of short, which is no profile of the papers' settings"
+
+
+def test_the_released_schedule_answers_the_cells_of_its_net_alone():
+    """Neither SEC's nor COCO's: another batch size, other images."""
+    answered = {cell for run in plan("dsrg_vgg16_voc_released", names=["all"]) for cell in all_answers(run)}
+    assert answered == {cell for run in plan("dsrg_vgg16_voc", names=["all"]) for cell in all_answers(run)}
+    with pytest.raises(InputError, match="none of its runs is of dsrg_vgg16_voc_released"):
+        plan("dsrg_vgg16_voc_released", names=["table3"])
+
+
+def all_answers(run: PlannedRun) -> list[str]:
+    return [cell for cells in run.answers.values() for cell in cells]
 
 
 def test_check_paper(tmp_path, capsys, monkeypatch):

@@ -110,9 +110,11 @@ class PaperTable(Section):
 
 
 class Experiments(Section):
-    """``families``: the title of each results folder's page."""
+    """``families``: the title of each results folder's page. ``stands_for``: profile -> the one whose cells its runs
+    answer."""
 
     runs: dict[str, RunSpec]
+    stands_for: dict[str, str]
     families: dict[str, str]
     experiments: dict[str, PaperTable]
 

@@ -289,9 +289,8 @@ def _applies(base: Config, spec: RunSpec) -> bool:
     """An experiment's own profile makes its own runs alone; any other (the embedded set's) can stand for the
     papers' own."""
     found = experiments()
-    return spec.profile == base.name or (
-        base.name not in found.profiles() and found.family(spec.profile) == PAPER
-    )
+    own = found.stands_for.get(base.name, base.name)
+    return spec.profile == own or (own not in found.profiles() and found.family(spec.profile) == PAPER)
 
 
 def _variant(base: Config, name: str, spec: RunSpec) -> Config:

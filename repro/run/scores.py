@@ -17,7 +17,6 @@ from repro.errors import InputError
 from repro.files import read_json
 from repro.metrics import RULES, Rule
 from repro.paper.experiments import PAPER, Cell, PaperTable, experiments
-from repro.profiles import profile_names
 from weights_conversion.files import is_plain_name
 
 log = logging.getLogger(__name__)
@@ -129,10 +128,11 @@ def incomparable(entry: Entry) -> str | None:
         return f"measured on {entry['images']} images of {entry.data}"
     if entry["images"] != expected:
         return f"measured on {entry['images']} of the {expected} images of {entry.data}"
-    profile = entry["base"]["profile"]
-    if profile not in profile_names():
+    profile, found = entry["base"]["profile"], experiments()
+    family = found.family(found.stands_for.get(profile, profile))
+    if family is None:
         return f"of {profile}, which is no profile of the papers' settings"
-    if (experiments().family(profile) or PAPER) != PAPER:
+    if family != PAPER:
         return f"trained on {entry['train_images']} images that are not the papers'"
     if entry["changed"]:
         return (
