@@ -1,4 +1,4 @@
-"""The papers' nets and the loss layers behind them, as NetParameters.
+"""The papers' nets, as NetParameters; the loss layers behind them are in ``loss_tails.py``.
 
 VGG16 of SEC and DSRG, from their prototxts:
 

@@ -1,16 +1,7 @@
-"""The layer types, small files by subject. Importing this package registers them all."""
+"""The layer types, small files by subject. Importing this package imports all its files, which registers them."""
 
-from repro.models.layer_types import (  # noqa: F401
-    activations,
-    convolution,
-    data,
-    elementwise,
-    interp,
-    local_norms,
-    losses,
-    normalisation,
-    pooling,
-    python,
-    rearrange,
-    reductions,
-)
+from importlib import import_module
+from pkgutil import iter_modules
+
+for module in iter_modules(__path__):
+    import_module(f"{__name__}.{module.name}")
