@@ -67,7 +67,7 @@ def content_sha256(path: str) -> str:
     return _content_sha256(path, status.st_mtime_ns, status.st_size)
 
 
-@lru_cache(maxsize=256)  # a plan of thirty runs asks for each file as often
+@lru_cache(maxsize=256)  # a plan or a report of thirty runs asks for each file as often
 def _content_sha256(path: str, modified: int, size: int) -> str:
     found = Path(path)
     if not found.is_dir():

@@ -12,11 +12,11 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from repro.config.marks import content_sha256
 from repro.errors import InputError, damaged, printable
 from repro.files import read_json
 from repro.run.scores import Scores
 from repro.yaml12 import load_yaml
-from weights_conversion.files import file_sha256
 
 _MEASURED = {
     *("started", "finished", "resumed", "seconds_last_call", "energy_joules"),
@@ -101,7 +101,7 @@ def _made_elsewhere(folder: Path, steps: dict[str, dict[str, Any]]) -> dict[str,
             maker = folder.parent / name
             if maker == folder or not (maker / "manifest.json").is_file():
                 continue
-            if (digest := file_sha256(file)) == hashes.get(what):
+            if (digest := content_sha256(str(file))) == hashes.get(what):
                 found.setdefault(what, (maker, inside, digest))
     return found
 
