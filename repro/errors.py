@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from weights_conversion.errors import InputError, chosen, damaged, hint, line_of, meant, printable, some
+from weights_conversion.errors import (
+    InputError,
+    chosen,
+    damaged,
+    hint,
+    line_of,
+    meant,
+    nearest,
+    printable,
+    some,
+)
 
 
 class StoppedError(RuntimeError):
@@ -17,4 +27,15 @@ class StoppedError(RuntimeError):
         self.status = status
 
 
-__all__ = ["InputError", "StoppedError", "chosen", "damaged", "hint", "line_of", "meant", "printable", "some"]
+__all__ = [
+    "InputError",
+    "StoppedError",
+    "chosen",
+    "damaged",
+    "hint",
+    "line_of",
+    "meant",
+    "nearest",
+    "printable",
+    "some",
+]

@@ -54,9 +54,19 @@ def hint(value: object, names: Iterable[str]) -> str:
     >>> hint("Trian", ["train", "test"]), hint("x", ["train", "test"])
     ("; did you mean 'train'?", '')
     """
+    near = nearest(value, names)
+    return f"; did you mean {near!r}?" if near else ""
+
+
+def nearest(value: object, names: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The one of ``names`` that is meant by ``value``, whatever its case; None where none is near.
+
+    >>> nearest("Trian", ["train", "test"]), nearest("x", ["train", "test"])
+    ('train', None)
+    """
     folded = {name.lower(): name for name in names}
-    close = difflib.get_close_matches(str(value).lower(), folded, n=1)
-    return f"; did you mean {folded[close[0]]!r}?" if close else ""
+    close = difflib.get_close_matches(str(value).lower(), folded, n=1, cutoff=cutoff)
+    return folded[close[0]] if close else None
 
 
 def meant(value: object, names: Iterable[str]) -> str:

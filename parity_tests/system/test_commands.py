@@ -197,6 +197,14 @@ def test_a_checks_failure_is_an_answer_too(tmp_path, capsys):
         (["trian"], "repro: No such command 'trian'. Did you mean 'train'?; repro --help shows"),
         (["data", "feth"], "Did you mean 'fetch'?; repro data --help shows"),
         (["train", "--confg", "mini"], "No such option: --confg; did you mean '--config'?"),
+        (
+            ["train", "--config", "mini", "sovler.max_iter=5"],
+            "sovler.max_iter=5 on the command line: unknown key 'sovler'; did you mean 'stage0.solver.max_iter'",
+        ),
+        (["train", "--num-classes", "3"], "; a setting is given as model.num_classes=VALUE"),
+        (["train", "--loss.expand=true"], "; a setting is given as stage1.loss.expand=VALUE"),
+        (["reproduce", "--seds", "3"], "No such option: --seds; did you mean '--seeds'?"),
+        (["evaluate", "--max-iter", "3"], "No such option: --max-iter; repro evaluate"),
         (["train", "--device", "cpu"], "No such option: --device; a setting is given as device=VALUE"),
         (
             ["--config", "mini", "train"],

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from parity_tests.conftest import CAFFE_FILES
-from repro.config import load_config
+from repro.config import file_config, load_config
 from repro.data import CueFile, VocLayout
 from repro.data.experiment import open_experiment
 from repro.data.labels import read_labels
@@ -46,6 +46,24 @@ from weights_conversion.errors import some
         ("rows=[+DRSG]", "did you mean '+DSRG'?"),
         ("stage1.solver.max_itr=3", "unknown key 'stage1.solver.max_itr'; did you mean 'max_iter'?"),
         ("stag1.solver.max_iter=3", "unknown key 'stag1'; did you mean 'stage1'?"),
+        (
+            "sovler.max_iter=5",
+            "unknown key 'sovler'; did you mean 'stage0.solver.max_iter' or 'stage1.solver.max_iter' or "
+            "'stage2.solver.max_iter'?",
+        ),
+        ("max_itr=5", "did you mean 'stage0.solver.max_iter' or 'stage1.solver.max_iter' or 'stage2."),
+        ("stage1.max_iter=5", "unknown key 'stage1.max_iter'; did you mean 'stage1.solver.max_iter'?"),
+        ("stage2.solver.mirror=false", "did you mean 'stage2.data.mirror'?"),
+        ("data.use_labels=true", "did you mean 'pseudo_labels.use_labels'?"),
+        ("crf=false", "did you mean 'inference.crf' or 'pseudo_labels.crf'?"),
+        ("stag1.solver.max_itr=3", "unknown key 'stag1'; did you mean 'stage1.solver.max_iter' or "),
+        ("stag1.x.y=3", "unknown key 'stag1'; did you mean 'stage1'?"),
+        ("stage1={solver.max_iter: 5}", "expected its sections nested: stage1: {solver: {max_iter: …}}"),
+        ("colour.depth=3", "unknown key 'colour'; expected one of name, seed, "),
+        (
+            "stage1.data=5",
+            "stage1.data: expected a section with keys such as layer, image_root, list and 10 more, found 5",
+        ),
         ("precision=quick", "expected one of faithful, fast, double, found 'quick'"),
     ],
 )
@@ -53,6 +71,35 @@ def test_settings(override, message):
     with pytest.raises(InputError) as caught:
         load_config("dsrg_vgg16_voc", [override])
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sovler: {max_iter: 5}", "unknown key 'sovler'; did you mean 'stage0.solver.max_iter' or 'stage1."),
+        (
+            "data: {list: a, cues: b}",
+            "unknown key 'data'; did you mean 'stage0.data.list' or 'stage1.data.list'",
+        ),
+        ("solver: {}", "did you mean 'stage0.solver' or 'stage1.solver' or 'stage2.solver'?"),
+        ("sovler: {3: 5}", "did you mean 'stage0.solver' or 'stage1.solver' or 'stage2.solver'?"),
+        ("stage1: {max_iter: 5}", "unknown key 'stage1.max_iter'; did you mean 'stage1.solver.max_iter'?"),
+        ("stage1.solver.max_iter: 5", "expected its sections nested: stage1: {solver: {max_iter: …}}"),
+    ],
+)
+def test_settings_in_a_profile(tmp_path, text, message):
+    profile = tmp_path / "mine.yaml"
+    profile.write_text(f"name: mine\nbase: mini\n{text}\n")
+    with pytest.raises(InputError) as caught:
+        load_config(str(profile))
+    assert message in str(caught.value)
+
+
+def test_settings_of_a_caffe_solver():
+    fields = {"name": "a", "caffe_solver": "s", "solver": {"base_lr": 0.1, "lr_policy": "fixed"}}
+    for given in ("max_iter=5", "stage1.solver.max_iter=5"):
+        with pytest.raises(InputError, match=r"did you mean 'solver\.max_iter'\?"):
+            file_config(fields, [given], "solver.prototxt")
 
 
 def near_names(tmp_path: Path):

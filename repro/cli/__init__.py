@@ -110,17 +110,20 @@ def _misused(error: Exception) -> str:
     option = getattr(error, "option_name", "")
     if not option:
         return " ".join(error.format_message().split()).rstrip(".")  # type: ignore[attr-defined]
-    from repro.config import Config
+    from repro.config import Config, keys_like
 
-    name = option.lstrip("-").replace("-", "_")
     context = error.ctx  # type: ignore[attr-defined]
-    if name in Config.model_fields and any(given.name == "overrides" for given in context.command.params):
-        return f"No such option: {option}; a setting is given as {name}=VALUE"
+    near = hint(option, getattr(error, "possibilities", None) or ())
+    name = option.lstrip("-").replace("-", "_")
+    meant = [key for key in keys_like(Config, name) if not near or key.split(".")[-1] == name.split(".")[-1]]
+    if meant and any(given.name == "overrides" for given in context.command.params):
+        return (
+            f"No such option: {option}; a setting is given as {' or '.join(f'{key}=VALUE' for key in meant)}"
+        )
     verbs = getattr(context.command, "commands", {}).values()
     if any(option in parameter.opts for verb in verbs for parameter in verb.params):
         return f"{option}: goes behind the verb, as in {context.command_path} VERB {option}"
-    near = getattr(error, "possibilities", None)
-    return f"No such option: {option}{hint(option, near or ())}"
+    return f"No such option: {option}{near}"
 
 
 def _file_at_hand(error: Exception) -> str:

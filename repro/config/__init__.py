@@ -31,7 +31,7 @@ from repro.config.schema import (
     Stage2Config,
     Stage2Data,
 )
-from repro.config.validation import validated
+from repro.config.validation import keys_like, validated
 
 __all__ = [
     "MAX_SEED",
@@ -57,6 +57,7 @@ __all__ = [
     "config_from",
     "file_config",
     "flattened",
+    "keys_like",
     "load_config",
     "load_yaml",
     "read_profile",

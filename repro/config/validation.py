@@ -6,11 +6,12 @@ import re
 import reprlib
 import typing
 from collections.abc import Iterator, Sequence
+from difflib import SequenceMatcher
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from repro.errors import InputError, hint, meant
+from repro.errors import InputError, hint, meant, nearest, some
 
 M = TypeVar("M", bound=BaseModel)
 Typed = Sequence[tuple[tuple[str, ...], str]]  # keys given on the command line, in order, with what was typed
@@ -39,10 +40,16 @@ def validated(model: type[M], fields: dict[str, Any], where: str, typed: Typed =
         key = ".".join(str(part) for part in first["loc"])
         where = _blamed(first["loc"], first["msg"], where, typed)
         if first["type"] == "extra_forbidden":
-            raise InputError(f"{where}: unknown key {key!r}{_similar(model, first['loc'])}") from None
+            raise InputError(
+                f"{where}: unknown key {key!r}{_similar(model, first['loc'], first['input'])}"
+            ) from None
         given = "nothing" if first["input"] is None else _SHORT.repr(first["input"])
         found = "" if first["type"] in ("missing", "value_error") else f", found {given}"
         message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "model_type" and (
+            section := _section(field_type(model, list(map(str, first["loc"]))))
+        ):
+            message = f"expected a section with keys such as {some(section.model_fields, 3)}"
         if first["type"] == "literal_error":
             message = meant(first["input"], re.findall(r"'([^']*)'", first["ctx"]["expected"]))
         raise InputError(f"{where}: {f'{key}: ' if key else ''}{message}{found}") from None
@@ -69,18 +76,68 @@ def _texts(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
 def field_type(model: Any, path: list[str]) -> Any:
     """The annotation of a dotted key, None where there is no such key."""
     for part in path:
-        model = next((m for m in (model, *typing.get_args(model)) if hasattr(m, "model_fields")), None)
-        if model is None or part not in model.model_fields:
+        section = _section(model)
+        if section is None or part not in section.model_fields:
             return None
-        model = model.model_fields[part].annotation
+        model = section.model_fields[part].annotation
     return model
 
 
-def _similar(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
-    """A hint for a misspelt key: the keys that its section does have."""
-    section = field_type(model, [str(part) for part in loc[:-1]]) if len(loc) > 1 else model
-    section = next((m for m in (section, *typing.get_args(section)) if hasattr(m, "model_fields")), None)
+def _section(kind: Any) -> type[BaseModel] | None:
+    """The model that an annotation stands for, as of ``Stage2Config | None``."""
+    return next((m for m in (kind, *typing.get_args(kind)) if hasattr(m, "model_fields")), None)
+
+
+def keys_like(model: type[BaseModel], given: str) -> list[str]:
+    """The dotted keys that ``given`` may mean: those whose last part is its own, or nearly, and of them those that
+    share most of its other parts, the nearest first.
+
+    >>> from repro.config import Config
+    >>> keys_like(Config, "stage1.max_itr"), keys_like(Config, "inference.use_labels"), keys_like(Config, "x")
+    (['stage1.solver.max_iter'], ['pseudo_labels.use_labels'], [])
+    """
+    keys = {key: key.split(".") for key in _keys(model)}
+    if given in keys:
+        return [given]
+    parts = given.split(".")
+    lasts = {path[-1] for path in keys.values()}
+    parts[-1] = parts[-1] if parts[-1] in lasts else nearest(parts[-1], sorted(lasts), 0.75) or ""
+
+    def shared(path: list[str]) -> int:
+        ends = *zip(parts, path, strict=False), *zip(parts[::-1], path[::-1], strict=False)
+        return sum(a == b for a, b in ends)
+
+    found = {key: shared(path) for key, path in keys.items() if path[-1] == parts[-1]}
+    best = [key for key, count in found.items() if count == max(found.values())]
+    return sorted(best, key=lambda key: -SequenceMatcher(None, given, key).ratio())
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every dotted key, sections and values."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        if section := _section(field.annotation):
+            yield from _keys(section, f"{prefix}{name}.")
+
+
+def _similar(model: type[BaseModel], loc: tuple[int | str, ...], value: Any) -> str:
+    """A hint for an unknown key: what may be meant by it and, where its value is a section, by the first key below."""
+    *above, last = map(str, loc)
+    section = _section(field_type(model, above))
     if section is None:
         return ""
+    below = []
+    while isinstance(value, dict) and value:
+        part, value = next(iter(value.items()))
+        below.append(str(part))
     names = list(section.model_fields)
-    return hint(loc[-1], names) or f"; expected one of {', '.join(names)}"
+    near = nearest(last, names)
+    if near and field_type(section, [near, *below]) is not None:
+        return hint(last, names)
+    key = ".".join([*above, last, *below])
+    likely = keys_like(model, key) or keys_like(model, ".".join([*above, last]))
+    if likely == [key]:
+        return f"; expected its sections nested: {key.replace('.', ': {')}: …{'}' * key.count('.')}"
+    if likely:
+        return f"; did you mean {' or '.join(map(repr, likely))}?"
+    return hint(last, names) or f"; expected one of {', '.join(names)}"
