@@ -193,7 +193,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> Layers:
             layer, _, blob = key.rpartition(".")
             if tensor.dtype not in _DTYPES:
                 raise wire.error(
-                    key[:80], f"{tensor.dtype}, float32, float16, bfloat16, float64 or float8 expected"
+                    key[:80], f"{tensor.dtype}; expected float32, float16, bfloat16, float64 or float8"
                 )
             if tensor.element_size() == 1:
                 tensor = tensor.float()

@@ -152,8 +152,8 @@ class Evil:
     ("content", "options", "message"),
     [
         ({2: heat(1, 1)}, (), "cannot tell whether its indices count background"),
-        ({7: heat(1, 1)}, ("--first-class", "0"), "x.npy: maps of the indices 7, 0 to 5 expected"),
-        ({"cat": heat(1, 1)}, (), "x.npy: keys 'cat', a dict of class index to map"),
+        ({7: heat(1, 1)}, ("--first-class", "0"), "x.npy: maps of the indices 7; expected 0 to 5"),
+        ({"cat": heat(1, 1)}, (), "x.npy: keys 'cat'; expected a dict of class index to map"),
         ({}, (), "x.npy: keys none"),
         ({2: np.zeros(3)}, (), "x.npy: index 2 has a map of shape (3,)"),
         ({2: heat(1, 1) * np.nan}, (), "x.npy: NaN or infinity"),

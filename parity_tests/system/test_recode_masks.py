@@ -151,7 +151,11 @@ def blend(path):
             ("--num-classes", "20", "--coding", "indices"),
             "m.png: class 20 at row 1, column 1",
         ),
-        (COLOURS["grey"], ("--coding", "object"), "m.png: values 0, 1, 15, 20, 255, 0 and one other"),
+        (
+            COLOURS["grey"],
+            ("--coding", "object"),
+            "m.png: values 0, 1, 15, 20, 255; expected 0 and one other",
+        ),
         (
             lambda path: save(path, OBJECT.astype(np.uint16) * 300),
             (),

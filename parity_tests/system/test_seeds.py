@@ -368,7 +368,7 @@ def test_background_from_saliency_maps(own, trained, maps, tmp_path, capsys):
             good[1:],
             f"a map of {good.shape[0] - 1}x{good.shape[1]}, the image's {good.shape[0]}x{good.shape[1]}",
         ),
-        (np.stack([good] * 3, axis=2), "image mode 'RGB', a grey map expected"),
+        (np.stack([good] * 3, axis=2), "image mode 'RGB'; expected a grey map"),
     ):
         Image.fromarray(values).save(spoiled)
         line = refused(capsys, *arguments[:-4], "--out", tmp_path / "other")
@@ -386,7 +386,7 @@ def test_background_from_saliency_maps(own, trained, maps, tmp_path, capsys):
     [
         (np.array([[0.0, np.nan], [1, 2]]), "NaN or infinity"),
         (np.array([[0.0, np.inf], [1, 2]]), "NaN or infinity"),
-        (np.array([["a", "b"], ["c", "d"]]), "real numbers expected"),
+        (np.array([["a", "b"], ["c", "d"]]), "expected real numbers"),
         (np.zeros((2, 2, 1)), "a map of 2x2x1, the image's 2x2 expected"),
         (None, "damaged"),
     ],

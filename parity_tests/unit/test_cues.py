@@ -230,16 +230,16 @@ def test_unknown_index(cue_file, call, index):
     ("labels", "cues", "reason"),
     [
         ("5", GOOD_CUES, "is a str"),
-        ([[5]], GOOD_CUES, r"labels of index 4: shape \(1, 1\), \(L,\)"),
-        ([5.0], GOOD_CUES, "labels of index 4: float64, integers"),
-        (np.array([5.0]), GOOD_CUES, "labels of index 4: float64, integers"),
+        ([[5]], GOOD_CUES, r"labels of index 4: shape \(1, 1\); expected \(L,\)"),
+        ([5.0], GOOD_CUES, "labels of index 4: float64; expected integers"),
+        (np.array([5.0]), GOOD_CUES, "labels of index 4: float64; expected integers"),
         (["cat"], GOOD_CUES, "4_labels: .*integers"),
         ([5, [5]], GOOD_CUES, "4_labels: nested lists"),
-        (GOOD_LABELS, np.zeros((2, 4), int), r"cues of index 4: shape \(2, 4\), \(3, K\)"),
+        (GOOD_LABELS, np.zeros((2, 4), int), r"cues of index 4: shape \(2, 4\); expected \(3, K\)"),
         (GOOD_LABELS, np.zeros((4, 3), int), r"cues of index 4: shape \(4, 3\)"),
         (GOOD_LABELS, np.zeros(3, int), r"cues of index 4: shape \(3,\)"),
         (GOOD_LABELS, np.zeros((3, 0, 1), int), r"cues of index 4: shape \(3, 0, 1\)"),
-        (GOOD_LABELS, np.zeros((3, 4), bool), "cues of index 4: bool, integers"),
+        (GOOD_LABELS, np.zeros((3, 4), bool), "cues of index 4: bool; expected integers"),
         (GOOD_LABELS, np.array([[5], [-1], [2]]), "cues of index 4: values -1 to 5"),
         (GOOD_LABELS, np.array([[5], [1], [2**40]]), "cues of index 4: values 1 to 1099511627776"),
         (GOOD_LABELS, [[np.array([5])], [1], [2]], "4_cues: (nested lists|object)"),
@@ -314,7 +314,7 @@ def test_a_pickle_imports_nothing_else(tmp_path, monkeypatch, content, named):
 )
 def test_arrays_of_other_than_numbers_are_refused(tmp_path, content):
     path = dump(tmp_path / "cues.pickle", {"4_labels": content, "4_cues": np.zeros((3, 1), int)})
-    with pytest.raises(InputError, match=r"damaged pickle|imports|4_labels: <U3, integers expected"):
+    with pytest.raises(InputError, match=r"damaged pickle|imports|4_labels: <U3; expected integers"):
         CueFile.open(path)
 
 

@@ -221,9 +221,13 @@ def test_a_net_whose_blobs_are_given_runs_without_its_data(tmp_path):
     ("content", "layer", "message"),
     [
         ("", 'type: "ImageData" top: "x" top: "id"', "list.txt: empty"),
-        ("0.png seven\n", 'type: "ImageData" top: "x" top: "id"', r"list.txt:1: 'seven', a whole number"),
+        (
+            "0.png seven\n",
+            'type: "ImageData" top: "x" top: "id"',
+            r"list.txt:1: 'seven'; expected a whole number",
+        ),
         ("0.png 1\nnone.png 2\n", 'type: "ImageData" top: "x"', r"list.txt:2: no such file"),
-        ("0.png\n", 'type: "ImageSegData" top: "x" top: "l"', r"list.txt:1: '', a class"),
+        ("0.png\n", 'type: "ImageSegData" top: "x" top: "l"', r"list.txt:1: ''; expected a class"),
     ],
 )
 def test_bad_lists_are_told_by_line(files, content, layer, message):

@@ -104,7 +104,7 @@ def test_cue_file(tmp_path):
     write_cues(tmp_path / "cues.h5", {4: ([2, 1], nothing), 0: ([3], nothing)})
     path = write(tmp_path / "list.txt", "x.jpg 4\ny.jpg 0\n")
     assert read_labels(tmp_path / "cues.h5", CLASSES, input_list=path) == {"x": [1, 2], "y": [3]}
-    with pytest.raises(InputError, match=r"cues\.h5: image y has class 3, 1 to 2 expected"):
+    with pytest.raises(InputError, match=r"cues\.h5: image y has class 3; expected 1 to 2"):
         read_labels(tmp_path / "cues.h5", CLASSES[:3], input_list=path)
     with pytest.raises(InputError, match="give the input_list"):
         read_labels(tmp_path / "cues.h5", CLASSES)
@@ -151,14 +151,14 @@ def test_coco(tmp_path):
         ({"l.csv": "a.jpg,cat\nb.jpg,\n"}, "l.csv", "l.csv:2: b.jpg has no label"),
         ({"l.txt": "a.jpg cat\nx/a.png dog\n"}, "l.txt", "l.txt:2: a.jpg and x/a.png would share"),
         ({"l.csv": "name,label\n"}, "l.csv", "l.csv: the list is empty"),
-        ({"l.csv": "a.jpg,cat\nb.jpg,[2]\n"}, "l.csv", "l.csv:1: 'cat', class indices expected"),
+        ({"l.csv": "a.jpg,cat\nb.jpg,[2]\n"}, "l.csv", "l.csv:1: 'cat'; expected class indices"),
         ({"l.csv": "a.jpg,cat,1\n"}, "l.csv", "l.csv:1: '1' is not one of the classes"),
         ({"l.csv": "a.jpg,cat\nb.jpg,[]\n"}, "l.csv", "l.csv:2: b.jpg has no label"),
         ({"l.csv": "image,cat,lion\na,0,1\n"}, "l.csv", "l.csv:1: 'lion' is not one of the classes"),
         ({"l.csv": "image,cat,cat\na,0,1\n"}, "l.csv", "l.csv:1: a class that comes twice"),
         ({"l.csv": "image,cat,dog\na,0,1\nb,1\n"}, "l.csv", "l.csv:3: 1 cells after the image, 2 of 0 or 1"),
-        ({"l.csv": "image,cat,dog\na,0,1\nb,1,2\n"}, "l.csv", "l.csv:3: '2' for dog, 0 or 1"),
-        ({"l.csv": "image,cat,dog\na,0.9,0.1\n"}, "l.csv", "l.csv:2: '0.9' for cat, 0 or 1"),
+        ({"l.csv": "image,cat,dog\na,0,1\nb,1,2\n"}, "l.csv", "l.csv:3: '2' for dog; expected 0 or 1"),
+        ({"l.csv": "image,cat,dog\na,0.9,0.1\n"}, "l.csv", "l.csv:2: '0.9' for cat; expected 0 or 1"),
         ({"l.csv": "image,cat,dog\na,1,0\nb,,1\n"}, "l.csv", "l.csv:3: an empty cell for cat"),
         ({"l.csv": "file,split,class\na,train,\n"}, "l.csv", "l.csv:2: a has no label"),
         (
@@ -180,7 +180,7 @@ def test_coco(tmp_path):
             "d",
             "a.xml: damaged",
         ),
-        ({"d/cat_t.txt": "a 2\n"}, "d", "cat_t.txt:1: 'a 2', '<image> -1|0|1' expected"),
+        ({"d/cat_t.txt": "a 2\n"}, "d", "cat_t.txt:1: 'a 2'; expected '<image> -1|0|1'"),
         ({"d/cat_t.txt": "a 1\n"}, "d", "d: no list dog_<set>.txt"),
     ],
 )
@@ -350,7 +350,7 @@ def test_yolo_classes_without_names_are_asked_for(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"b.txt": "0 1 1 1\n"}, "b.txt:1: '0 1 1 1', '<class> <x> <y> <width> <height>' expected"),
+        ({"b.txt": "0 1 1 1\n"}, "b.txt:1: '0 1 1 1'; expected '<class> <x> <y> <width> <height>'"),
         ({"b.txt": "\ncat 0 0 1 1\n"}, "b.txt:2: 'cat 0 0 1 1'"),
         ({"b.txt": "0 12 40 200 300\n"}, "b.txt:1: .*, all from 0 to 1"),
         ({"b.txt": "3 0 0 1 1\n"}, "b.txt: class 3, which .*classes.txt does not name"),
@@ -420,29 +420,29 @@ def test_two_classes_and_rising_pairs_are_asked_for(tmp_path):
 @pytest.mark.parametrize(
     ("content", "first", "message"),
     [
-        ({"a": [1, 0, 0, 1, 0]}, None, "image a: a vector of 5 values, 3 or .with background. 4 expected"),
+        ({"a": [1, 0, 0, 1, 0]}, None, "image a: a vector of 5 values; expected 3 or .with background. 4"),
         ({"a": [True, False]}, None, "a vector of 2 values"),
         (
             {"a": [0, 2, 0], "b": [1, 0, 1]},
             None,
-            "image a: a vector of 3 values with 2 in it, 0 and 1 expected",
+            "image a: a vector of 3 values with 2 in it; expected 0 and 1",
         ),
         ({"a": [2, 0, 1], "b": [0, 3, 0]}, None, "image a: a vector of 3 values with 2 in it"),
         ({"a": [0, 0, 3, 1], "b": [1, 0, 1, 0]}, 0, "image a: a vector of 4 values with 3 in it"),
-        ({"a": [1, 4]}, None, "index 4, 0 to 3 expected"),
-        ({"a": [3], "b": [9]}, None, "image b has index 9, 1 to 3 expected"),
-        ({"a": [3]}, 0, "image a has index 3, 0 to 2 expected"),
-        ({"a": [-1, 2]}, 0, "image a has index -1, 0 to 2 expected"),
+        ({"a": [1, 4]}, None, "index 4; expected 0 to 3"),
+        ({"a": [3], "b": [9]}, None, "image b has index 9; expected 1 to 3"),
+        ({"a": [3]}, 0, "image a has index 3; expected 0 to 2"),
+        ({"a": [-1, 2]}, 0, "image a has index -1; expected 0 to 2"),
         ({"a": [0.5, 1.0]}, None, "image a: float64, a row of whole numbers"),
         ({"a": [float("nan")]}, None, "a row of whole numbers"),
         ({"a": np.zeros((2, 3))}, None, r"image a: float64 of shape \(2, 3\)"),
         ({}, None, "an empty dict"),
         ({"a": [0, 0, 0]}, None, "no label of any class in it"),
         ({"a": [1, 0, 1], "a.jpg": [1, 1, 1]}, None, "image 'a' comes again; expected each once"),
-        ({"a": [b"cat"]}, None, "integers expected"),
+        ({"a": [b"cat"]}, None, "expected integers"),
         ({"a": ["cat"], "b": ["lion"]}, None, "image b: 'lion' is not one of the classes cat, dog"),
-        ({"a": ["cat"], "b": [1]}, None, "image b: numbers, class names expected as for other images"),
-        ({"a_labels": ["cat"], "a_cues": [[1], [2]]}, None, "image a_cues: numbers, class names expected"),
+        ({"a": ["cat"], "b": [1]}, None, "image b: numbers; expected class names as for other images"),
+        ({"a_labels": ["cat"], "a_cues": [[1], [2]]}, None, "image a_cues: numbers; expected class names"),
         ({"a": ["cat", ["dog"]]}, None, "nested lists of unequal lengths"),
         ([1, 2], None, "holds a list, a dict of image name"),
     ],

@@ -216,7 +216,7 @@ def test_the_classes_can_be_said(tmp_path, capsys, form):
         (("--classes", "background,cat", "--config", "mini"), "give one of"),
         (("--classes", "background"), "2 to 255 different names"),
         (("--classes", "background,cat,cat"), "2 to 255 different names"),
-        (("--classes", "background,cat"), "class 2, 0 to 1 or 255 expected"),
+        (("--classes", "background,cat"), "class 2; expected 0 to 1 or 255"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(tmp_path, capsys, options, message):
@@ -228,7 +228,7 @@ def test_what_cannot_be_meant_is_refused(tmp_path, capsys, options, message):
 def test_a_prediction_beyond_the_classes_or_of_another_size_is_refused(tmp_path, capsys):
     status, _, err = evaluate(tmp_path, capsys, OBJECT, SEVEN, "--num-classes", "2")
     assert status == 2
-    assert "pred/m.png: class 2, 0 to 1 or 255 expected" in err
+    assert "pred/m.png: class 2; expected 0 to 1 or 255" in err
     status, _, err = evaluate(tmp_path, capsys, OBJECT, OBJECT[:, :8], "--num-classes", "2")
     assert status == 2
     assert "8×12 pixels, expected 16×12" in err

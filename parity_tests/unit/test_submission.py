@@ -137,9 +137,9 @@ FLAT = np.zeros(SIZE[::-1], np.uint8)
     ("content", "message"),
     [
         (png(FLAT[:3]), "5x3 pixels, the image's 5x4 expected"),
-        (png(FLAT, mode="L"), "mode L, a palette PNG of indices expected"),
-        (png(FLAT, mode="RGB"), "mode RGB, a palette PNG"),
-        (png(FLAT + 21), "class 21, 0 to 20 expected"),
+        (png(FLAT, mode="L"), "mode L; expected a palette PNG of indices"),
+        (png(FLAT, mode="RGB"), "mode RGB; expected a palette PNG"),
+        (png(FLAT + 21), "class 21; expected 0 to 20"),
         (png(FLAT + 255), "class 255"),
         (png(FLAT, 255 - colour_palette()), "not the VOC palette"),
         (b"GIF89a", "no readable PNG"),

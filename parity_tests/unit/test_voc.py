@@ -99,7 +99,7 @@ def test_one_bit_grey_is_background_and_void(tmp_path):
         (np.zeros((3, 3, 4), np.uint8), "PNG", "mode 'RGBA'"),
         (np.full((3, 3), 300, np.uint16), "PNG", "16 bits with the value 300"),
         (np.zeros((3, 3), np.uint8), "JPEG", "a PNG of class indices"),
-        (np.full((3, 3), 21, np.uint8), "PNG", "class 21, 0 to 20 or 255"),
+        (np.full((3, 3), 21, np.uint8), "PNG", "class 21; expected 0 to 20 or 255"),
         (np.full((3, 3), 254, np.uint8), "PNG", "class 254"),
     ],
 )

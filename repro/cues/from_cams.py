@@ -89,7 +89,7 @@ def cues_from_cams(
         if not kept or min(kept) < 1 or max(kept) >= classes:
             shown = ", ".join(map(str, of_image)) or "none"
             raise InputError(
-                f"{found[name]}: maps of the indices {shown}, {first} to {classes - 2 + first} expected for the "
+                f"{found[name]}: maps of the indices {shown}; expected {first} to {classes - 2 + first} for the "
                 f"{classes} classes"
             )
         if empty := [index - 1 + first for index, values in kept.items() if values.max() <= 0]:
@@ -161,7 +161,7 @@ def read_maps(path: Path, grid: tuple[int, int]) -> dict[int, np.ndarray]:
         pairs = [(int(key), values) for key, values in arrays.items()]
     else:
         raise InputError(
-            f"{path}: keys {', '.join(map(repr, list(arrays)[:3])) or 'none'}, {_EXPECTED} expected"
+            f"{path}: keys {', '.join(map(repr, list(arrays)[:3])) or 'none'}; expected {_EXPECTED}"
         )
     if len({index for index, _ in pairs}) < len(pairs):
         raise InputError(f"{path}: an index comes twice in 'keys'; expected each once")

@@ -122,11 +122,11 @@ def read_saliency(path: Path, size: tuple[int, int], grid: tuple[int, int]) -> n
         if not isinstance(values, np.ndarray):
             raise InputError(f"{path}: an archive of arrays (.npz), one NumPy array expected")
         if values.dtype.kind not in "fiu":
-            raise InputError(f"{path}: {values.dtype}, real numbers expected")
+            raise InputError(f"{path}: {values.dtype}; expected real numbers")
     else:
         picture = open_image(path)
         if picture.mode not in ("L", "I;16", "F"):
-            raise InputError(f"{path}: image mode {picture.mode!r}, a grey map expected")
+            raise InputError(f"{path}: image mode {picture.mode!r}; expected a grey map")
         values = np.asarray(picture)
     if values.shape != size:
         found = "x".join(map(str, values.shape))

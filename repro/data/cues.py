@@ -89,7 +89,7 @@ class CueFile:
         for key, array in content.arrays.items():
             match = _KEY.fullmatch(key)
             if match is None or not (image := image_name(match[1])):
-                raise InputError(f"{name}: key {key[:80]!r}, '<index>_labels' or '<index>_cues' expected")
+                raise InputError(f"{name}: key {key[:80]!r}; expected '<index>_labels' or '<index>_cues'")
             assert array.values is not None
             if image in kinds[match[2]]:
                 raise InputError(
@@ -440,11 +440,11 @@ def _integers(values: ArrayLike, rank: int, what: str) -> np.ndarray:
     except ValueError as error:
         raise InputError(f"{what}: nested lists of unequal lengths, an integer array expected") from error
     if array.size and array.dtype.kind not in "iu":
-        raise InputError(f"{what}: {array.dtype}, integers expected")
+        raise InputError(f"{what}: {array.dtype}; expected integers")
     if array.ndim != rank or (rank == 2 and array.shape[0] != 3):
-        raise InputError(f"{what}: shape {array.shape}, {'(3, K)' if rank == 2 else '(L,)'} expected")
+        raise InputError(f"{what}: shape {array.shape}; expected {'(3, K)' if rank == 2 else '(L,)'}")
     if array.size and not 0 <= array.min() <= array.max() <= _MAX_VALUE:
-        raise InputError(f"{what}: values {array.min()} to {array.max()}, 0 to {_MAX_VALUE} expected")
+        raise InputError(f"{what}: values {array.min()} to {array.max()}; expected 0 to {_MAX_VALUE}")
     return array.astype(np.int16)
 
 

@@ -137,7 +137,7 @@ class ListedImages(_FromList):
             path, _, rest = text.partition(" ") if self.pairs else text.rpartition(" ")
             lines.append(Line(number, path or rest, rest.strip() if path else ""))
             if problem := self.problem(lines[-1].rest):
-                raise InputError(f"{self.list_path}:{number}: {lines[-1].rest[:40]!r}, {problem} expected")
+                raise InputError(f"{self.list_path}:{number}: {lines[-1].rest[:40]!r}; expected {problem}")
         if not lines:
             raise InputError(f"{self.list_path}: empty, one image path per line expected")
         return lines

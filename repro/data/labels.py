@@ -210,7 +210,7 @@ def present(labels: Sequence[int] | np.ndarray, num_classes: int) -> np.ndarray:
 def _checked(path: Path, found: Labels, num_classes: int) -> Labels:
     for name, labels in found.items():
         if beyond := [label for label in labels if not 1 <= label < num_classes]:
-            raise InputError(f"{path}: image {name} has class {beyond[0]}, 1 to {num_classes - 1} expected")
+            raise InputError(f"{path}: image {name} has class {beyond[0]}; expected 1 to {num_classes - 1}")
     return {name: sorted(set(labels)) for name, labels in found.items()}
 
 
@@ -240,7 +240,7 @@ def _read_voc_lists(folder: Path, indices: Mapping[str, int]) -> Labels:
                 if not fields:
                     continue
                 if len(fields) != 2 or fields[1] not in ("-1", "0", "1"):
-                    raise InputError(f"{path}:{number}: {line.strip()!r}, '<image> -1|0|1' expected")
+                    raise InputError(f"{path}:{number}: {line.strip()!r}; expected '<image> -1|0|1'")
                 labels = found.setdefault(fields[0], set())
                 if fields[1] != "-1":
                     labels.add(index)
@@ -287,7 +287,7 @@ def _read_text_labels(
         }
     for name, names in words.items():
         if not _numeric(names, indices):
-            raise InputError(f"{places[name][1]}: {names[0]!r}, class indices expected as in other lines")
+            raise InputError(f"{places[name][1]}: {names[0]!r}; expected class indices as in other lines")
     numbers = {name: np.array([int(label) for label in names]) for name, names in words.items()}
     return labels_of_numbers(os.fspath(path), numbers, num_classes, first_class)
 
@@ -367,7 +367,7 @@ def _one_hot(path: Path, rows: Sequence[tuple[int, list[str]]], indices: Mapping
         for cell, class_name, index in zip(cells, names, columns, strict=True):
             mark = _mark(cell, class_name) if cell else False
             if mark is None:
-                raise InputError(f"{where}: {cell[:80]!r} for {class_name}, 0 or 1 (yes or no) expected")
+                raise InputError(f"{where}: {cell[:80]!r} for {class_name}; expected 0 or 1 (yes or no)")
             says_no |= bool(cell) and not mark
             if not cell and empty is None:
                 empty = number, class_name
@@ -376,7 +376,7 @@ def _one_hot(path: Path, rows: Sequence[tuple[int, list[str]]], indices: Mapping
         found[name].sort()
     if empty and says_no:
         raise InputError(
-            f"{path}:{empty[0]}: an empty cell for {empty[1]}, 0 or 1 expected as in other cells"
+            f"{path}:{empty[0]}: an empty cell for {empty[1]}; expected 0 or 1 as in other cells"
         )
     return found
 

@@ -49,7 +49,7 @@ def labels_of_dict(
     for name, array in found.items():
         where = f"{os.fspath(path)}: image {name}"
         if array.texts is None and array.values is not None and array.values.size:
-            raise InputError(f"{where}: numbers, class names expected as for other images")
+            raise InputError(f"{where}: numbers; expected class names as for other images")
         labels[name] = sorted(
             {
                 class_of(each, indices, where)
@@ -114,8 +114,8 @@ def labels_of_numbers(
         alike and any(len(set(row.tolist())) < length for row in rows)
     ):
         raise InputError(
-            f"{name}: image {next(iter(found))}: a vector of {length} values, {num_classes - 1} or (with background) "
-            f"{num_classes} expected for the {num_classes} classes"
+            f"{name}: image {next(iter(found))}: a vector of {length} values; expected {num_classes - 1} or "
+            f"(with background) {num_classes} for the {num_classes} classes"
         )
     elif (
         length in (num_classes - 1, num_classes)
@@ -126,7 +126,7 @@ def labels_of_numbers(
             (image, row.max()) for image, row in found.items() if ((row != 0) & (row != 1)).any()
         )
         raise InputError(
-            f"{name}: image {image}: a vector of {length} values with {above:g} in it, 0 and 1 expected (not counts)"
+            f"{name}: image {image}: a vector of {length} values with {above:g} in it; expected 0 and 1 (not counts)"
         )
     first = first_index(name, found, num_classes) if first_class is None else first_class
     labels = {}
@@ -136,7 +136,7 @@ def labels_of_numbers(
         if indices and not first <= indices[0] <= indices[-1] <= num_classes - 2 + first:
             wrong = indices[0] if indices[0] < first else indices[-1]
             raise InputError(
-                f"{name}: image {image} has index {wrong}, {first} to {num_classes - 2 + first} expected for the "
+                f"{name}: image {image} has index {wrong}; expected {first} to {num_classes - 2 + first} for the "
                 f"{num_classes} classes"
             )
         labels[image] = [index + 1 - first for index in indices]
@@ -169,6 +169,6 @@ def first_index(name: str, found: Mapping[str, np.ndarray], num_classes: int) ->
     if seen and (min(seen) < 0 or max(seen) >= num_classes):
         wrong = min(seen) if min(seen) < 0 else max(seen)
         raise InputError(
-            f"{name}: index {int(wrong)}, 0 to {num_classes - 1} expected for the {num_classes} classes"
+            f"{name}: index {int(wrong)}; expected 0 to {num_classes - 1} for the {num_classes} classes"
         )
     raise InputError(f"{name}: {_QUESTION.format('whether its indices count background')}")

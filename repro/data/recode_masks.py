@@ -84,15 +84,15 @@ def recoded(path: str | os.PathLike[str], num_classes: int, coding: Coding) -> n
         present = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
         if present.size > 2 or (present.size == 2 and present[0] != 0):
             raise InputError(
-                f"{os.fspath(path)}: values {', '.join(map(str, present[:6]))}, 0 and one other for an object expected"
+                f"{os.fspath(path)}: values {', '.join(map(str, present[:6]))}; expected 0 and one other for an object"
             )
         return (values > 0).astype(np.uint8)
     wrong = (values >= num_classes) & (values != VOID)
     if wrong.any():
         row, column = (int(at[0]) for at in np.nonzero(wrong))
         raise InputError(
-            f"{os.fspath(path)}: class {values[row, column]} at row {row}, column {column}, 0 to {num_classes - 1} or "
-            f"{VOID} expected"
+            f"{os.fspath(path)}: class {values[row, column]} at row {row}, column {column}; expected "
+            f"0 to {num_classes - 1} or {VOID}"
         )
     return values
 
@@ -191,10 +191,10 @@ def _grey_values(path: str | os.PathLike[str], image: Image.Image) -> np.ndarray
     if image.mode == "RGB":
         pixels = np.asarray(image)
         if (pixels != pixels[:, :, :1]).any():
-            raise InputError(f"{os.fspath(path)}: colours, grey values expected")
+            raise InputError(f"{os.fspath(path)}: colours; expected grey values")
         return pixels[:, :, 0].copy()
     if image.mode not in ("P", "L", "I;16"):
-        raise InputError(f"{os.fspath(path)}: mode {image.mode!r}, grey, a palette or RGB expected")
+        raise InputError(f"{os.fspath(path)}: mode {image.mode!r}; expected grey, a palette or RGB")
     values = grey_of_8_bits(os.fspath(path), np.array(image))
     if image.format == "PNG" and image.mode == "L" and (bits := png_header(path)[0]) < 8:
         values //= 255 // (2**bits - 1)

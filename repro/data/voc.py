@@ -140,7 +140,7 @@ def read_doubtful_mask(
         doubt = MaskDoubt("1 bit", "grey of 1 bit, whose white is read as void (255), not as class 1")
     if image.mode not in ("P", "L", "I;16"):
         raise InputError(
-            f"{name}: mode {image.mode!r}, a palette or 8-bit grey PNG of indices expected (repro data masks)"
+            f"{name}: mode {image.mode!r}; expected a palette or 8-bit grey PNG of indices (repro data masks)"
         )
     if image.mode == "L" and (bits := png_header(path)[0]) in (2, 4):
         raise InputError(
@@ -151,7 +151,7 @@ def read_doubtful_mask(
     present = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
     beyond = present[(present >= num_classes) & (present != VOID)]
     if beyond.size:
-        raise InputError(f"{name}: class {beyond[0]}, 0 to {num_classes - 1} or {VOID} expected")
+        raise InputError(f"{name}: class {beyond[0]}; expected 0 to {num_classes - 1} or {VOID}")
     return mask, doubt or (_palette_doubt(image, present, num_classes) if image.mode == "P" else None)
 
 

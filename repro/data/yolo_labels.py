@@ -66,7 +66,7 @@ def _read(files: Sequence[Path]) -> dict[str, list[int]]:
                 continue
             if (index := _object_class(line)) is None:
                 raise InputError(
-                    f"{path}:{number}: {line.strip()[:80]!r}, {_EXPECTED} expected, all from 0 to 1"
+                    f"{path}:{number}: {line.strip()[:80]!r}; expected {_EXPECTED}, all from 0 to 1"
                 )
             classes.add(index)
         found[path.stem] = sorted(classes)

@@ -139,7 +139,7 @@ def _check_mask(content: bytes, where: str, size: tuple[int, int] | None) -> Non
                 f"{where}: {mask.width}x{mask.height} pixels, at most {MAX_PIXELS} in all expected"
             )
         if mask.mode != "P":
-            raise InputError(f"{where}: mode {mask.mode}, a palette PNG of indices expected")
+            raise InputError(f"{where}: mode {mask.mode}; expected a palette PNG of indices")
         if size is not None and mask.size != size:
             raise InputError(
                 f"{where}: {mask.width}x{mask.height} pixels, the image's {size[0]}x{size[1]} expected"
@@ -151,7 +151,7 @@ def _check_mask(content: bytes, where: str, size: tuple[int, int] | None) -> Non
     except Exception as error:  # of Pillow: OSError, SyntaxError, struct.error, zlib.error, …
         raise InputError(f"{where}: no readable PNG ({line_of(error)})") from None
     if indices.max(initial=0) >= len(CLASS_NAMES):
-        raise InputError(f"{where}: class {indices.max()}, 0 to {len(CLASS_NAMES) - 1} expected")
+        raise InputError(f"{where}: class {indices.max()}; expected 0 to {len(CLASS_NAMES) - 1}")
     used = 3 * (int(indices.max(initial=0)) + 1)
     if palette[:used] != colour_palette().ravel().tolist()[:used]:
         raise InputError(f"{where}: not the VOC palette")

@@ -254,7 +254,7 @@ def _arrays(content: dict[Any, Any], texts: bool) -> Iterator[tuple[str, np.ndar
             reason = "nested lists of unequal lengths, an array of numbers expected"
             raise RefusedError(key[:80], reason) from error
         if array.dtype.kind not in ("iufbU" if texts else "iufb"):
-            raise RefusedError(key[:80], f"{array.dtype}, integers expected")
+            raise RefusedError(key[:80], f"{array.dtype}; expected integers")
         yield key, array
 
 
