@@ -6,7 +6,8 @@
                them where sizes do not change; weights, history, solver and every layer after the scores stay float32.
                On a CPU without bfloat16 instructions the convolutions stay float32, those of 3x3 by Winograd's method
 
-All three run in channels-last layout: the same sums in an order that CPUs and GPUs are about twice as fast at.
+Images and weights lie in channels-last layout, which CPUs and a GPU's bfloat16 are about twice as fast at; float32 on a
+GPU in PyTorch's own, where cuDNN takes a seventh of the time (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from repro.config import RunConfig
 from repro.models import CaffeNet
 from repro.models.layer_types.convolution import Convolution
 
-LAYOUT = torch.channels_last
 # names of bfloat16 arithmetic among a CPU's capabilities, on x86-64 and on Arm
 _BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16")
 
@@ -40,7 +40,9 @@ def to_device(model: CaffeNet, config: RunConfig, device: torch.device, *, one_s
     for layer in model.modules():
         if isinstance(layer, Convolution):
             layer.compute_by(_fast_conv2d() if winograd else None)
-    return model.to(device, config.dtype).to(memory_format=LAYOUT)  # type: ignore[call-overload]
+    plain = device.type == "cuda" and model.autocast is None
+    model.layout = torch.contiguous_format if plain else torch.channels_last
+    return model.to(device, config.dtype).to(memory_format=model.layout)  # type: ignore[call-overload]
 
 
 def _fast_conv2d() -> Callable[..., torch.Tensor]:

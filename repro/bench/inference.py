@@ -21,7 +21,7 @@ from repro.bench.timing import Timer, Timing
 from repro.config import Config, PredictConfig
 from repro.inference.predict import TorchSegmenter
 from repro.models import CaffeNet
-from repro.precision import LAYOUT, to_device
+from repro.precision import to_device
 
 SIDE = 321
 CUDA_BATCH = 8
@@ -91,20 +91,22 @@ class _DeviceBench:
             session = OnnxSession(self._exported("scores", precision), providers_for(self.device))
             return lambda: session.run(images, shape)
 
-        def pytorch(model: CaffeNet, layout: torch.memory_format) -> Callable[[], object]:
-            model, blob = model.to(memory_format=layout), images.contiguous(memory_format=layout)  # type: ignore[call-overload]
+        def pytorch(model: CaffeNet, layout: torch.memory_format | None = None) -> Callable[[], object]:
+            if layout:
+                model.layout = layout
+                model.to(memory_format=layout)  # type: ignore[call-overload]
 
             def run() -> object:
                 with torch.inference_mode():
-                    return model(blob)
+                    return model(images)
 
             return run
 
         what = f"network {SIDE}x{SIDE}"
-        yield self._row(what, batch, "fp32", ours("fp32"), "PyTorch", pytorch(self.faithful(), LAYOUT))
+        yield self._row(what, batch, "fp32", ours("fp32"), "PyTorch", pytorch(self.faithful()))
         contiguous = pytorch(self.faithful(), torch.contiguous_format)
         yield self._row(what, batch, "fp32", ours("fp32"), "PyTorch default layout", contiguous)
-        fast = pytorch(self._model("fast"), LAYOUT)
+        fast = pytorch(self._model("fast"))
         precision = self.fast_precision
         yield self._row(what, batch, precision, ours(precision), "PyTorch fast", fast)
 

@@ -26,7 +26,7 @@ from repro.layers import (
 )
 from repro.layers.dense_crf import TRAINING_SCALE, images_for_crf
 from repro.models import CaffeNet
-from repro.precision import LAYOUT, to_device
+from repro.precision import to_device
 from repro.solver import build_solver
 from repro.training.loop import update
 from repro.training.objectives import Batch, Objective, stage1_objective
@@ -72,7 +72,7 @@ def training_rows(config: Config, inputs: Inputs, timer: Timer, references: bool
     yield loading
 
     batch = {name: values.to(device) for name, values in host_batch.items()}
-    images = batch["images"] = batch["images"].contiguous(memory_format=LAYOUT)
+    images = batch["images"]
     example = scores(data.batch_size, config.model.num_classes, grid, device)
     network = _network(config, model, images, timer)
     yield from network

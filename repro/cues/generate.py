@@ -55,7 +55,6 @@ from repro.layers import (
 from repro.layers.resize import zoom_to
 from repro.metrics import seed_matrix, seed_metrics
 from repro.models import CaffeNet
-from repro.precision import LAYOUT
 from repro.run_folder import check_no_others, check_settings, keep_settings
 from weights_conversion.files import atomic_path, file_sha256, no_such, write_text
 
@@ -254,7 +253,7 @@ def localize(
         (N, rows, columns) uint8 classes, 255 where there is no cue.
     """
     cam = models["cam"]
-    images = images.to(next(cam.parameters())).contiguous(memory_format=LAYOUT)
+    images = images.to(next(cam.parameters()))
     with torch.inference_mode():
         (features,) = cam.forward_some(images, "fc7_CAM")
         maps = activation_maps(features, cam.get_submodule("scores").weight)  # type: ignore[arg-type]

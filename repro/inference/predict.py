@@ -38,7 +38,7 @@ from repro.layers import CRFParams, mean_field
 from repro.layers.resize import zoom_rows
 from repro.models import CaffeNet
 from repro.models.weights import load_weights
-from repro.precision import LAYOUT, to_device
+from repro.precision import to_device
 from weights_conversion import LoadReport
 from weights_conversion.files import file_sha256
 
@@ -140,7 +140,6 @@ def _grids(model: CaffeNet, picture: torch.Tensor, script: Protocol) -> list[tor
         grids = []
         for factors in script.zooms(height, width):
             blob = preprocess_zoomed(picture, factors)[None].to(parameter.dtype)
-            blob = blob.contiguous(memory_format=LAYOUT)
             grid = model(blob)
             if script.zooms_probabilities:
                 grid = torch.softmax(grid, dim=1)

@@ -55,7 +55,8 @@ class CaffeNet(nn.Module):
     torch.Size([1, 3, 3, 3])
     """
 
-    autocast: torch.dtype | None = None  # of convolutions, set by repro/precision.py
+    autocast: torch.dtype | None = None  # of convolutions; this and the next are set by repro/precision.py
+    layout: torch.memory_format = torch.preserve_format  # of images
 
     def __init__(
         self,
@@ -328,11 +329,16 @@ class CaffeNet(nn.Module):
 
     def _run(self, given: Blobs, plan: RunPlan) -> Blobs:
         """All blobs of the plan's layers, but for those that it frees."""
+        given = {name: self._laid_out(blob) for name, blob in given.items()}
         if self.autocast is not None and given:
             device = next(iter(given.values())).device.type
             with torch.autocast(device, self.autocast):
                 return run_layers(self, given, plan)
         return run_layers(self, given, plan)
+
+    def _laid_out(self, blob: torch.Tensor) -> torch.Tensor:
+        as_it_is = self.layout == torch.preserve_format or blob.ndim != 4
+        return blob if as_it_is else blob.contiguous(memory_format=self.layout)
 
     @property
     def device(self) -> torch.device:

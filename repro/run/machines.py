@@ -117,17 +117,17 @@ def _measured(folders: set[Path]) -> tuple[dict[str, float], dict[str, float]]:
         except (InputError, KeyError, TypeError, AttributeError):
             continue  # a rate less to go by; the run itself says what is wrong with its manifest
         for name, step in steps:
-            settings = step["settings"]
-            if step.get("resumed", True):
-                continue
+            settings, device = step.get("settings"), step.get("device_name")
+            if settings is None or device is None or step.get("resumed", True):
+                continue  # an unfinished step, or one of an older version
             if name in ("stage1", "stage2"):
                 key, units = (
-                    training_key(step["device_name"], settings, name),
+                    training_key(device, settings, name),
                     settings[name]["solver"]["max_iter"],
                 )
             elif "protocol" in settings:
                 key, units = (
-                    predicting_key(step["device_name"], settings),
+                    predicting_key(device, settings),
                     len(list((file.parent / name).glob("[!.]*.png"))),
                 )
             else:

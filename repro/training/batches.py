@@ -67,4 +67,4 @@ class Batches:
     def first(self, weights: torch.Tensor) -> torch.Tensor:
         """The images of the first mini-batch, for `fill_by_first_batch`."""
         loader = make_loader(self.layer, self.batch_size, self.shuffle, self.seed, iterations=1)
-        return next(iter(loader))["images"].to(weights).contiguous(memory_format=torch.channels_last)
+        return next(iter(loader))["images"].to(weights)

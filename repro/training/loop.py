@@ -29,7 +29,6 @@ from torch.nn.parallel import DistributedDataParallel
 from repro import distributed
 from repro.errors import StoppedError
 from repro.models import CaffeNet
-from repro.precision import LAYOUT
 from repro.solver import CaffeSolver
 from repro.training.objectives import Batch, Objective
 from repro.training.rows import Row, Rows
@@ -242,13 +241,10 @@ def update(
 
 
 def on_device(batch: Batch, parameter: torch.Tensor) -> Batch:
-    """A batch in the parameters' dtype on their device, the images in the layout of the nets."""
-    moved = {
+    """A batch in the parameters' dtype on their device."""
+    return {
         name: values.to(
             parameter.device, parameter.dtype if values.is_floating_point() else None, non_blocking=True
         )
         for name, values in batch.items()
     }
-    if "images" in moved:
-        moved["images"] = moved["images"].contiguous(memory_format=LAYOUT)
-    return moved

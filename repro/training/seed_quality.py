@@ -13,7 +13,6 @@ from repro.data import make_loader
 from repro.data.labels import LabelledImages
 from repro.metrics import seed_matrix, seed_metrics
 from repro.models import CaffeNet
-from repro.precision import LAYOUT
 from repro.training.csv_log import CsvLog
 from repro.training.loop import Hook, SolverLoop, Sums
 from repro.training.objectives import Batch
@@ -149,7 +148,7 @@ class HeldOutPrecision(Hook):
         scores, labels = [], []
         self.model.eval()
         for batch in batches:
-            images = batch["images"].to(parameter).contiguous(memory_format=LAYOUT)
+            images = batch["images"].to(parameter)
             scores.append(self.model(images).double().cpu())
             labels.append(batch["labels"])
         self.model.train()
