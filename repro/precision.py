@@ -40,7 +40,7 @@ def to_device(model: CaffeNet, config: RunConfig, device: torch.device, *, one_s
     for layer in model.modules():
         if isinstance(layer, Convolution):
             layer.compute_by(_fast_conv2d() if winograd else None)
-    plain = device.type == "cuda" and model.autocast is None
+    plain = device.type == "cuda" and (model.autocast is None or not one_size)
     model.layout = torch.contiguous_format if plain else torch.channels_last
     return model.to(device, config.dtype).to(memory_format=model.layout)  # type: ignore[call-overload]
 
