@@ -7,8 +7,7 @@ Time, by what there is, each row says which:
 - ``bench``: a benchmark of the device (``repro bench``) timed the whole iteration or prediction.
 - ``model``: counted multiplications and additions, three times forward for a training step, at the rate that the
   benchmark's network reached; without a benchmark at half the rate of a float32 matrix product measured now; for a
-  device that is not here at the rate stated in `STATED`. Plus the CPU's measured cost of the dense CRF
-  (docs/performance.md).
+  device that is not here at the rate stated in `STATED`. Plus the dense CRF's measured cost (docs/performance.md).
 
 Memory is a model: weights, their gradients and histories, and what autograd keeps of a mini-batch, counted on a net
 without memory; for a prediction the weights and three times the largest blob. Disk: for each snapshot that stays 4
@@ -215,8 +214,8 @@ def training(planned: PlannedRun, stage: str, machine: Machine, net: str = "") -
     if stage == "stage1" and key not in machine.seconds and solver.iter_size == 1 and side == BENCH_SIDE:
         key = bench_key({"model": config.model.model_dump()}, images)
     model = 3 * images * flops(built, side, side) / machine.flops if left else 0.0
-    if left and stage == "stage1" and not machine.cuda:
-        model += images * crf_seconds(config.model.num_classes, (side / 8) ** 2)
+    if left and stage == "stage1":
+        model += crf_seconds(config.model.num_classes, images * (side / 8) ** 2, cuda=machine.cuda)
     weights, histories = 4 * parameters(built, side), len(SOLVERS[solver.type].histories)
     memory = weights * (2 + histories) + data.batch_size * kept_for_backward(built, side) if left else 0
     made = -(-left // solver.snapshot) if solver.snapshot else int(left > 0)
@@ -248,9 +247,8 @@ def _predicting(planned: PlannedRun, step: str, settings: Any, images: int, mach
             for y, x in PROTOCOLS[settings.protocol].zooms(height, width)
         ]
         model = sum(flops(config.model, *size) for size in sizes) / machine.flops
-        model += (
-            crf_seconds(config.model.num_classes, height * width) if settings.crf and not machine.cuda else 0
-        )
+        if settings.crf:
+            model += crf_seconds(config.model.num_classes, height * width, cuda=machine.cuda)
         channels = max(64 // config.model.width_divisor, config.model.num_classes)
         memory = 4 * parameters(config.model) + 3 * 4 * channels * max(
             rows * columns for rows, columns in sizes

@@ -30,7 +30,7 @@ class Machine:
     """What steps are timed with.
 
     Attributes:
-        name: in tables. cuda: whether the dense CRF's CPU time is left out.
+        name: in tables. cuda: whether it is a GPU, where the dense CRF takes another time.
         flops: multiplications and additions per second that a net reaches.
         watts: under load; None where nobody stated it.
         seconds, joules: of a unit of work, by its key, where a run or a benchmark measured it; ``basis`` by key.
@@ -46,8 +46,12 @@ class Machine:
 
 
 # Sustained rates and power of devices that are not here: precision -> flops. Of an A100's peak (NVIDIA's data sheet:
-# float32 19.5e12 without TF32, bfloat16 312e12, 400 W) half in float32 and a quarter in bfloat16.
-STATED = {"NVIDIA A100 SXM, not measured": ({"faithful": 9.75e12, "fast": 78e12}, 400.0)}
+# float32 19.5e12 without TF32, bfloat16 312e12, 400 W) half in float32 and a quarter in bfloat16. Of an H100 the net was
+# measured (docs/performance.md); 700 W by NVIDIA's data sheet.
+STATED = {
+    "NVIDIA A100 SXM, not measured": ({"faithful": 9.75e12, "fast": 78e12}, 400.0),
+    "NVIDIA H100 SXM, its net measured": ({"faithful": 20.6e12, "fast": 270e12}, 700.0),
+}
 
 
 def read_bench(path: Path) -> dict[str, Any]:
