@@ -6,8 +6,9 @@
                them where sizes do not change; weights, history, solver and every layer after the scores stay float32.
                On a CPU without bfloat16 instructions the convolutions stay float32, those of 3x3 by Winograd's method
 
-Images and weights lie in channels-last layout, which CPUs and a GPU's bfloat16 are about twice as fast at; float32 on a
-GPU in PyTorch's own, where cuDNN takes a seventh of the time (docs/performance.md).
+Images and weights lie in channels-last layout, which CPUs and a GPU's bfloat16 are about twice as fast at. On a GPU
+float32, and images of many sizes, lie in PyTorch's own, in which cuDNN is several times as fast at them
+(docs/performance.md).
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def to_device(model: CaffeNet, config: RunConfig, device: torch.device, *, one_s
     """Move ``model`` to ``device`` in ``config.precision``; sets the process's TF32 and cuDNN flags to match.
 
     ``one_size``: whether its images are all of a few sizes. cuDNN times its algorithms anew for every layer and size,
-    which costs more than it brings where the size changes from image to image; it chooses by its tables then.
+    which costs more than it brings where the size changes from image to image; it chooses by its tables then, which
+    are good for PyTorch's own layout.
     """
     fast = config.precision == "fast"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = fast
@@ -41,8 +43,14 @@ def to_device(model: CaffeNet, config: RunConfig, device: torch.device, *, one_s
         if isinstance(layer, Convolution):
             layer.compute_by(_fast_conv2d() if winograd else None)
     plain = device.type == "cuda" and (model.autocast is None or not one_size)
-    model.layout = torch.contiguous_format if plain else torch.channels_last
-    return model.to(device, config.dtype).to(memory_format=model.layout)  # type: ignore[call-overload]
+    return lay_out(model.to(device, config.dtype), channels_last=not plain)
+
+
+def lay_out(model: CaffeNet, *, channels_last: bool) -> CaffeNet:
+    """Lay out the weights, and from now on the images."""
+    model.channels_last = channels_last
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return model.to(memory_format=layout)  # type: ignore[call-overload]
 
 
 def _fast_conv2d() -> Callable[..., torch.Tensor]:

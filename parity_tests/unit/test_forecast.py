@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
+from repro.config import load_config
 from repro.run.forecast import forecast
+from repro.run.machines import local_machine
 from repro.run.plan import plan
 
 SMALL = ["model.width_divisor=64", "device=cpu", "stage0.solver.max_iter=9", "stage0.data.input_size=97"]
@@ -34,3 +38,23 @@ def test_with_saliency_maps_there_is_one_classifier_and_what_is_done_is_not_coun
         ["stage0/cam", "9", "of", "9"],
         ["stage0/cues", "10581", "of", "10582"],
     ]
+
+
+def test_what_a_manifest_does_not_tell_stops_no_forecast(tmp_path):
+    """Steps that are unfinished, of an older version or of another's hand give no rate; the others do."""
+    config = load_config("mini", ["device=cpu"])
+    sections = config.model_dump(include={"precision", "model", "stage1", "stage2"})
+    done = {"settings": sections, "device_name": "d", "resumed": False, "seconds_last_call": 8.0}
+    lacking = [{key: value for key, value in done.items() if key != left_out} for left_out in done]
+    settings = [{}, None, {**sections, "stage2": {}}, {"protocol": "dsrg_final"}]
+    others = [*lacking, *({**done, "settings": each} for each in settings), {**done, "resumed": True}, None]
+    manifests = [
+        {"steps": {"stage2": other, "predictions/stage1": other, "stage1": done}} for other in others
+    ]
+    for number, manifest in enumerate([*manifests, {}, {"steps": []}, []]):
+        folder = tmp_path / f"run{number}"
+        folder.mkdir()
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    machine = local_machine(config, {tmp_path})
+    rates = [machine.seconds[key] for key, basis in machine.basis.items() if basis == "run"]
+    assert rates == [8.0 / config.stage1.solver.max_iter]

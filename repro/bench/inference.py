@@ -21,7 +21,7 @@ from repro.bench.timing import Timer, Timing
 from repro.config import Config, PredictConfig
 from repro.inference.predict import TorchSegmenter
 from repro.models import CaffeNet
-from repro.precision import to_device
+from repro.precision import lay_out, to_device
 
 SIDE = 321
 CUDA_BATCH = 8
@@ -91,11 +91,7 @@ class _DeviceBench:
             session = OnnxSession(self._exported("scores", precision), providers_for(self.device))
             return lambda: session.run(images, shape)
 
-        def pytorch(model: CaffeNet, layout: torch.memory_format | None = None) -> Callable[[], object]:
-            if layout:
-                model.layout = layout
-                model.to(memory_format=layout)  # type: ignore[call-overload]
-
+        def pytorch(model: CaffeNet) -> Callable[[], object]:
             def run() -> object:
                 with torch.inference_mode():
                     return model(images)
@@ -104,7 +100,7 @@ class _DeviceBench:
 
         what = f"network {SIDE}x{SIDE}"
         yield self._row(what, batch, "fp32", ours("fp32"), "PyTorch", pytorch(self.faithful()))
-        contiguous = pytorch(self.faithful(), torch.contiguous_format)
+        contiguous = pytorch(lay_out(self.faithful(), channels_last=False))
         yield self._row(what, batch, "fp32", ours("fp32"), "PyTorch default layout", contiguous)
         fast = pytorch(self._model("fast"))
         precision = self.fast_precision

@@ -130,7 +130,7 @@ def prediction_rows(config: Config, inputs: Inputs, timer: Timer, references: bo
         partial(mean_field, image, unary, CRFParams(), engine="pydensecrf") if references else None,
     )
     yield crf
-    model = _model(config, device).eval()
+    model = _model(config, device, one_size=False).eval()  # as `load_model` has it
     protocol = config.inference.protocol
     whole = timer.row(
         f"whole prediction, {protocol}", partial(predict_mask, model, picture, protocol=protocol)
@@ -139,10 +139,10 @@ def prediction_rows(config: Config, inputs: Inputs, timer: Timer, references: bo
     yield Timing(whole.part, whole.seconds, metrics=metrics)
 
 
-def _model(config: Config, device: torch.device) -> CaffeNet:
+def _model(config: Config, device: torch.device, *, one_size: bool = True) -> CaffeNet:
     model = config.build_net()
     model.fill("msra")  # N(0, 0.01) everywhere would leave only zeros at VGG16's depth
-    return to_device(model, config, device)
+    return to_device(model, config, device, one_size=one_size)
 
 
 def _network(config: Config, model: CaffeNet, images: torch.Tensor, timer: Timer) -> list[Timing]:

@@ -55,8 +55,9 @@ class CaffeNet(nn.Module):
     torch.Size([1, 3, 3, 3])
     """
 
-    autocast: torch.dtype | None = None  # of convolutions; this and the next are set by repro/precision.py
-    layout: torch.memory_format = torch.preserve_format  # of images
+    # set by repro/precision.py
+    autocast: torch.dtype | None = None  # of convolutions
+    channels_last: bool | None = None  # how images are laid out; None: as they come
 
     def __init__(
         self,
@@ -337,8 +338,11 @@ class CaffeNet(nn.Module):
         return run_layers(self, given, plan)
 
     def _laid_out(self, blob: torch.Tensor) -> torch.Tensor:
-        as_it_is = self.layout == torch.preserve_format or blob.ndim != 4
-        return blob if as_it_is else blob.contiguous(memory_format=self.layout)
+        if self.channels_last is None or blob.ndim != 4:
+            return blob
+        return blob.contiguous(
+            memory_format=torch.channels_last if self.channels_last else torch.contiguous_format
+        )
 
     @property
     def device(self) -> torch.device:

@@ -6,6 +6,7 @@ not here by its benchmark or by what `STATED` says.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import time
@@ -116,31 +117,25 @@ def _measured(folders: set[Path]) -> tuple[dict[str, float], dict[str, float]]:
     seconds: dict[str, float] = {}
     joules: dict[str, float] = {}
     for file in sorted(path for folder in folders for path in folder.glob("[!.]*/manifest.json")):
-        try:
-            steps = read_json(file, "the manifest of a run")["steps"].items()
-        except (InputError, KeyError, TypeError, AttributeError):
-            continue  # a rate less to go by; the run itself says what is wrong with its manifest
-        for name, step in steps:
-            settings, device = step.get("settings"), step.get("device_name")
-            if settings is None or device is None or step.get("resumed", True):
-                continue  # an unfinished step, or one of an older version
-            if name in ("stage1", "stage2"):
-                key, units = (
-                    training_key(device, settings, name),
-                    settings[name]["solver"]["max_iter"],
-                )
-            elif "protocol" in settings:
-                key, units = (
-                    predicting_key(device, settings),
-                    len(list((file.parent / name).glob("[!.]*.png"))),
-                )
-            else:
-                continue
-            if units:
-                seconds[key] = step["seconds_last_call"] / units
-                if (energy := step.get("energy_joules")) is not None:
-                    joules[key] = energy / units
+        # without one a rate less to go by: the run itself says what is wrong with its manifest
+        with contextlib.suppress(InputError, KeyError, TypeError, AttributeError):
+            for name, step in read_json(file, "the manifest of a run")["steps"].items():
+                # a step that is unfinished, or of an older version
+                with contextlib.suppress(KeyError, TypeError, AttributeError):
+                    key, units = _work(file.parent, name, step)
+                    if units and not step["resumed"]:
+                        seconds[key] = step["seconds_last_call"] / units
+                        if (energy := step.get("energy_joules")) is not None:
+                            joules[key] = energy / units
     return seconds, joules
+
+
+def _work(folder: Path, name: str, step: dict[str, Any]) -> tuple[str, int]:
+    """A finished step's key, and how many iterations or images it had; KeyError where it has no rate."""
+    settings, device = step["settings"], step["device_name"]
+    if name in ("stage1", "stage2"):
+        return training_key(device, settings, name), settings[name]["solver"]["max_iter"]
+    return predicting_key(device, settings), len(list((folder / name).glob("[!.]*.png")))
 
 
 def training_key(device: str, settings: dict[str, Any], stage: str) -> str:
