@@ -157,6 +157,9 @@ def summary_note(summary: Summary) -> str:
         }[summary.pretraining]
         devices = ", ".join(summary.devices) or "an unnamed device"
         words.append(f"Costs are of one seed: everything that the row's masks needed{shared}, on {devices}.")
+        words.append(
+            "Time and energy count what else the device did meanwhile. Memory is the GPU's where there is one."
+        )
         if any(row.joules is None for row in summary.rows):
             words.append("This machine does not tell its energy.")
     if any(row.ours.sd is not None for row in summary.rows):

@@ -121,13 +121,18 @@ def commands(found: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(printable(shlex.join(step["command"])) for step in steps if "command" in step))
 
 
+def peak_memory(took: dict[str, Any]) -> int | None:
+    """The most bytes that a step held: of the GPU's memory where it had one, else of the process's."""
+    return took.get("peak_device_memory_bytes") or took.get("peak_memory_bytes", {}).get("process")
+
+
 def summary(found: dict[str, Any]) -> list[dict[str, str]]:
     """One row per step, for the page: what it ran on and what it took."""
     rows = []
     for run, details in found["runs"].items():
         for name, step in details["steps"].items():
             took = found["measured"][run][name]
-            memory = took.get("peak_memory_bytes", {}).get("process")
+            memory = peak_memory(took)
             energy = took.get("energy_joules")
             commit = (step.get("commit") or "unknown")[:12]
             rows.append(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from repro.paper.experiments import Cell, experiments
+from repro.report.manifest import peak_memory
 from repro.report.tables import paper_present
 from repro.run.scores import TRAINED, Entry, Estimate, Scores, incomparable
 
@@ -143,15 +144,7 @@ def summarise(scores: Scores, manifest: dict[str, Any]) -> Summary:
                 comparable=not any(map(incomparable, runs)),
                 seconds=_mean([_sum(_whole(step, "seconds_last_call") for step in each) for each in steps]),
                 joules=_mean([_sum(_whole(step, "energy_joules") for step in each) for each in steps]),
-                memory=max(
-                    (
-                        step.get("peak_memory_bytes", {}).get("process") or 0
-                        for each in steps
-                        for step in each
-                    ),
-                    default=0,
-                )
-                or None,
+                memory=max((peak_memory(step) or 0 for each in steps for step in each), default=0) or None,
             )
         )
     return Summary(

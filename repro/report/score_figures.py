@@ -89,7 +89,7 @@ def classes(scores: Scores) -> Iterator[tuple[Drawing, Figure]]:
     yield (
         Drawing(
             "per_class",
-            f"IoU of every class in images or masks, {entry['method']}",
+            f"IoU of every class in images or masks, {_run_of(entry, scores)}",
             f"Bars of IoU by class for {entry['method']}{', beside the paper’s' if compared else ''}. "
             f"Lowest: {order[0][1]} {order[0][0]:.1f}; highest: {order[-1][1]} {order[-1][0]:.1f}.",
         ),
@@ -107,10 +107,16 @@ def confusion(scores: Scores) -> Iterator[tuple[Drawing, Figure]]:
             number += 1
             name = f"{base}_{number}"
         names.add(name)
-        yield _confusion_of(entry, name)
+        yield _confusion_of(entry, name, _run_of(entry, scores))
 
 
-def _confusion_of(entry: Entry, name: str) -> tuple[Drawing, Figure]:
+def _run_of(entry: Entry, scores: Scores) -> str:
+    """The row, and of several seeds which one a figure shows."""
+    seeds = {other["seed"] for other in scores.entries if other["method"] == entry["method"]}
+    return entry["method"] + (f", seed {entry['seed']}" if len(seeds) > 1 else "")
+
+
+def _confusion_of(entry: Entry, name: str, run: str) -> tuple[Drawing, Figure]:
     names = [entry["classes"][index] for index in entry.seen]
     matrix = np.array(entry["scores"]["matrix"], float)[np.ix_(entry.seen, entry.seen)]
     shares = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
@@ -133,8 +139,8 @@ def _confusion_of(entry: Entry, name: str) -> tuple[Drawing, Figure]:
     return (
         Drawing(
             name,
-            f"Confusion matrix, {entry['method']}",
-            f"Percent of each true class's pixels by predicted class, {entry['method']}. "
+            f"Confusion matrix, {run}",
+            f"Percent of each true class's pixels by predicted class, {run}. "
             f"Largest confusion: {names[y]} taken for {names[x]}, {off[y, x]:.0f} percent.",
             group="Confusion matrix",
             member=entry["method"],

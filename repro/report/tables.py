@@ -217,12 +217,15 @@ def _notes(entries: Sequence[Entry], paper: PaperTable, others: Sequence[Rule] =
         return ["No run answers this table yet."]
     notes = []
     first = entries[0]
+    of_seeds = all(cell.epoch is not None for cell in paper.cells)
+    images = f"{first['train_images']} training" if of_seeds else str(first["images"])
     where = (
-        f"the embedded set: {first['images']} generated images of {len(first['classes'])} classes"
+        f"the embedded set: {images}{' ' if of_seeds else ' generated '}images of {len(first['classes'])} classes"
         if first["dataset"] == "mini"
-        else f"{first['images']} images of {first.data}"
+        else f"{images} images{'' if of_seeds else f' of {first.data}'}"
     )
-    reasons = sorted({reason for entry in entries if (reason := incomparable(entry))})
+    found = (incomparable(entry, validated=not of_seeds) for entry in entries)
+    reasons = sorted({reason for reason in found if reason})
     if reasons:
         notes.append(
             f"Measured on {where}. Beside the paper's numbers for orientation only, **not comparable**: "
@@ -251,7 +254,7 @@ def _notes(entries: Sequence[Entry], paper: PaperTable, others: Sequence[Rule] =
             f"Mean over the {classes - absent} of {classes} classes that occur in the ground truth (rule `present`)"
             f"{'; `voc` counts the others as 0' if 'voc' in others else ''}."
         )
-    if "released" in others:
+    if "released" in others and not of_seeds:
         counted = sorted({entry["scores"]["classes_counted"] for entry in entries})
         span = str(counted[0]) if len(counted) == 1 else f"{counted[0]} to {counted[-1]}"
         notes.append(

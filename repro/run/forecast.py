@@ -112,7 +112,11 @@ def forecast(runs: Sequence[PlannedRun]) -> list[str]:
                 else joules + (work.joules or 0)
             )
             modelled |= bool(work.units) and work.basis == "model"
-    note = "; where it says model, from multiplications and the device's rate" if modelled else ""
+    note = (
+        "; where it says model, by the rate of a matrix product now: too long where others are at work"
+        if modelled
+        else ""
+    )
     energy = f", {shown_energy(joules)}" if joules else ""
     return [*lines, f"{len(runs)} runs: {shown_time(seconds)}, {shown_size(size)}{energy}{note}"]
 

@@ -51,8 +51,10 @@ def kept_for_backward(model: ModelConfig, side: int) -> int:
 
 
 def crf_seconds(num_classes: int, cells: float, *, cuda: bool) -> float:
-    """Ten iterations of mean field and the lattices for all cells of a batch (docs/performance.md): on a CPU by its cost
-    model, on CUDA by the two times measured on an H100, with 21 classes."""
+    """Ten iterations of mean field and the lattices for all cells of a batch (docs/performance.md).
+
+    On a CPU by its cost model, on CUDA by two times of an H100 with 21 classes.
+    """
     if cuda:
         return 5e-3 + 42e-9 * cells
     planes = -(-num_classes // 8)

@@ -118,15 +118,16 @@ class Estimate:
 PAPERS_IMAGES = {"voc2012-val": 1449, "coco-val2014": 40504}
 
 
-def incomparable(entry: Entry) -> str | None:
+def incomparable(entry: Entry, *, validated: bool = True) -> str | None:
     """Why a run's scores may not be set against the papers' number; None where they may.
 
-    The papers' numbers are of the whole validation sets, from ImageNet's weights, with the papers' settings.
+    The papers' numbers are of the whole validation sets, from ImageNet's weights, with the papers' settings. Without
+    ``validated`` the validation set does not matter: the quality of seeds is of the training images.
     """
     expected = PAPERS_IMAGES.get(entry["dataset"])
-    if expected is None:
+    if validated and expected is None:
         return f"measured on {entry['images']} images of {entry.data}"
-    if entry["images"] != expected:
+    if validated and entry["images"] != expected:
         return f"measured on {entry['images']} of the {expected} images of {entry.data}"
     profile, found = entry["base"]["profile"], experiments()
     family = found.family(found.stands_for.get(profile, profile))
