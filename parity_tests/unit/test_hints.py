@@ -55,6 +55,7 @@ from weights_conversion.errors import some
         ("stage1.max_iter=5", "unknown key 'stage1.max_iter'; did you mean 'stage1.solver.max_iter'?"),
         ("stage2.solver.mirror=false", "did you mean 'stage2.data.mirror'?"),
         ("data.use_labels=true", "did you mean 'pseudo_labels.use_labels'?"),
+        ("root=x", "unknown key 'root'; did you mean 'dataset.root'?"),  # not the section 'report'
         ("crf=false", "did you mean 'inference.crf' or 'pseudo_labels.crf'?"),
         ("stag1.solver.max_itr=3", "unknown key 'stag1'; did you mean 'stage1.solver.max_iter' or "),
         ("stag1.x.y=3", "unknown key 'stag1'; did you mean 'stage1'?"),

@@ -26,7 +26,7 @@ from repro.cli import (  # noqa: F401 - importing them registers their verbs
     weights,
 )
 from repro.cli.shared import app
-from repro.errors import InputError, StoppedError, hint, printable
+from repro.errors import InputError, StoppedError, nearest, printable
 
 
 def run_command(arguments: Sequence[str] | None = None) -> int:
@@ -113,17 +113,24 @@ def _misused(error: Exception) -> str:
     from repro.config import Config, keys_like
 
     context = error.ctx  # type: ignore[attr-defined]
-    near = hint(option, getattr(error, "possibilities", None) or ())
-    name = option.lstrip("-").replace("-", "_")
-    meant = [key for key in keys_like(Config, name) if not near or key.split(".")[-1] == name.split(".")[-1]]
-    if meant and any(given.name == "overrides" for given in context.command.params):
+    name = _bare(option)
+    options = {_bare(other): other for other in getattr(error, "possibilities", None) or ()}
+    keys = keys_like(Config, name)
+    takes_settings = any(given.name == "overrides" for given in context.command.params)
+    lasts = [key.split(".")[-1] for key in keys] if takes_settings else []
+    near = nearest(name.split(".")[-1], [*options, *lasts])
+    if near in lasts and near not in options:
         return (
-            f"No such option: {option}; a setting is given as {' or '.join(f'{key}=VALUE' for key in meant)}"
+            f"No such option: {option}; a setting is given as {' or '.join(f'{key}=VALUE' for key in keys)}"
         )
     verbs = getattr(context.command, "commands", {}).values()
     if any(option in parameter.opts for verb in verbs for parameter in verb.params):
         return f"{option}: goes behind the verb, as in {context.command_path} VERB {option}"
-    return f"No such option: {option}{near}"
+    return f"No such option: {option}" + (f"; did you mean {options[near]!r}?" if near else "")
+
+
+def _bare(option: str) -> str:
+    return option.lstrip("-").replace("-", "_")
 
 
 def _file_at_hand(error: Exception) -> str:

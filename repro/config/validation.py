@@ -132,7 +132,8 @@ def _similar(model: type[BaseModel], loc: tuple[int | str, ...], value: Any) -> 
         below.append(str(part))
     names = list(section.model_fields)
     near = nearest(last, names)
-    if near and field_type(section, [near, *below]) is not None:
+    elsewhere = not below and any(key.split(".")[-1] == last for key in _keys(model))
+    if near and not elsewhere and field_type(section, [near, *below]) is not None:
         return hint(last, names)
     key = ".".join([*above, last, *below])
     likely = keys_like(model, key) or keys_like(model, ".".join([*above, last]))
