@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
+from parity_tests.conftest import ROOT
 from repro.config import load_config
 from repro.run.forecast import forecast
-from repro.run.machines import local_machine
+from repro.run.machines import local_machine, named_machine
+from repro.run.net_costs import crf_seconds
 from repro.run.plan import plan
 
 SMALL = ["model.width_divisor=64", "device=cpu", "stage0.solver.max_iter=9", "stage0.data.input_size=97"]
@@ -58,3 +62,16 @@ def test_what_a_manifest_does_not_tell_stops_no_forecast(tmp_path):
     machine = local_machine(config, {tmp_path})
     rates = [machine.seconds[key] for key, basis in machine.basis.items() if basis == "run"]
     assert rates == [8.0 / config.stage1.solver.max_iter]
+
+
+def test_an_h100_is_forecast_as_measured():
+    """By the published benchmark."""
+    bench = json.loads((ROOT / "results/published/bench/nvidia-h100-80gb-hbm3-fast.json").read_text())
+    rows = {row["part"]: row for row in bench["rows"]}
+    for part, cells in (("CRF, 20 x 41x41", 20 * 41 * 41), ("CRF, 375x500", 375 * 500)):
+        assert crf_seconds(21, cells, cuda=True) == pytest.approx(rows[part]["seconds"], rel=0.03)
+    network = [rows[f"network, {way}"] for way in ("forward", "backward")]
+    work = sum(1e12 * row["metrics"]["TFLOP/s"] * row["seconds"] for row in network)
+    stated = named_machine("NVIDIA H100 SXM, its net measured", "fast", [])
+    assert stated is not None
+    assert stated.flops == pytest.approx(work / sum(row["seconds"] for row in network), rel=0.03)
