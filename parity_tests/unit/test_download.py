@@ -132,10 +132,10 @@ def test_mirrors_are_tried_in_order(server, tmp_path):
     [
         ("cut_without_ranges", {}, r"3 attempts without progress"),
         ("trickle", {}, r"stalls: \d+ bytes in \d+ s"),
-        ("announces_more", {}, r"announces 21000 bytes, 20000 expected"),
-        ("announces_less", {}, r"announces 1000 bytes, 20000 expected"),
+        ("announces_more", {}, r"announces 21000 bytes; expected 20000"),
+        ("announces_less", {}, r"announces 1000 bytes; expected 20000"),
         ("announces_less", {"size": None}, r"wrong sha256"),
-        ("good", {"size": None, "most": 10_000}, r"announces 20000 bytes, at most 10000 expected"),
+        ("good", {"size": None, "most": 10_000}, r"announces 20000 bytes; expected at most 10000"),
         ("unending", {"size": None}, r"sends more than the 30000 bytes expected"),
         ("unending", {}, r"sends more than the 20000 bytes expected"),
         ("wrong", {}, r"wrong sha256"),

@@ -156,7 +156,11 @@ def test_coco(tmp_path):
         ({"l.csv": "a.jpg,cat\nb.jpg,[]\n"}, "l.csv", "l.csv:2: b.jpg has no label"),
         ({"l.csv": "image,cat,lion\na,0,1\n"}, "l.csv", "l.csv:1: 'lion' is not one of the classes"),
         ({"l.csv": "image,cat,cat\na,0,1\n"}, "l.csv", "l.csv:1: a class that comes twice"),
-        ({"l.csv": "image,cat,dog\na,0,1\nb,1\n"}, "l.csv", "l.csv:3: 1 cells after the image, 2 of 0 or 1"),
+        (
+            {"l.csv": "image,cat,dog\na,0,1\nb,1\n"},
+            "l.csv",
+            "l.csv:3: 1 cells after the image; expected 2 of 0 or 1",
+        ),
         ({"l.csv": "image,cat,dog\na,0,1\nb,1,2\n"}, "l.csv", "l.csv:3: '2' for dog; expected 0 or 1"),
         ({"l.csv": "image,cat,dog\na,0.9,0.1\n"}, "l.csv", "l.csv:2: '0.9' for cat; expected 0 or 1"),
         ({"l.csv": "image,cat,dog\na,1,0\nb,,1\n"}, "l.csv", "l.csv:3: an empty cell for cat"),

@@ -80,7 +80,7 @@ def test_a_wrong_count_is_refused_before_anything_is_written(sets, capsys):
     assert run_command(["data", "sbd", str(sbd), "--voc-root", str(layout.root)]) == 2
     message = capsys.readouterr().err
     assert (
-        "VOC's train (3), SBD's train and val (6) without VOC's val (2) are 7 images, 10582 expected"
+        "VOC's train (3), SBD's train and val (6) without VOC's val (2) are 7 images; expected 10582"
         in message
     )
     assert not layout.masks_aug.exists()

@@ -235,7 +235,7 @@ class CocoInstances:
         if kind is int and isinstance(value, float) and value.is_integer():
             value = int(value)
         if not isinstance(value, kind) or (kind is str and "\0" in str(value)):
-            raise InputError(f"{self.path}: {key} {_shown(value)}, {kind.__name__} expected")
+            raise InputError(f"{self.path}: {key} {_shown(value)}; expected {kind.__name__}")
         return value
 
 

@@ -303,7 +303,7 @@ class CueFile:
         wrong = labels[(labels < 1) | (labels >= num_classes)]
         if wrong.size:
             raise InputError(
-                f"{self.path}: index {index} has label {wrong[0]}, classes 1 to {num_classes - 1} expected"
+                f"{self.path}: index {index} has label {wrong[0]}; expected classes 1 to {num_classes - 1}"
             )
         return labels
 
@@ -489,7 +489,7 @@ def _read_hdf5(name: str) -> CueFile:
         ):
             raise InputError(f"{name}: damaged, a dataset {key!r} of {rank}-d integers expected")
         if found.values.dtype.itemsize > np.dtype(dtype).itemsize:
-            raise InputError(f"{name}: {key!r} is of {found.dtype}, {np.dtype(dtype)} expected")
+            raise InputError(f"{name}: {key!r} is of {found.dtype}; expected {np.dtype(dtype)}")
         # narrower ones are widened: sums of offsets, and differences of indices, would wrap in them
         arrays[key] = found.values.astype(dtype, copy=False)
     indices, labels, cues = arrays["indices"], arrays["flat_labels"], arrays["flat_cues"]

@@ -279,7 +279,7 @@ class ImageSegData(ListedImages):
             label = resize_bilinear_u8(label, *self.size)
         if label.shape != tuple(size):
             raise InputError(
-                f"{self.labels[index]} is {label.shape[0]}x{label.shape[1]}, {size[0]}x{size[1]} expected"
+                f"{self.labels[index]} is {label.shape[0]}x{label.shape[1]}; expected {size[0]}x{size[1]}"
             )
         return label
 

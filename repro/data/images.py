@@ -141,9 +141,9 @@ def read_image_rgb(path: str | os.PathLike[str]) -> np.ndarray:
 def _of_8_bits(name: str, *, grey: bool = False) -> Image.Image:
     image = _opened(name, decode=True, grey=grey)
     if image.mode not in _COLOUR_MODES:
-        raise InputError(f"{name}: image mode {image.mode!r}, 8-bit grey or colour expected")
+        raise InputError(f"{name}: image mode {image.mode!r}; expected 8-bit grey or colour")
     if image.format == "PNG" and (bits := png_header(name)[0]) > 8:
-        raise InputError(f"{name}: a PNG of {bits} bits, 8-bit grey or colour expected")
+        raise InputError(f"{name}: a PNG of {bits} bits; expected 8-bit grey or colour")
     return image
 
 

@@ -361,7 +361,7 @@ def _one_hot(path: Path, rows: Sequence[tuple[int, list[str]]], indices: Mapping
             raise InputError(f"{where}: image {file_name!r} is empty or comes again; expected each once")
         if len(cells) != len(columns):
             raise InputError(
-                f"{where}: {len(cells)} cells after the image, {len(columns)} of 0 or 1 expected"
+                f"{where}: {len(cells)} cells after the image; expected {len(columns)} of 0 or 1"
             )
         found[name] = []
         for cell, class_name, index in zip(cells, names, columns, strict=True):

@@ -167,7 +167,7 @@ def _index_of_colour(num_classes: int) -> dict[tuple[int, ...], int]:
 
 def _indices_of_colours(path: str | os.PathLike[str], image: Image.Image, num_classes: int) -> np.ndarray:
     if image.mode not in ("RGB", "P", "L", "1"):
-        raise InputError(f"{os.fspath(path)}: mode {image.mode!r}, colours (RGB) expected")
+        raise InputError(f"{os.fspath(path)}: mode {image.mode!r}; expected colours (RGB)")
     pixels = np.asarray(image.convert("RGB"), np.int64)
     packed = (pixels[:, :, 0] << 16) | (pixels[:, :, 1] << 8) | pixels[:, :, 2]
     codes, places = np.unique(packed, return_inverse=True)

@@ -132,7 +132,7 @@ def check_file(path: Path, name: str, source: Source, lock: LockFile) -> str:
     """
     size = path.stat().st_size
     if source.size is not None and size != source.size:
-        raise InputError(f"{path}: {size} bytes, {source.size} expected")
+        raise InputError(f"{path}: {size} bytes; expected {source.size}")
     digests = {"sha256": hashlib.sha256(), "md5": hashlib.md5(usedforsecurity=False)}
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -141,7 +141,7 @@ def check_file(path: Path, name: str, source: Source, lock: LockFile) -> str:
     for kind, digest in digests.items():
         expected = getattr(source, kind)
         if expected not in (None, digest.hexdigest()):
-            raise InputError(f"{path}: {kind} {digest.hexdigest()}, {expected} expected")
+            raise InputError(f"{path}: {kind} {digest.hexdigest()}; expected {expected}")
     sha256 = digests["sha256"].hexdigest()
     pinned = lock.pins.get(name)
     if pinned and pinned.sha256 != sha256:

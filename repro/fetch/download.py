@@ -228,7 +228,7 @@ class _Transfer:
         total = have + int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None
         limit = self.size or self.most
         if total is not None and (total > limit or (self.size and total != self.size)):
-            raise InputError(f"announces {total} bytes, {'' if self.size else 'at most '}{limit} expected")
+            raise InputError(f"announces {total} bytes; expected {'' if self.size else 'at most '}{limit}")
         require_space(self.target.parent, (total or self.size or 0) - have, self.target.name)
         self._copy(response, have, total or self.size, limit)
 

@@ -75,7 +75,7 @@ def build_train_aug(sbd: Path, layout: VocLayout, *, expected: int = TRAIN_AUG) 
     if len(train_aug) != expected:
         raise InputError(
             f"{sbd} and {layout.root}: VOC's train ({len(train)}), SBD's train and val ({len(extra)}) without VOC's "
-            f"val ({len(val)}) are {len(train_aug)} images, {expected} expected"
+            f"val ({len(val)}) are {len(train_aug)} images; expected {expected}"
         )
     training_list = layout.image_set("train_aug")
     if training_list.exists() and (other := {*read_id_list(training_list)} ^ {*train_aug}):
