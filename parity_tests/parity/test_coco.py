@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -298,16 +299,21 @@ def arguments(coco, tmp_path) -> list[str]:
     ]
 
 
-def test_whole_chain(coco, tmp_path, capsys, no_figures):
+def write_val_masks(root: Path) -> None:
+    list(
+        CocoInstances(root / "annotations" / "instances_val2014.json").write_masks(root / "masks" / "val2014")
+    )
+
+
+def test_whole_chain(tmp_path, capsys, no_figures):
+    coco = tmp_path / "coco"
+    write_coco(coco)
     assert run_command(arguments(coco, tmp_path)) == 2
     line = capsys.readouterr().err
     assert "no such validation mask" in line
     assert f"repro data coco-masks {coco}/annotations/instances_val2014.json {coco}/masks/val2014" in line
     assert not (tmp_path / "run").exists()
-    list(
-        CocoInstances(coco / "annotations" / "instances_val2014.json").write_masks(coco / "masks" / "val2014")
-    )
-
+    write_val_masks(coco)
     assert run_command(arguments(coco, tmp_path)) == 0
     scores = json.loads((tmp_path / "run" / "scores_stage2.json").read_text())
     assert (scores["dataset"], scores["images"], scores["train_images"]) == ("coco-val2014", 2, 3)
@@ -320,8 +326,10 @@ def test_whole_chain(coco, tmp_path, capsys, no_figures):
     assert all(np.isfinite(float(row["loss-Seed"])) for row in rows)
 
 
-def test_labels_of_an_image_are_those_of_its_cues(coco):
-    experiment = open_experiment(load_config("dsrg_vgg16_coco", [f"dataset.root={coco}"]))
+def test_labels_of_an_image_are_those_of_its_cues(tmp_path):
+    write_coco(tmp_path)
+    write_val_masks(tmp_path)
+    experiment = open_experiment(load_config("dsrg_vgg16_coco", [f"dataset.root={tmp_path}"]))
     assert experiment.labels()("COCO_train2014_000000000003") == [0, 1, 2]
 
 

@@ -113,7 +113,8 @@ def forecast(runs: Sequence[PlannedRun]) -> list[str]:
             )
             modelled |= bool(work.units) and work.basis == "model"
     note = (
-        "; where it says model, by the rate of a matrix product now: too long where others are at work"
+        "; where it says model, by the rate of the device's benchmark; without one by that of a matrix product now, "
+        "too long where others are at work"
         if modelled
         else ""
     )
