@@ -19,7 +19,8 @@ from repro.data import write_mask
 from repro.errors import InputError
 from repro.metrics import summarize
 from repro.paper.experiments import experiments
-from repro.report import report_runs
+from repro.report import report_runs, write_index
+from repro.report.page_summary import closing_lines
 from repro.report.verdict import judge
 from repro.run.machines import local_machine
 from repro.run.plan import plan, results_dir
@@ -110,6 +111,13 @@ def test_the_headline_is_the_mean_over_the_classes_that_occur(entry, tmp_path, n
     assert shown["paper_here"] == pytest.approx(np.mean(here), abs=1e-3)
     assert shown["ours"] == pytest.approx(100 * means["present"], abs=1e-3)
     assert not shown["comparable"]
+    lines = closing_lines(json.loads((out / "summary.json").read_text(encoding="utf-8")))
+    assert lines[2].split() == ["paper,", "the", "classes", "here", "72.8"]
+    write_index(tmp_path)
+    index = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "paper, the classes here" in index
+    assert "<td>72.8</td>" in index
+    assert "57.6" not in index
     assert "| method | ours | paper | paper, the classes here |" in (out / "README.md").read_text(
         encoding="utf-8"
     )

@@ -99,6 +99,8 @@ def closing_lines(summary: dict[str, Any]) -> list[str]:
         ["paper, VOC 2012 val", *(f"{row['paper']:.1f}" for row in rows)],
         ["here", *ours],
     ]
+    if rows[0].get("paper_here") is not None:
+        table.insert(2, ["paper, the classes here", *(f"{row['paper_here']:.1f}" for row in rows)])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = [
         "  ".join(
