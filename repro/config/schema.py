@@ -144,8 +144,8 @@ class DatasetConfig(Section):
     ``root`` when not given; ``train`` and ``val`` name lists in ``ImageSets/Segmentation``.
     COCO's: ``train`` and ``val`` name folders of images; ``cues`` is the folder of the cue PNGs, ``cues/<train>`` in
     ``root`` when not given; the validation masks are in ``<masks>/<val>``.
-    ``pretrain`` is the embedded set's: of how many further images its net learns the classes first, as the papers' has
-    learnt ImageNet's, where ``stage1.init.weights`` is not given (``repro/run/pretrain.py``).
+    ``pretrain`` is the embedded set's: of how many further images, each seen once, its net learns the classes first, as
+    the papers' has learnt ImageNet's, where ``stage1.init.weights`` is not given (``repro/run/pretrain.py``).
     The limits take the first n. ``images`` is how many there are to train on and to validate on, for a forecast
     without the data.
     """
@@ -298,7 +298,7 @@ class Stage2Config(Section):
 class PredictConfig(Section):
     """One of the releases' test scripts."""
 
-    protocol: Literal["dsrg_stage1", "dsrg_final", "sec", "coco_stage1", "coco_final"]
+    protocol: Literal["dsrg_stage1", "dsrg_final", "sec", "coco_stage1", "coco_final", "mini_stage1"]
     crf: bool = True
 
 

@@ -6,6 +6,9 @@
     sec           demo.py         321 square                    softmax on the grid, probabilities zoomed
     coco_stage1   test_coco       481 square                    scores zoomed to image size
     coco_final    test_coco_f     its own size                  scores zoomed to image size
+    mini_stage1   dsrg_stage1's   85, 113, 141 square           scores zoomed to image size, summed
+
+The last has the embedded set's training square, 113, in place of 321.
 
 Then: floor of 1e-5; dense CRF with log-probabilities on the full-size RGB image, scale 1; argmax. All zooms are
 SciPy's, order 1. The release's label-restricted script (``train_gt`` in the recordings) is ``sec`` with the argmax
@@ -73,6 +76,7 @@ PROTOCOLS = {
     "sec": Protocol(sizes=(321,), zooms_probabilities=True),
     "coco_stage1": Protocol(sizes=(481,)),
     "coco_final": Protocol(factors=(1.0,), reads_bgr=True),
+    "mini_stage1": Protocol(sizes=(85, 113, 141)),
 }
 
 

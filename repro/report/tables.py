@@ -242,7 +242,7 @@ def _notes(entries: Sequence[Entry], paper: PaperTable, others: Sequence[Rule] =
         notes.append(f"Stage 1 began with {begun}, not with ImageNet's VGG16 as in the paper.")
         notes.append(
             "Images and schedule were chosen towards the paper's order of the rows, on other seeds than these: the set "
-            "shows how the method works, its scores prove nothing (docs/results.md)."
+            "shows how the method works, its scores prove nothing (docs/embedded_set.md)."
         )
     changes = sorted({f"{key}={value}" for entry in entries for key, value in entry["changed"].items()})
     if changes:

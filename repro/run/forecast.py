@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from repro.config import Config, ModelConfig
+from repro.config import Config, ModelConfig, with_changes
 from repro.cues.train_classifier import needed_classifiers
 from repro.data.experiment import open_experiment, stage0_of
 from repro.inference.predict import PROTOCOLS
@@ -40,13 +40,13 @@ from repro.run.machines import (
 )
 from repro.run.net_costs import crf_seconds, flops, kept_for_backward, parameters
 from repro.run.plan import PlannedRun, plan
-from repro.run.pretrain import pretraining_folder
+from repro.run.pretrain import pretraining_folder, pretraining_iterations
 from repro.solver import SOLVERS
 from repro.training.snapshots import snapshots
 
 _MASK_BYTES = 6_000
 _TYPICAL = (375, 500)  # of a VOC image
-_EMBEDDED = (112, 112)
+_EMBEDDED = (168, 168)
 COSTS_HEADING = "# What each profile costs\n"  # how costs.md begins
 BENCH_SIDE = 321  # of `repro bench`'s images by default
 
@@ -95,7 +95,9 @@ def forecast(runs: Sequence[PlannedRun]) -> list[str]:
         pretraining = pretraining_folder(planned.base, config.model)
         if config.pretrains and planned.weights is None and pretraining not in first:
             first.add(pretraining)
-            training_there = training(replace(planned, folder=pretraining), "stage1", machine)
+            length = {"stage1.solver.max_iter": pretraining_iterations(planned.base)}
+            there = replace(planned, folder=pretraining, config=with_changes(config, length, "pre-training"))
+            training_there = training(there, "stage1", machine)
             works.insert(0, replace(training_there, step="pretraining"))
         if config.dataset.make_cues and planned.weights is None and planned.cues_dir not in first:
             first.add(planned.cues_dir)

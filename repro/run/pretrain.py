@@ -1,13 +1,14 @@
 """The embedded set's stand-in for ImageNet: a net that knows the classes from image-level labels.
 
 The papers start every row from VGG16 as ImageNet trained it. That net has other widths than the embedded set's, so the
-set's net first learns which classes ``dataset.pretrain`` further images show: by SEC's expand loss alone, which reads
-nothing but the images' labels, with the solver of stage 1. Images and weights are the same for every row and every
-seed, as ImageNet's are.
+set's net first learns which classes ``dataset.pretrain`` further images show, and sees each once: by SEC's expand loss
+alone, which reads nothing but the images' labels, with the solver of stage 1. Images and weights are the same for every
+row and every seed, as ImageNet's are.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from repro.config import Config, LossConfig, ModelConfig, with_changes
@@ -23,6 +24,12 @@ _LABELS_ALONE = LossConfig(seed="none", cues="fixed", constrain=False, expand=Tr
 def pretraining_folder(base: Config, model: ModelConfig) -> Path:
     """Where a net is pre-trained: ``<run>-pretrained-<net>``, the same for all rows and seeds."""
     return base.run_dir.with_name(f"{base.run_dir.name}-pretrained-{model.name}")
+
+
+def pretraining_iterations(base: Config) -> int:
+    """Iterations that show each of the ``dataset.pretrain`` images once."""
+    assert base.dataset.pretrain is not None
+    return math.ceil(base.dataset.pretrain / (base.stage1.data.batch_size * base.stage1.solver.iter_size))
 
 
 def pretrained_weights(base: Config, model: ModelConfig) -> Path:
@@ -41,6 +48,7 @@ def pretrained_weights(base: Config, model: ModelConfig) -> Path:
             "seed": 0,
             "rows": ["baseline"],
             "dataset.pretrain": None,
+            "stage1.solver.max_iter": pretraining_iterations(base),
             "model": model.model_dump(),
             "stage1.loss": _LABELS_ALONE.model_dump(),
             "stage1.data.image_root": str(images.images),
