@@ -101,7 +101,8 @@ def build_mini(root: str | Path, *, seed: int = 0, train: int = 200, val: int = 
     if target.exists() and not (target / MARKER).is_file() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target}: expected a new or empty folder for the embedded set, or the set itself")
 
-    log.info("drawing the embedded set of %d images in %s, some seconds", train + val, target)
+    how_long = "some seconds" if train + val < 100 else "half a minute or more"
+    log.info("drawing the embedded set of %d images in %s, %s", train + val, target, how_long)
     target.parent.mkdir(parents=True, exist_ok=True)
     workshop = Path(tempfile.mkdtemp(dir=target.parent, prefix=".sec-dsrg-mini-"))
     try:
