@@ -24,7 +24,7 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
             assert not cell["outputs"], "committed without outputs"
             exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
     photos = sorted((tmp_path / "photos").glob("*.jpg"))
-    assert len(photos) == 16
+    assert len(photos) == 24
     for photo in photos:
         with Image.open(photo) as image:
             assert read_mask(tmp_path / "masks" / f"{photo.stem}.png", 7).shape == image.size[::-1]
