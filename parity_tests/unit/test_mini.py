@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
+from parity_tests.conftest import DRAW_SCENE
 from repro.constants import VOID
 from repro.data import CueFile, VocLayout, colour_palette, convert_cues, read_id_list, read_pairs_list
 from repro.data import mini as mini_module
@@ -17,6 +18,13 @@ from repro.data.voc import read_mask
 from repro.errors import InputError
 
 TRAIN, VAL = 24, 8
+
+
+@pytest.fixture(scope="module", autouse=True)
+def every_scene_is_drawn():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mini_module, "_draw_scene", DRAW_SCENE)
+        yield
 
 
 @pytest.fixture(scope="module")

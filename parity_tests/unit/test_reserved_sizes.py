@@ -21,7 +21,7 @@ def test_each_figure_has_the_size_of_its_file(tmp_path, blank_figures):
     page = (out / "index.html").read_text(encoding="utf-8")
     found = sizes(page)
     assert set(re.findall(r'<img src="([^"]+)"', page)) == found.keys()
-    assert {"figures/per_class.png", "figures/confusion_dsrg.png"} <= found.keys()
+    assert {"figures/per_class.svg", "figures/confusion_dsrg.svg"} <= found.keys()
     assert all(min(size) > 100 for size in found.values())
-    with Image.open(out / "figures/per_class.png") as drawn:
-        assert found["figures/per_class.png"] == drawn.size
+    with Image.open(out / "figures/per_class.png") as drawn:  # drawn at the same size
+        assert found["figures/per_class.svg"] == drawn.size
