@@ -43,7 +43,8 @@ SHARED = Path(os.environ.get("REPRO_SHARED", ROOT.parent / "shared"))  # images 
 WHOLE_MINI = dict(build_mini.__kwdefaults__)
 # an embedded set of any size has the same first images, and no test but a long one looks at more than these
 build_mini.__kwdefaults__.update(train=60, val=8)
-DRAW_SCENE = mini._draw_scene
+DRAW_SCENE, SIDES = mini._draw_scene, mini._SIDES
+mini._SIDES = (80, 145)  # smaller images are sooner drawn and segmented
 _drawn: dict[tuple[int, ...], tuple[Any, Any]] = {}
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from parity_tests.conftest import DRAW_SCENE
+from parity_tests.conftest import DRAW_SCENE, SIDES
 from repro.constants import VOID
 from repro.data import CueFile, VocLayout, colour_palette, convert_cues, read_id_list, read_pairs_list
 from repro.data import mini as mini_module
@@ -21,9 +21,10 @@ TRAIN, VAL = 24, 8
 
 
 @pytest.fixture(scope="module", autouse=True)
-def every_scene_is_drawn():
+def scenes_as_they_are():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mini_module, "_draw_scene", DRAW_SCENE)
+        patch.setattr(mini_module, "_SIDES", SIDES)
         yield
 
 
