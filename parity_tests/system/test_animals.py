@@ -118,6 +118,17 @@ def test_the_headline_is_the_mean_over_the_classes_that_occur(entry, tmp_path, n
     assert "paper, the classes here" in index
     assert "<td>72.8</td>" in index
     assert "57.6" not in index
+    told = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    (row,) = told["rows"]
+    unknown = {
+        **told,
+        "rows": [row, {**row, "row": "other", "paper_here": None}],
+    }  # a mean that cannot be told
+    assert closing_lines(unknown)[2].split()[-2:] == ["72.8", "–"]
+    for rows in (unknown["rows"], []):  # none: of runs that answer other tables alone
+        (out / "summary.json").write_text(json.dumps({**told, "rows": rows}))
+        write_index(tmp_path)
+        assert ("<td>–</td>" in (tmp_path / "index.html").read_text(encoding="utf-8")) == bool(rows)
     assert "| method | ours | paper | paper, the classes here |" in (out / "README.md").read_text(
         encoding="utf-8"
     )

@@ -64,10 +64,8 @@ _OWN_NAME = re.compile(
     r"input_list\.txt|localization_cues\.pickle|mini\.json"
 )
 _SCALE = 2  # drawn this much larger, then averaged, for smooth edges
-_SIDES = (
-    120,
-    217,
-)  # image sides in pixels, the upper bound excluded: as VOC's, half as large again as in stage 1
+# of images in pixels, the upper bound excluded: as VOC's, half as large again as in stage 1
+_SIDES = (120, 217)
 
 Points = npt.NDArray[np.float64]
 Texture = Callable[[np.random.Generator, npt.NDArray[Any], npt.NDArray[Any]], npt.NDArray[Any]]

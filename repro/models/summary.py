@@ -102,7 +102,8 @@ def summarise(content: Message, *, path: str = "") -> NetSummary:
     except InputError as error:
         raise InputError(f"{path}: {error}" if path else str(error)) from None
     left_out = len(whole.layer) - len(running.layer)
-    in_both = all(len(filtered(whole, each).layer) == len(whole.layer) for each in ("train", "test"))
+    other: PhaseName = "test" if phase == "train" else "train"
+    in_both = not left_out and len(filtered(whole, other).layer) == len(whole.layer)
     return NetSummary(
         name=whole.name or Path(path).name,
         phase=None if in_both else phase,

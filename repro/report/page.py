@@ -171,7 +171,7 @@ def _words(names: Sequence[str], classes: Sequence[int]) -> str:
 def render_index(folders: Sequence[dict[str, Any]]) -> str:
     """The HTML that leads to each results folder: of each its ``name``, ``title``, ``verdict``, ``thumbnail`` or "",
     and what its ``summary.json`` holds or None."""
-    return _template("index.html.j2").render(folders=folders)
+    return _template("index.html.j2").render(folders=folders, paper_here=PAPER_HERE)
 
 
 def render_parity(

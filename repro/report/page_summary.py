@@ -11,7 +11,7 @@ from typing import Any
 
 from repro.paper.experiments import Cell, experiments
 from repro.report.manifest import peak_memory
-from repro.report.tables import paper_present
+from repro.report.tables import PAPER_HERE, paper_present
 from repro.run.scores import TRAINED, Entry, Estimate, Scores, incomparable
 
 # the rows whose masks are worth a look, the one that images are judged by last
@@ -99,8 +99,9 @@ def closing_lines(summary: dict[str, Any]) -> list[str]:
         ["paper, VOC 2012 val", *(f"{row['paper']:.1f}" for row in rows)],
         ["here", *ours],
     ]
-    if rows[0].get("paper_here") is not None:
-        table.insert(2, ["paper, the classes here", *(f"{row['paper_here']:.1f}" for row in rows)])
+    here = [row.get("paper_here") for row in rows]
+    if any(mean is not None for mean in here):
+        table.insert(2, [PAPER_HERE, *("–" if mean is None else f"{mean:.1f}" for mean in here)])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = [
         "  ".join(
